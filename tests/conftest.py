@@ -1,0 +1,34 @@
+"""Where the tests find the real cases and the reference numbers, and how JAX runs in them."""
+
+import os
+from pathlib import Path
+
+# Four simulated devices, set before JAX starts: the sharding tests need several, and every other test
+# must not care how many there are.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+)
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: str) -> Path:
+    folder = Path(os.environ.get(variable, ROOT / default))
+    if not folder.is_dir():
+        pytest.skip(f"{variable}: {folder} is not a folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_cases() -> Path:
+    """Folder with real case folders (`MBTI_REAL_CASES`, default ../shared/cases)."""
+    return _folder("MBTI_REAL_CASES", "../shared/cases")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder with the reference implementations' numbers (`MBTI_GOLDENS`, default ../shared/goldens)."""
+    return _folder("MBTI_GOLDENS", "../shared/goldens")
