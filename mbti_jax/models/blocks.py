@@ -1,0 +1,207 @@
+"""Building blocks of the ADM UNet (Dhariwal & Nichol 2021, arXiv 2105.05233), NHWC.
+
+Sub-modules carry the names that guided-diffusion gives them, with `_` for `.`
+(`in_layers_2` is PyTorch's `in_layers.2`), so that `mbti_jax.interop` can map parameters by name.
+
+Every block takes a compute `dtype`; parameters are float32 and so are the statistics of the
+normalisation and the softmax, whatever the compute dtype.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_MAX_PERIOD = 10_000
+_EPSILON = 1e-5
+
+
+def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+    """Sinusoidal embedding of (possibly fractional) timesteps.
+
+    Args:
+        t: [B], float or integer.
+        dim: width of the embedding; an odd width is padded with one zero.
+
+    Returns:
+        [B, dim] float32: cos(t f_k), then sin(t f_k), with f_k = 10000^(-k / (dim // 2)).
+    """
+    half = dim // 2
+    # Rounded to float32 step by step, as the reference rounds: t reaches 1000, so that a last-bit
+    # difference of a frequency would move the embedding by 1e-4.
+    exponents = np.float32(-math.log(_MAX_PERIOD)) * np.arange(half, dtype=np.float32)
+    exponents /= np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def group_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, num_groups: int) -> jax.Array:
+    """Group normalisation (Wu & He 2018) with an affine map that may differ between examples.
+
+    Moments are taken per channel and then merged into groups: reducing over the two middle axes
+    of a contiguous array is several times faster on CPU than reducing a [.., G, C/G] view.
+
+    Args:
+        x: [B, H, W, C].
+        weight, bias: float32 [C] or [B, C].
+        num_groups: divides C.
+
+    Returns:
+        float32 [B, H, W, C]: (x - mean) / sqrt(variance + 1e-5) * weight + bias, mean and variance
+        per example and group.
+    """
+    batch, _, _, channels = x.shape
+    x = x.astype(jnp.float32)
+    # The moments are those of x minus a constant close to its mean, since E[x^2] - E[x]^2 loses
+    # all digits where the mean is large. Being constant, the shift has no gradient.
+    shift = jax.lax.stop_gradient(x.mean((1, 2)))
+    shifted = x - shift[:, None, None, :]
+    mean = shifted.mean((1, 2))
+    variance = (shifted * shifted).mean((1, 2)) - mean * mean
+
+    def over_group(moment):
+        grouped = moment.reshape(batch, num_groups, channels // num_groups).mean(-1)
+        return jnp.repeat(grouped, channels // num_groups, axis=-1)
+
+    offset = mean + shift - over_group(mean + shift)
+    gain = weight * jax.lax.rsqrt(over_group(variance + offset * offset) + _EPSILON)
+    centred = shifted - (mean - offset)[:, None, None, :]
+    return centred * gain[:, None, None, :] + bias[..., None, None, :]
+
+
+def conv3x3(channels: int, dtype, name: str, strides: int = 1, zero_init: bool = False) -> nn.Conv:
+    """A 3x3 convolution padded by one pixel on every side."""
+    kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
+    return nn.Conv(
+        channels, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init, name=name
+    )
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation, optionally modulated: norm(x) * (1 + scale) + shift."""
+
+    num_groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, scale=None, shift=None):
+        """x [B, H, W, C]; scale, shift [B, C] or None -> [B, H, W, C] in `dtype`."""
+        weight = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        if scale is not None:
+            scale = 1 + scale.astype(jnp.float32)
+            weight, bias = weight * scale, bias * scale + shift.astype(jnp.float32)
+        return group_norm(x, weight, bias, self.num_groups).astype(self.dtype)
+
+
+class Upsample(nn.Module):
+    """Doubling of height and width by repetition, then a 3x3 convolution if `use_conv`."""
+
+    use_conv: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """x [B, H, W, C] -> [B, 2H, 2W, C]."""
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return conv3x3(x.shape[-1], self.dtype, "conv")(x) if self.use_conv else x
+
+
+class Downsample(nn.Module):
+    """Halving of height and width by a 3x3 convolution of stride 2, or by 2x2 averages."""
+
+    use_conv: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """x [B, 2H, 2W, C] -> [B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        if self.use_conv:
+            return conv3x3(channels, self.dtype, "op", strides=2)(x)
+        return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on an embedding, optionally changing width or resolution.
+
+    Attributes:
+        channels: width of the output.
+        num_groups: groups of the normalisations.
+        dropout: rate before the last convolution.
+        use_scale_shift_norm: the embedding scales and shifts the second normalisation instead of
+            being added before it.
+        resample: "up" or "down" for a block that doubles or halves the resolution, else "none".
+        dtype: compute dtype.
+    """
+
+    channels: int
+    num_groups: int
+    dropout: float
+    use_scale_shift_norm: bool
+    resample: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, embedding, deterministic):
+        """x [B, H, W, C_in], embedding [B, E] -> [B, H', W', channels]."""
+        h = nn.silu(GroupNorm(self.num_groups, self.dtype, name="in_layers_0")(x))
+        if self.resample == "up":
+            h, x = (Upsample(use_conv=False, dtype=self.dtype)(z) for z in (h, x))
+        elif self.resample == "down":
+            h, x = (Downsample(use_conv=False, dtype=self.dtype)(z) for z in (h, x))
+        h = conv3x3(self.channels, self.dtype, "in_layers_2")(h)
+
+        width = 2 * self.channels if self.use_scale_shift_norm else self.channels
+        condition = nn.Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(embedding))
+        norm = GroupNorm(self.num_groups, self.dtype, name="out_layers_0")
+        if self.use_scale_shift_norm:
+            h = norm(h, *jnp.split(condition, 2, axis=-1))
+        else:
+            h = norm(h + condition[:, None, None, :])
+        h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
+        h = conv3x3(self.channels, self.dtype, "out_layers_3", zero_init=True)(h)
+
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="skip_connection")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over all positions.
+
+    Attributes:
+        num_heads: divides the width.
+        num_groups: groups of the normalisation.
+        use_new_attention_order: whether the channels of `qkv` are ordered (q k v, head) instead of
+            (head, q k v).
+        dtype: compute dtype.
+    """
+
+    num_heads: int
+    num_groups: int
+    use_new_attention_order: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        """x [B, H, W, C] -> [B, H, W, C]."""
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        head_channels = channels // self.num_heads
+        if self.use_new_attention_order:
+            qkv = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, head_channels)
+            query, key, value = jnp.moveaxis(qkv, 2, 0)
+        else:
+            qkv = qkv.reshape(*qkv.shape[:2], self.num_heads, 3, head_channels)
+            query, key, value = jnp.moveaxis(qkv, 3, 0)
+        h = jax.nn.dot_product_attention(query, key, value)
+        h = h.reshape(batch, height, width, channels)
+        zeros = nn.initializers.zeros
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)

@@ -1,0 +1,221 @@
+"""The ADM UNet of Rouzrokh et al. 2022 (arXiv 2210.12113), conditioned on a class vector.
+
+The same function as the authors' published PyTorch module, a guided-diffusion UNet (Dhariwal &
+Nichol 2021, arXiv 2105.05233) whose label embedding takes a real-valued vector, so that their
+checkpoints can be used; 2-D only.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mbti_jax.models.blocks import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    conv3x3,
+    timestep_embedding,
+)
+
+
+class UNet(nn.Module):
+    """ADM UNet. Attributes have guided-diffusion's names where it has them.
+
+    Attributes:
+        image_size: height and width in training. Any size divisible by
+            patch_size * 2^(levels - 1) can be given to the network.
+        in_channels: sequences plus mask channels.
+        out_channels: sequences.
+        num_classes: length of the class vector. With 0 the vector is ignored and the embedding is
+            that of the timestep alone, half as wide.
+        model_channels: width that `channel_mult` multiplies.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        attention_resolutions: downsampling rates (1, 2, 4, ...) with self-attention.
+        dropout: rate inside the residual blocks.
+        channel_mult: width of each level as a multiple of model_channels; may be fractional.
+        conv_resample: resample with convolutions, when not `resblock_updown`.
+        num_heads: attention heads, when `num_head_channels` is -1.
+        num_head_channels: width of a head; -1 to give `num_heads` instead.
+        num_heads_upsample: `num_heads` on the way up; -1 for the same.
+        use_scale_shift_norm: FiLM-like conditioning (see `ResBlock`).
+        resblock_updown: resample inside residual blocks.
+        use_new_attention_order: order of the channels of `qkv` (see `AttentionBlock`).
+        num_groups: groups of every normalisation. The published network has 32.
+        patch_size: p > 1 folds p x p pixels into channels before the network and unfolds after it:
+            a p^2 times cheaper network. The published network has 1.
+        dtype: compute dtype, "float32" or "bfloat16".
+        remat: recompute residual and attention blocks in the backward pass to save memory.
+    """
+
+    image_size: int = 256
+    in_channels: int = 6
+    out_channels: int = 1
+    num_classes: int = 5
+    model_channels: int = 128
+    num_res_blocks: int = 2
+    attention_resolutions: Sequence[int] = (8, 16)
+    dropout: float = 0.0
+    channel_mult: Sequence[float] = (1, 2, 4, 8)
+    conv_resample: bool = True
+    num_heads: int = 1
+    num_head_channels: int = -1
+    num_heads_upsample: int = -1
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    use_new_attention_order: bool = False
+    num_groups: int = 32
+    patch_size: int = 1
+    dtype: str = "float32"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        class_vector: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Predicts the noise (or whatever the diffusion process trains it for).
+
+        Args:
+            x: [B, H, W, in_channels], the noisy image and the ROI masks.
+            t: [B] timesteps, integer or float.
+            class_vector: [B, num_classes]; zeros are the null condition.
+            deterministic: no dropout. When False, `apply` needs a "dropout" key.
+
+        Returns:
+            float32 [B, H, W, out_channels].
+
+        Raises:
+            ValueError: for an input or a configuration that does not fit.
+        """
+        self._check(x, class_vector)
+        dtype = jnp.dtype(self.dtype)
+        wrap = nn.remat if self.remat else lambda block, **_: block
+        res_block = wrap(ResBlock, static_argnums=(3,))
+        attention_block = wrap(AttentionBlock)
+
+        def res(h, width, name, resample="none"):
+            block = res_block(
+                channels=width,
+                num_groups=self.num_groups,
+                dropout=self.dropout,
+                use_scale_shift_norm=self.use_scale_shift_norm,
+                resample=resample,
+                dtype=dtype,
+                name=name,
+            )
+            return block(h, embedding, deterministic)
+
+        def attend(h, num_heads, name):
+            if self.num_head_channels != -1:
+                num_heads = h.shape[-1] // self.num_head_channels
+            block = attention_block(
+                num_heads=num_heads,
+                num_groups=self.num_groups,
+                use_new_attention_order=self.use_new_attention_order,
+                dtype=dtype,
+                name=name,
+            )
+            return block(h)
+
+        embedding = self._embedding(t, class_vector)
+        widths = [int(multiple * self.model_channels) for multiple in self.channel_mult]
+        last_level = len(widths) - 1
+        heads_up = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
+
+        h = space_to_depth(x, self.patch_size).astype(dtype)
+        h = conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
+        skips = [h]
+        for level, width in enumerate(widths):
+            for _ in range(self.num_res_blocks):
+                name = f"input_blocks_{len(skips)}"
+                h = res(h, width, f"{name}_0")
+                if 2**level in self.attention_resolutions:
+                    h = attend(h, self.num_heads, f"{name}_1")
+                skips.append(h)
+            if level < last_level:
+                name = f"input_blocks_{len(skips)}_0"
+                if self.resblock_updown:
+                    h = res(h, width, name, resample="down")
+                else:
+                    h = Downsample(self.conv_resample, dtype, name=name)(h)
+                skips.append(h)
+
+        h = res(h, widths[-1], "middle_block_0")
+        h = attend(h, self.num_heads, "middle_block_1")
+        h = res(h, widths[-1], "middle_block_2")
+
+        num_output_blocks = len(skips)
+        for level in reversed(range(len(widths))):
+            for i in range(self.num_res_blocks + 1):
+                block = f"output_blocks_{num_output_blocks - len(skips)}"
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(h, widths[level], f"{block}_0")
+                attends = 2**level in self.attention_resolutions
+                if attends:
+                    h = attend(h, heads_up, f"{block}_1")
+                if level and i == self.num_res_blocks:
+                    name = f"{block}_{2 if attends else 1}"
+                    if self.resblock_updown:
+                        h = res(h, widths[level], name, resample="up")
+                    else:
+                        h = Upsample(self.conv_resample, dtype, name=name)(h)
+
+        h = nn.silu(GroupNorm(self.num_groups, dtype, name="out_0")(h))
+        channels = self.out_channels * self.patch_size**2
+        h = conv3x3(channels, dtype, "out_2", zero_init=True)(h)
+        return depth_to_space(h, self.patch_size).astype(jnp.float32)
+
+    def _embedding(self, t, class_vector):
+        """[B, 8 model_channels] float32, timestep and class in equal parts (or the former alone)."""
+        width = 4 * self.model_channels
+        embedding = timestep_embedding(t, self.model_channels)
+        embedding = nn.Dense(width, name="time_embed_0")(embedding)
+        embedding = nn.Dense(width, name="time_embed_2")(nn.silu(embedding))
+        if not self.num_classes:
+            return embedding
+        label = nn.Dense(width, name="label_emb_0")(class_vector.astype(jnp.float32))
+        label = nn.Dense(width, name="label_emb_2")(nn.silu(label))
+        return jnp.concatenate([embedding, label], axis=-1)
+
+    def _check(self, x, class_vector):
+        factor = self.patch_size * 2 ** (len(self.channel_mult) - 1)
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"x has shape {x.shape}, the model wants [B, H, W, {self.in_channels}]"
+            )
+        if x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"height and width of x {x.shape} must be divisible by {factor}")
+        if self.num_classes and class_vector.shape != (x.shape[0], self.num_classes):
+            raise ValueError(
+                f"class_vector has shape {class_vector.shape}, the model wants "
+                f"{(x.shape[0], self.num_classes)}"
+            )
+
+
+def init_params(model: UNet, key: jax.Array) -> dict:
+    """Freshly initialised parameters of `model`: a tree of float32 arrays. Pure; may be jitted."""
+    x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
+    return model.init(key, x, jnp.zeros(1), jnp.zeros((1, model.num_classes)))["params"]
+
+
+def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return x.reshape(batch, height // p, width // p, p * p * channels)
+
+
+def depth_to_space(x: jax.Array, patch_size: int) -> jax.Array:
+    """[B, H/p, W/p, p p C] -> [B, H, W, C], the inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height, width, p, p, channels // p**2).swapaxes(2, 3)
+    return x.reshape(batch, height * p, width * p, channels // p**2)
