@@ -1,0 +1,172 @@
+"""Noise schedules of the forward process, and which of their timesteps a sampler visits.
+
+Glossary (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239):
+
+    T            number of timesteps; t = 0 (almost clean) .. T - 1 (almost pure noise)
+    beta_t       variance added at timestep t
+    alpha_bar_t  prod_{s <= t} (1 - beta_s), the share of the image's variance that is left
+    t_prev       the timestep a sampler goes to from t; -1 is the clean image, alpha_bar_{-1} = 1
+
+Every table is float64 NumPy: in float32, `1 - alpha_bar` would lose half its digits at the first
+timesteps. Tables are cast to float32 only where they meet an image.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """The variances of a forward process and the tables that follow from them.
+
+    Attributes:
+      betas: float64 [T], each strictly between 0 and 1.
+
+    Raises:
+      ValueError: `betas` is not one-dimensional, is empty, or has a value outside (0, 1).
+    """
+
+    betas: np.ndarray
+
+    def __post_init__(self):
+        betas = np.array(self.betas, dtype=np.float64)
+        if betas.ndim != 1 or betas.size == 0:
+            raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}.")
+        if not np.all((betas > 0) & (betas < 1)):
+            raise ValueError(
+                f"betas must lie strictly between 0 and 1, got {betas.min():g} .. {betas.max():g}; "
+                "a linear schedule needs more than 20 timesteps for that."
+            )
+        betas.flags.writeable = False
+        object.__setattr__(self, "betas", betas)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [T] (Ho et al., section 2)."""
+        return np.cumprod(1.0 - self.betas)
+
+    @functools.cached_property
+    def alphas_cumprod_prev(self) -> np.ndarray:
+        """alpha_bar_{t-1}, with alpha_bar_{-1} = 1, float64 [T]."""
+        return np.concatenate([[1.0], self.alphas_cumprod[:-1]])
+
+    @functools.cached_property
+    def sqrt_alphas_cumprod(self) -> np.ndarray:
+        """sqrt(alpha_bar_t), the factor of x_0 in x_t, float64 [T]."""
+        return np.sqrt(self.alphas_cumprod)
+
+    @functools.cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
+        """sqrt(1 - alpha_bar_t), the factor of eps in x_t, float64 [T]."""
+        return np.sqrt(1.0 - self.alphas_cumprod)
+
+    @functools.cached_property
+    def posterior_x_0_coefficient(self) -> np.ndarray:
+        """sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t), float64 [T] (Ho et al., equation 7)."""
+        return np.sqrt(self.alphas_cumprod_prev) * self.betas / (1.0 - self.alphas_cumprod)
+
+    @functools.cached_property
+    def posterior_x_t_coefficient(self) -> np.ndarray:
+        """sqrt(1 - beta_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), float64 [T] (ibid.)."""
+        left = np.sqrt(1.0 - self.betas) * (1.0 - self.alphas_cumprod_prev)
+        return left / (1.0 - self.alphas_cumprod)
+
+    @functools.cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), float64 [T] (Ho et al., equation 7)."""
+        return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+
+
+def _linear_betas(num_timesteps: int) -> np.ndarray:
+    """1e-4 .. 0.02 in equal steps at T = 1000 (Ho et al., section 4), scaled by 1000 / T."""
+    scale = 1000.0 / num_timesteps
+    return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
+
+
+def _cosine_betas(num_timesteps: int) -> np.ndarray:
+    """beta_t = min(1 - f(t + 1) / f(t), 0.999), f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2).
+
+    Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
+    """
+    time = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    f = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1.0 - f[1:] / f[:-1], 0.999)
+
+
+_BETAS: dict[str, Callable[[int], np.ndarray]] = {"linear": _linear_betas, "cosine": _cosine_betas}
+
+
+def make_schedule(name: str, num_timesteps: int = 1000) -> Schedule:
+    """Returns the schedule called `name`, 'linear' or 'cosine', as guided-diffusion defines it.
+
+    Raises:
+      ValueError: the name is unknown, or `num_timesteps` leaves a beta outside (0, 1).
+    """
+    if name not in _BETAS:
+        raise ValueError(f"Unknown schedule {name!r}; choose one of {sorted(_BETAS)}.")
+    if num_timesteps < 1:
+        raise ValueError(f"num_timesteps must be at least 1, got {num_timesteps}.")
+    return Schedule(_BETAS[name](num_timesteps))
+
+
+def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
+    """`num_steps` evenly spaced timesteps that always start at T - 1.
+
+    t_i = round((n - i) T / n) - 1 for i = 0 .. n - 1 (Lin et al. 2024, arXiv:2305.08891, section
+    3.3), in integers and with halves rounded up. Two neighbours lie T / n >= 1 apart before
+    rounding, so no timestep comes twice. Sampling starts from pure noise, which is what the model
+    saw at T - 1 and not what it saw at the lower timesteps where other spacings start.
+
+    Args:
+      num_steps: n, from 1 to `num_timesteps`.
+      num_timesteps: T.
+
+    Returns:
+      int64 [n], strictly descending, in the order of sampling.
+
+    Raises:
+      ValueError: `num_steps` is not between 1 and `num_timesteps`.
+    """
+    _check_num_steps(num_steps, num_timesteps)
+    left = np.arange(num_steps, 0, -1, dtype=np.int64)
+    return (2 * left * num_timesteps + num_steps) // (2 * num_steps) - 1
+
+
+def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
+    """The timesteps that guided-diffusion keeps for its spacing `ddimN`: 0, k, 2 k, ...
+
+    k is the smallest integer stride below T that leaves exactly `num_steps` timesteps. Sampling
+    then starts below T - 1; prefer `trailing_timesteps` unless results must match
+    guided-diffusion's.
+
+    Args:
+      num_steps: N.
+      num_timesteps: T.
+
+    Returns:
+      int64 [N], strictly descending, in the order of sampling.
+
+    Raises:
+      ValueError: `num_steps` is not between 1 and `num_timesteps`, or no stride leaves that many.
+    """
+    _check_num_steps(num_steps, num_timesteps)
+    for stride in range(1, num_timesteps):
+        if len(range(0, num_timesteps, stride)) == num_steps:
+            return np.arange(0, num_timesteps, stride, dtype=np.int64)[::-1]
+    raise ValueError(
+        f"No integer stride leaves exactly {num_steps} of {num_timesteps} timesteps; "
+        "choose another number of steps or the trailing spacing."
+    )
+
+
+def _check_num_steps(num_steps: int, num_timesteps: int) -> None:
+    if not 1 <= num_steps <= num_timesteps:
+        raise ValueError(f"num_steps must be between 1 and {num_timesteps}, got {num_steps}.")
