@@ -1,0 +1,233 @@
+"""Digital phantom: seeded brains with gliomas in four MR sequences, as BraTS-layout NIfTI files.
+
+For trying the whole path without a download, and for tests. Nothing here is patient data, and nothing
+here is a substitute for it: the anatomy is one averaged brain, deformed.
+
+    write_phantoms("phantoms", num_subjects=12, seed=0)
+
+Anatomy is in `phantom_anatomy`, growth in `phantom_tumor`; this file turns both into images and files.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import tqdm
+
+from tfds_brats.phantom_anatomy import (
+    GRID_SHAPE,
+    WINDOW,
+    WINDOW_SHAPE,
+    Tissue,
+    sample_head,
+    sample_tissue,
+    smooth_field,
+)
+from tfds_brats.phantom_tumor import Tumour, TumourPlan, before_tumour, grow_tumour, plan_tumour
+
+# Raise it whenever the same seed gives other images.
+VERSION = 1
+
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+AFFINE = np.array(
+    [[-1.0, 0, 0, 0], [0, -1.0, 0, 239.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
+)  # voxel -> RAS mm, as in BraTS
+
+# Signal in units of normal white matter, from medians over labelled voxels of real cases.
+_SIGNAL = {
+    #         fluid  gray  edema necrosis enhancing
+    "t1": (0.36, 0.80, 0.84, 0.66, 0.84),
+    "t1ce": (0.36, 0.82, 0.87, 0.68, 1.65),
+    "t2": (3.00, 1.33, 2.00, 2.60, 2.05),
+    "flair": (0.28, 1.14, 1.85, 1.45, 1.75),
+}
+# A non-enhancing core is cellular tumour, not dead tissue.
+_LOW_GRADE_CORE = {"t1": 0.70, "t1ce": 0.70, "t2": 2.40, "flair": 1.80}
+
+
+def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Makes one subject, which depends on (seed, subject_index) alone.
+
+    Args:
+      seed: not negative.
+      subject_index: not negative.
+
+    Returns:
+      images: int16 [240, 240, 155] by sequence name (t1, t1ce, t2, flair), LPS, 1 mm, 0 outside the
+        brain and positive inside in all four.
+      labels: uint8 of the same shape, 0, 1 necrotic or non-enhancing core, 2 edema, 4 enhancing.
+
+    Raises:
+      ValueError: if a number is negative.
+    """
+    if seed < 0 or subject_index < 0:
+        raise ValueError(f"seed {seed} and subject index {subject_index} must not be negative")
+    streams = np.random.SeedSequence([seed, subject_index]).spawn(4)
+    head_rng, plan_rng, tissue_rng, image_rng = map(np.random.default_rng, streams)
+    head = sample_head(head_rng)
+    plan = plan_tumour(plan_rng, head)
+    tissue = sample_tissue(tissue_rng, head, lambda points: before_tumour(points, plan, head))
+    tumour = grow_tumour(plan_rng, plan, tissue)
+    images = {}
+    for sequence, window in _render(image_rng, plan, tissue, tumour).items():
+        images[sequence] = np.zeros(GRID_SHAPE, np.int16)
+        images[sequence][WINDOW] = window
+    labels = np.zeros(GRID_SHAPE, np.uint8)
+    labels[WINDOW] = tumour.labels
+    return images, labels
+
+
+def _render(
+    rng: np.random.Generator, plan: TumourPlan, tissue: Tissue, tumour: Tumour
+) -> dict[str, np.ndarray]:
+    """Int16 images on the window."""
+    brain = np.flatnonzero(tissue.brain)
+
+    def field(spacing: float) -> np.ndarray:
+        return smooth_field(rng, WINDOW_SHAPE, spacing).ravel()[brain]
+
+    fluid, gray, white, depth, core, necrosis, edema = (
+        volume.ravel()[brain]
+        for volume in (
+            *(tissue.fluid, tissue.gray, tissue.white, tissue.depth),
+            *(tumour.core, tumour.necrosis, tumour.edema),
+        )
+    )
+    # What all sequences share: grain of the tissue, patchy edema, debris in the necrosis.
+    grain = 0.5 * field(2.0) + 0.5 * field(3.5) + 0.5 * field(8.0)
+    patchy = np.clip(0.85 + 0.18 * field(7.0), 0.3, 1.2) * edema * (white + 0.65 * gray)
+    debris = 0.7 * field(4.0) + 0.5 * field(2.0)
+    vivid = np.clip(1.0 + 0.30 * field(4.0) + 0.15 * field(2.0), 0.3, 2.0)
+    # Vessels run where two random surfaces cross, in the fluid around the brain.
+    vessel = np.exp(-(field(7.0) ** 2 + field(7.0) ** 2) / 0.04) * fluid * (depth < 25)
+    meninges = np.clip(1.0 - depth / 3.0, 0.0, 1.0) * np.clip(field(6.0), 0.0, 1.5)
+
+    images = {}
+    for sequence in SEQUENCES:
+        signal = np.array(_SIGNAL[sequence]) * np.exp(rng.normal(0.0, 0.06, 5))
+        if plan.kind == "low-grade":
+            signal[3] = _LOW_GRADE_CORE[sequence] * np.exp(rng.normal(0.0, 0.08))
+        fluid_signal, gray_signal, edema_signal, necrosis_signal, enhancing_signal = signal
+        value = fluid_signal * fluid + gray_signal * gray + white
+        value *= 1.0 + 0.02 * grain + 0.015 * field(5.0)
+        value += (edema_signal - 1.0) * patchy * (1.0 + 0.05 * grain)
+        dead = necrosis_signal * (1.0 + 0.10 * debris)
+        alive = 1.0 + (enhancing_signal - 1.0) * (vivid if sequence == "t1ce" else 1 + 0.1 * debris)
+        value += core * (necrosis * dead + (1.0 - necrosis) * alive - value)
+        if sequence == "t1ce":
+            value += (1.6 * vessel + 0.5 * meninges) * (1.0 - core)
+        value *= np.exp(0.08 * field(60.0))  # coil sensitivity left over after correction
+        images[sequence] = _acquire(rng, value, tissue.brain, brain)
+    return images
+
+
+def _acquire(
+    rng: np.random.Generator, value: np.ndarray, brain: np.ndarray, indices: np.ndarray
+) -> np.ndarray:
+    """Blur of the scanner and of resampling, Rician noise, and the sequence's own scale, int16."""
+    volume = np.ones(WINDOW_SHAPE, np.float32) * 0.3
+    volume.ravel()[indices] = value
+    in_plane, through = rng.uniform(0.08, 0.18), rng.uniform(0.08, 0.25)
+    noise = rng.uniform(0.015, 0.04)
+    real = rng.standard_normal(WINDOW_SHAPE, dtype=np.float32)
+    volume += np.float32(1.6 * noise) * real
+    for axis, weight in enumerate((in_plane, in_plane, through)):
+        volume = _blur(volume, axis, np.float32(weight))
+    imaginary = np.float32(noise) * rng.standard_normal(indices.size, dtype=np.float32)
+    magnitude = np.sqrt(volume.ravel()[indices] ** 2 + imaginary**2)
+    # White matter anywhere from 100 to 1500, as scanners please.
+    magnitude *= np.float32(np.exp(rng.uniform(np.log(100), np.log(1500))))
+    out = np.zeros(WINDOW_SHAPE, np.int16)
+    out.ravel()[indices] = np.clip(np.rint(magnitude), 1, np.iinfo(np.int16).max)
+    return out
+
+
+def _blur(volume: np.ndarray, axis: int, weight: np.float32) -> np.ndarray:
+    """Convolves with (weight, 1 - 2 weight, weight) along an axis; the ends stay as they are."""
+    swapped = np.moveaxis(volume, axis, 0)
+    out = swapped.copy()
+    out[1:-1] += weight * (swapped[2:] + swapped[:-2] - 2 * swapped[1:-1])
+    return np.moveaxis(out, 0, axis)
+
+
+def write_phantoms(
+    directory: str | os.PathLike, num_subjects: int, seed: int, num_workers: int | None = None
+) -> list[Path]:
+    """Writes subjects 0 .. num_subjects - 1 into `directory`, as many at a time as there are workers.
+
+    Layout: `Phantom_0000/Phantom_0000_{t1,t1ce,t2,flair,seg}.nii.gz`, and `phantom.json` with seed and
+    generator version. A subject's folder appears complete or not at all, so an interrupted call
+    can be repeated; subjects that are there are kept.
+
+    Args:
+      directory: made if absent.
+      num_subjects: how many.
+      seed: of the whole set.
+      num_workers: processes; by default one a usable CPU core.
+
+    Returns:
+      The folders of the subjects, in order.
+
+    Raises:
+      ValueError: if the directory holds phantoms of another seed or generator version, or if it holds
+        other files.
+    """
+    directory = Path(directory)
+    _claim(directory, seed)
+    for leftover in directory.glob(".Phantom_*.partial"):
+        shutil.rmtree(leftover)
+    folders = [directory / f"Phantom_{index:04d}" for index in range(num_subjects)]
+    todo = [(folder, seed, index) for index, folder in enumerate(folders) if not folder.exists()]
+    workers = min(num_workers or len(os.sched_getaffinity(0)), len(todo))
+    progress = tqdm.tqdm(total=len(todo), desc="phantoms", unit="subject", disable=not todo)
+    with progress:
+        if workers <= 1:
+            for job in todo:
+                _write_subject(job)
+                progress.update()
+        else:
+            # Spawned, not forked: the caller may have JAX's threads running.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, mp_context=context) as pool:
+                for _ in pool.map(_write_subject, todo):
+                    progress.update()
+    return folders
+
+
+def _claim(directory: Path, seed: int) -> None:
+    """Makes the directory this seed's, or raises when it is something else."""
+    record_path = directory / "phantom.json"
+    wanted = {"generator": "tfds_brats.phantom", "version": VERSION, "seed": int(seed)}
+    if record_path.exists():
+        found = json.loads(record_path.read_text())
+        if found != wanted:
+            raise ValueError(
+                f"{directory} holds phantoms of {found}, wanted {wanted}; "
+                "choose another directory or delete it"
+            )
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty and has no phantom.json; choose another one")
+    partial = directory / ".phantom.json.partial"
+    partial.write_text(json.dumps(wanted) + "\n")
+    partial.rename(record_path)
+
+
+def _write_subject(job: tuple[Path, int, int]) -> None:
+    folder, seed, index = job
+    images, labels = make_phantom(seed, index)
+    partial = folder.parent / f".{folder.name}.partial"
+    partial.mkdir()
+    for name, volume in {**images, "seg": labels}.items():
+        image = nib.Nifti1Image(volume, AFFINE)
+        image.set_sform(AFFINE, code="scanner")
+        image.set_qform(AFFINE, code="scanner")
+        image.header.set_xyzt_units("mm", "sec")
+        nib.save(image, partial / f"{folder.name}_{name}.nii.gz")  # nibabel: gzip level 1
+    partial.rename(folder)
