@@ -172,34 +172,31 @@ def sample_task(key: jax.Array, image: jax.Array, labels: jax.Array, config: Tas
       The `Task`. Without brain outside tumour and cavity (a slice no dataset should hold) channel 0
       falls back to background, and to anything at all if there is none.
     """
-    tumor_key, normal_key, mixed_key, box_key, normal_box_key, shapes_key = jax.random.split(key, 6)
+    choices_key, shapes_key = jax.random.split(key)
+    # One draw for all choices: each call of a generator costs compilation time.
+    num_tumor_channels = len(CHANNELS) - 1
+    probabilities = (config.prob_tumor, config.prob_normal, config.prob_mixed)
+    box_probabilities = (config.prob_normal_box, *num_tumor_channels * (config.prob_box,))
+    choices = jax.random.bernoulli(choices_key, jnp.array(probabilities + box_probabilities))
+    draw_tumor, draw_normal, mixed = choices[:3]
+    box = choices[3:]
 
     components = jnp.stack([labels == label for label in _COMPONENT_LABELS], axis=-1)
     tumor = components.any(axis=-1)
     cavity = labels == _RESECTION_CAVITY
     brain = (image != BACKGROUND).any(axis=-1)
 
-    use_tumor = tumor.any() & (
-        jax.random.bernoulli(tumor_key, config.prob_tumor) | ~(brain & ~tumor & ~cavity).any()
-    )
-    mixed = jax.random.bernoulli(mixed_key, config.prob_mixed)
+    use_tumor = tumor.any() & (draw_tumor | ~(brain & ~tumor & ~cavity).any())
     tumor_masks = use_tumor & jnp.concatenate(
         [components & ~mixed, tumor[..., None] & mixed], axis=-1
     )
-    tumor_box = jax.random.bernoulli(box_key, config.prob_box, (len(CHANNELS) - 1,))
-    tumor_rois = _fill_boxes(tumor_masks, tumor_box)
+    tumor_rois = _fill_boxes(tumor_masks, box[1:])
 
     free = ~(tumor | cavity | tumor_rois.any(axis=-1))
-    use_normal = ~use_tumor | (
-        jax.random.bernoulli(normal_key, config.prob_normal) & (brain & free).any()
-    )
-    normal_box = jax.random.bernoulli(normal_box_key, config.prob_normal_box)
-    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, normal_box, config)
+    use_normal = ~use_tumor | (draw_normal & (brain & free).any())
+    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[0], config)
 
-    return make_task(
-        jnp.concatenate([normal_roi[..., None], tumor_rois], axis=-1),
-        jnp.concatenate([normal_box[None], tumor_box]),
-    )
+    return make_task(jnp.concatenate([normal_roi[..., None], tumor_rois], axis=-1), box)
 
 
 def _sample_shapes(
@@ -222,22 +219,20 @@ def _sample_shapes(
     Returns:
       bool [H, W], with at least one pixel.
     """
-    center_key, radius_key, aspect_key, count_key = jax.random.split(key, 4)
+    candidates_key, count_key = jax.random.split(key)
     height, width = brain.shape
-    candidates = (config.num_candidates,)
+    place, size, elongation = jax.random.uniform(candidates_key, (3, config.num_candidates))
 
     # Where centres may lie: the first of these that is not empty.
     pool = jnp.where((brain & free).any(), brain & free, jnp.where(free.any(), free, True))
-    center_y, center_x = _sample_pixels(center_key, pool, config.num_candidates)
+    center_y, center_x = _choose_pixels(place, pool)
 
     # At least one pixel, so that a slice without brain divides by no zero.
     brain_radius = jnp.sqrt(brain.sum() / jnp.pi)
     min_radius = jnp.maximum(config.min_radius * brain_radius, 1.0)
     max_radius = jnp.maximum(config.max_radius * brain_radius, 1.0)
-    radius = jax.random.uniform(radius_key, candidates, minval=min_radius, maxval=max_radius)
-    log_aspect = math.log(config.max_aspect) * jax.random.uniform(
-        aspect_key, candidates, minval=-1.0, maxval=1.0
-    )
+    radius = min_radius + (max_radius - min_radius) * size
+    log_aspect = math.log(config.max_aspect) * (2 * elongation - 1)
     rectangle_scale = math.sqrt(math.pi) / 2  # Half the side of the square of a unit disk's area.
     half_height = radius * jnp.where(box, rectangle_scale * jnp.exp(log_aspect / 2), 1.0)
     half_width = radius * jnp.where(box, rectangle_scale * jnp.exp(-log_aspect / 2), 1.0)
@@ -276,11 +271,11 @@ def _sample_shapes(
     return ((gauge <= limit[:, None, None]) & chosen[:, None, None]).any(axis=0)
 
 
-def _sample_pixels(key: jax.Array, pool: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """Draws `count` pixels of bool `pool` [H, W] uniformly with replacement: rows and columns."""
+def _choose_pixels(place: jax.Array, pool: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns [N] of uniform pixels of bool `pool` [H, W], for `place` [N] in [0, 1)."""
     positions = jnp.cumsum(pool.reshape(-1))
-    rank = jax.random.randint(key, (count,), 1, positions[-1] + 1)
-    return jnp.divmod(jnp.searchsorted(positions, rank), pool.shape[1])
+    index = jnp.searchsorted(positions, place * positions[-1], side="right")
+    return jnp.divmod(index, pool.shape[1])
 
 
 def _fill_boxes(masks: jax.Array, box: jax.Array) -> jax.Array:
@@ -289,5 +284,7 @@ def _fill_boxes(masks: jax.Array, box: jax.Array) -> jax.Array:
 
 def _fill_between(line: jax.Array) -> jax.Array:
     """Sets everything between the first and the last True along axis 0 of bool [N, K]."""
-    line = line.astype(jnp.int32)
-    return (jax.lax.cummax(line) & jax.lax.cummax(line, reverse=True)).astype(bool)
+    index = jnp.arange(line.shape[0])[:, None]
+    first = jnp.where(line, index, line.shape[0]).min(axis=0)
+    last = jnp.where(line, index, -1).max(axis=0)
+    return (first <= index) & (index <= last)
