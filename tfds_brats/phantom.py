@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import tqdm
+from threadpoolctl import threadpool_limits
 
 from tfds_brats.phantom_anatomy import (
     GRID_SHAPE,
@@ -69,12 +70,15 @@ def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], 
         raise ValueError(f"seed {seed} and subject index {subject_index} must not be negative")
     streams = np.random.SeedSequence([seed, subject_index]).spawn(4)
     head_rng, plan_rng, tissue_rng, image_rng = map(np.random.default_rng, streams)
-    head = sample_head(head_rng)
-    plan = plan_tumour(plan_rng, head)
-    tissue = sample_tissue(tissue_rng, head, lambda points: before_tumour(points, plan, head))
-    tumour = grow_tumour(plan_rng, plan, tissue)
+    # The products here are small: with several threads on busy cores they take ten times as long.
+    with threadpool_limits(limits=1):
+        head = sample_head(head_rng)
+        plan = plan_tumour(plan_rng, head)
+        tissue = sample_tissue(tissue_rng, head, lambda points: before_tumour(points, plan, head))
+        tumour = grow_tumour(plan_rng, plan, tissue)
+        windows = _render(image_rng, plan, tissue, tumour)
     images = {}
-    for sequence, window in _render(image_rng, plan, tissue, tumour).items():
+    for sequence, window in windows.items():
         images[sequence] = np.zeros(GRID_SHAPE, np.int16)
         images[sequence][WINDOW] = window
     labels = np.zeros(GRID_SHAPE, np.uint8)
@@ -91,20 +95,23 @@ def _render(
     def field(spacing: float) -> np.ndarray:
         return smooth_field(rng, WINDOW_SHAPE, spacing).ravel()[brain]
 
-    fluid, gray, white, depth, core, necrosis, edema = (
+    fluid, gray, white, depth, side, core, necrosis, edema = (
         volume.ravel()[brain]
         for volume in (
-            *(tissue.fluid, tissue.gray, tissue.white, tissue.depth),
+            *(tissue.fluid, tissue.gray, tissue.white, tissue.depth, tissue.side),
             *(tumour.core, tumour.necrosis, tumour.edema),
         )
     )
     # What all sequences share: grain of the tissue, patchy edema, debris in the necrosis.
     grain = 0.5 * field(2.0) + 0.5 * field(3.5) + 0.5 * field(8.0)
     patchy = np.clip(0.85 + 0.18 * field(7.0), 0.3, 1.2) * edema * (white + 0.65 * gray)
-    debris = 0.7 * field(4.0) + 0.5 * field(2.0)
+    debris = 0.8 * field(9.0) + 0.5 * field(4.0) + 0.3 * field(2.0)
     vivid = np.clip(1.0 + 0.30 * field(4.0) + 0.15 * field(2.0), 0.3, 2.0)
     # Vessels run where two random surfaces cross, in the fluid around the brain.
-    vessel = np.exp(-(field(7.0) ** 2 + field(7.0) ** 2) / 0.04) * fluid * (depth < 25)
+    vessel = np.exp(-(field(6.0) ** 2 + field(6.0) ** 2) / 0.08) * (depth < 25)
+    # The superior sagittal sinus runs along the mid-plane under the skull.
+    vessel += np.exp(-((side / 2.0) ** 2)) * np.clip(1.5 - depth / 4.0, 0.0, 1.0)
+    vessel *= np.clip(2.0 * fluid, 0.0, 1.0)
     meninges = np.clip(1.0 - depth / 3.0, 0.0, 1.0) * np.clip(field(6.0), 0.0, 1.5)
 
     images = {}
@@ -114,7 +121,7 @@ def _render(
             signal[3] = _LOW_GRADE_CORE[sequence] * np.exp(rng.normal(0.0, 0.08))
         fluid_signal, gray_signal, edema_signal, necrosis_signal, enhancing_signal = signal
         value = fluid_signal * fluid + gray_signal * gray + white
-        value *= 1.0 + 0.02 * grain + 0.015 * field(5.0)
+        value *= 1.0 + 0.025 * grain + 0.02 * field(5.0)
         value += (edema_signal - 1.0) * patchy * (1.0 + 0.05 * grain)
         dead = necrosis_signal * (1.0 + 0.10 * debris)
         alive = 1.0 + (enhancing_signal - 1.0) * (vivid if sequence == "t1ce" else 1 + 0.1 * debris)

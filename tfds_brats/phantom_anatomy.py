@@ -27,6 +27,7 @@ WINDOW = tuple(
 )
 
 _LATTICE_STEP = 4
+_TEMPLATE_CENTRE = np.array([98.0, 117.0, 78.0])  # voxel in the mid-plane, amid the brain
 _DEPTH_STEP = 2  # mm, resolution of the template's depth map
 
 
@@ -166,8 +167,7 @@ def sample_head(rng: np.random.Generator) -> Head:
     about_z = np.array([[cosine[2], -sine[2], 0], [sine[2], cosine[2], 0], [0, 0, 1]])
     # The template is RAS and the grid LPS, so the first two axes turn round.
     linear = np.diag([-1.0, -1.0, 1.0]) @ np.diag(1.0 / scale) @ about_x @ about_y @ about_z
-    centre = np.array([118.5, 127.5, 66.5]) + rng.normal(0.0, [1.0, 2.5, 1.5])
-    template_centre = np.array([98.0, 117.0, 78.0])
+    centre = np.array([118.5, 127.5, 68.0]) + rng.normal(0.0, [1.0, 2.5, 1.5])
 
     shape = lattice_points().shape[:3]
     # Slow fields shape the head, fast ones the gyri; slopes stay below 1, so nothing folds.
@@ -183,7 +183,7 @@ def sample_head(rng: np.random.Generator) -> Head:
         flat = (points.reshape(-1, 3) - WINDOW_START) / _LATTICE_STEP
         shift = [ndimage.map_coordinates(f, flat.T, order=1, mode="nearest") for f in fields]
         moved = points + np.stack(shift, axis=-1).reshape(points.shape)
-        template = (moved - centre) @ linear.T + template_centre
+        template = (moved - centre) @ linear.T + _TEMPLATE_CENTRE
         for side in (-1, 1):
             ventricle = np.array([98.0 + side * 14.0, 122.0, 90.0])
             template = radial_pullback(template, ventricle, 16.0, ventricle_strength)
@@ -209,11 +209,13 @@ class Tissue(NamedTuple):
     Attributes:
       brain: bool, what skull-stripping leaves.
       depth: mm below the brain surface.
+      side: mm from the mid-plane, measured in the template; its sign tells the hemispheres apart.
       fluid, gray, white: fractions that add up to 1 in the brain and are 0 outside.
     """
 
     brain: np.ndarray
     depth: np.ndarray
+    side: np.ndarray
     fluid: np.ndarray
     gray: np.ndarray
     white: np.ndarray
@@ -237,6 +239,7 @@ def sample_tissue(
     brain = depth > rng.uniform(0.0, 1.2) + ragged
 
     points = [upsample(lattice[..., axis], WINDOW_SHAPE, _LATTICE_STEP, 1) for axis in range(3)]
+    side = points[0] - np.float32(_TEMPLATE_CENTRE[0])
     points = np.stack([axis[brain] for axis in points])
     brain_indices = np.flatnonzero(brain)
     # Log-odds noise at the scale of a gyrus makes folds and sulci differ from person to person.
@@ -255,4 +258,4 @@ def sample_tissue(
         volume = np.zeros(WINDOW_SHAPE, np.float32)
         volume.ravel()[brain_indices] = part / total
         volumes.append(volume)
-    return Tissue(brain, depth, *volumes)
+    return Tissue(brain, depth, side, *volumes)

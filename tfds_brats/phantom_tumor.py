@@ -31,6 +31,7 @@ from tfds_brats.phantom_anatomy import (
 NECROSIS, EDEMA, ENHANCING = 1, 2, 4  # BraTS's numbers up to 2021
 
 _FRONT_STEP = 2  # mm, lattice on which fronts travel
+_FASTEST = 0.7  # least slowness, which bounds how far a front gets
 
 
 class Focus(NamedTuple):
@@ -81,13 +82,13 @@ def plan_tumour(rng: np.random.Generator, head: Head) -> TumourPlan:
     """Chooses kind, size and place; the centre lies in the white matter of the cerebrum."""
     kind = rng.choice(["ring", "solid", "low-grade"], p=[0.66, 0.12, 0.22])
     if kind == "ring":
-        radius, push = rng.uniform(9.0, 28.0), rng.uniform(0.25, 0.5)
-        edema_width, rim = rng.uniform(5.0, 24.0), rng.uniform(2.0, 4.5)
+        radius, push = rng.uniform(8.0, 28.0), rng.uniform(0.3, 0.6)
+        edema_width, rim = rng.uniform(5.0, 24.0), rng.uniform(2.2, 5.5)
     elif kind == "solid":
         radius, push = rng.uniform(3.0, 7.5), rng.uniform(0.05, 0.25)
         edema_width, rim = rng.uniform(3.0, 15.0), 20.0
     else:
-        radius, push = rng.uniform(12.0, 26.0), rng.uniform(0.1, 0.35)
+        radius, push = rng.uniform(12.0, 26.0), rng.uniform(0.15, 0.4)
         edema_width, rim = rng.uniform(2.0, 9.0), -1.5
 
     points = lattice_points().reshape(-1, 3)
@@ -101,7 +102,9 @@ def plan_tumour(rng: np.random.Generator, head: Head) -> TumourPlan:
     cerebrum = (world[:, 2] > -20) & ((world[:, 1] > -30) | (world[:, 2] > 4))
     allowed = (white > 0.6) & cerebrum & (depth > 0.45 * radius + 4)
     candidates = points[allowed]
-    foci = [_sample_focus(rng, candidates, radius)]
+    # A height first, else most tumours would sit in the wide white matter above the ventricles.
+    height = rng.choice(np.unique(candidates[:, 2]))
+    foci = [_sample_focus(rng, candidates[candidates[:, 2] == height], radius)]
     if kind == "ring" and rng.random() < 0.25:
         for _ in range(rng.integers(1, 3)):
             distance = np.linalg.norm(candidates - foci[0].centre, axis=1)
@@ -125,7 +128,7 @@ def before_tumour(points: np.ndarray, plan: TumourPlan, head: Head) -> np.ndarra
     The skull does not move: the push fades to nothing at the brain surface.
     """
     depth = template_depth(head.to_template(points))
-    give = 1.0 - np.exp(-np.clip(depth, 0.0, None) / 8.0)
+    give = 1.0 - np.exp(-np.clip(depth, 0.0, None) / 6.0)
     for focus in plan.foci:
         points = radial_pullback(points, focus.centre, 1.25 * focus.radius, plan.push * give)
     return points
@@ -193,10 +196,12 @@ def grow_tumour(rng: np.random.Generator, plan: TumourPlan, tissue: Tissue) -> T
     travelled = _edema_time(rng, plan, local, coarse, level, shape)
     core = _sigmoid(-level / 0.5) * local.brain
     necrosis = _sigmoid(-inside / np.float32(0.6 if radius > 6 else 0.4))
-    edema = _sigmoid((plan.edema_width - travelled) / 1.2) * local.brain
+    # Swelling is worst at the tumour and fades at the front.
+    edema = _sigmoid((plan.edema_width - travelled) / 1.8) * local.brain
+    edema *= 1.0 - 0.35 * np.clip(travelled / plan.edema_width, 0.0, 1.0)
 
     labels = np.zeros(shape, np.uint8)
-    labels[(edema > 0.5) & (local.fluid < 0.4)] = EDEMA
+    labels[(travelled < plan.edema_width) & (local.fluid < 0.4)] = EDEMA
     labels[core > 0.5] = ENHANCING
     labels[(core > 0.5) & (necrosis > 0.5)] = NECROSIS
     labels[~local.brain] = 0
@@ -207,7 +212,8 @@ def _growth_box(plan: TumourPlan) -> tuple[slice, ...]:
     """Part of the window that the tumour can reach; sizes are odd, so a 2 mm lattice ends on it."""
     low, high = np.array(WINDOW_SHAPE), np.zeros(3, int)
     for focus in plan.foci:
-        reach = 1.7 * focus.radius + plan.edema_width + 6
+        # Stretched ellipsoid, then edema at its fastest.
+        reach = 1.8 * focus.radius + plan.edema_width / _FASTEST + 6
         low = np.minimum(low, np.floor(focus.centre - WINDOW_START - reach).astype(int))
         high = np.maximum(high, np.ceil(focus.centre - WINDOW_START + reach).astype(int))
     low = np.clip(low, 0, None)
@@ -247,12 +253,19 @@ def _core_level(
         start = np.minimum(start, seed)
     slowness = 0.85 * coarse.white + 1.15 * coarse.gray + 5.0 * coarse.fluid
     slowness *= np.exp(0.35 * smooth_field(rng, coarse.brain.shape, max(2.0, largest / 4)))
-    slowness[~coarse.brain] = 8.0
+    slowness = np.maximum(slowness, _FASTEST)
+    slowness[~coarse.brain | _falx(coarse)] = 8.0
     time = arrival_time(start, _FRONT_STEP * slowness.astype(np.float32), 0.4 * largest + 4.0)
     level = upsample(np.minimum(time, 60.0), shape, _FRONT_STEP, 1)
-    rough = 0.10 * largest * smooth_field(rng, shape, max(3.0, largest / 3))
-    rough += min(0.7, 0.12 * largest) * smooth_field(rng, shape, 2.5)
+    rough = 0.12 * largest * smooth_field(rng, shape, max(3.0, largest / 2.2))
+    rough += min(0.9, 0.10 * largest) * smooth_field(rng, shape, 4.5)
+    rough += min(0.3, 0.06 * largest) * smooth_field(rng, shape, 2.0)
     return level + rough
+
+
+def _falx(tissue: Tissue) -> np.ndarray:
+    """Bool: the mid-plane, but for the white matter of the corpus callosum, which tumours do cross."""
+    return (np.abs(tissue.side) < 1.5) & (tissue.white < 0.7)
 
 
 def _rim_thickness(
@@ -280,7 +293,8 @@ def _edema_time(
     start = np.where(start <= 0.5, np.float32(0.0), np.float32(np.inf))
     slowness = coarse.white + 3.5 * coarse.gray + 15.0 * coarse.fluid
     slowness *= np.exp(0.45 * smooth_field(rng, coarse.brain.shape, 5.0))
-    slowness[~coarse.brain] = 20.0
+    slowness = np.maximum(slowness, _FASTEST)
+    slowness[~coarse.brain | _falx(coarse)] = 20.0
     time = arrival_time(start, _FRONT_STEP * slowness.astype(np.float32), plan.edema_width + 4.0)
     time = upsample(np.minimum(time, 80.0), shape, _FRONT_STEP, 1)
     # The lattice is coarser than the cortex: charge the last step at full resolution.
