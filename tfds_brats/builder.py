@@ -1,0 +1,298 @@
+"""The TFDS dataset of slices, and the task that builds it.
+
+    python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021
+
+TFDS builds and reads array_record without TensorFlow as long as images are handed over encoded.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfds_brats.cases import CaseFiles, find_cases, survey_case
+from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.reading import (
+    SUMMARY_FILE,
+    RecordIndex,
+    SliceSource,
+    find_dataset,
+    index_file,
+    read_summary,
+)
+from tfds_brats.records import SubjectRecords, encode_subject
+from tfds_brats.splits import SPLITS, split_patients
+from tfds_brats.table import format_table
+from tfds_brats.workers import Workers, default_num_workers
+
+# TFDS keeps a shard in memory while it writes it; a subject takes about 10 MB.
+_SUBJECTS_PER_SHARD = 16
+# Bytes of records per byte of .nii.gz, an upper bound for real cases, which have 0.9 to 1.1.
+_RECORD_BYTES_PER_GZIP_BYTE = 1.2
+# The same for .nii.
+_RECORD_BYTES_PER_PLAIN_BYTE = 0.2
+
+
+class BratsSlices(tfds.core.ShardBasedBuilder):
+    """Axial slices of BraTS-like cases, one record a slice.
+
+    Shard-based, because TFDS's generator-based builder keeps a whole split in memory (beyond 1 GB in
+    files that it needs TensorFlow for) before it writes the first shard.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | os.PathLike,
+        subjects: Mapping[str, Sequence[CaseFiles]],
+        summary: Mapping[str, Any],
+        workers: Workers,
+    ):
+        """Prepares a build; `download_and_prepare` runs it.
+
+        Args:
+          data_dir: folder of TFDS datasets.
+          subjects: split -> its cases, in the order of the records.
+          summary: what to note about the dataset (written as JSON, with the fingerprints).
+          workers: what reads and encodes the cases.
+        """
+        self._subjects = subjects
+        self._summary = summary
+        self._workers = workers
+        self._written: dict[str, list[SubjectRecords]] = defaultdict(list)
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        image = partial(tfds.features.Image, shape=(None, None, 1), encoding_format="png")
+        per_sequence = partial(tfds.features.Tensor, shape=(len(SEQUENCES),), encoding="bytes")
+        features = {sequence: image(dtype=np.uint16) for sequence in SEQUENCES}
+        features |= {
+            "labels": image(dtype=np.uint8),
+            "subject": tfds.features.Text(),
+            "patient": tfds.features.Text(),
+            "slice_index": np.int32,
+            "brain_area": np.int32,
+            "tumor_area": np.int32,
+            "brain_box": tfds.features.Tensor(shape=(4,), dtype=np.int32),
+            "code_slope": per_sequence(dtype=np.float64),
+            "code_offset": per_sequence(dtype=np.float64),
+            "gain": per_sequence(dtype=np.float32),
+            "bias": per_sequence(dtype=np.float32),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _shard_iterators_per_split(self, dl_manager):
+        del dl_manager  # Nothing is downloaded.
+        in_order = [files for split in SPLITS for files in self._subjects[split]]
+        # One stream of results for all shards, which TFDS writes one after the other.
+        results = self._workers.map(encode_subject, in_order, "Encoding")
+        shards = {}
+        for split in SPLITS:
+            count = len(self._subjects[split])
+            sizes = [
+                min(_SUBJECTS_PER_SHARD, count - first)
+                for first in range(0, count, _SUBJECTS_PER_SHARD)
+            ]
+            shards[split] = [partial(self._shard, split, results, size) for size in sizes]
+        return shards
+
+    def _shard(
+        self, split: str, results: Iterator[SubjectRecords], num_subjects: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields (key, record) of the next subjects, and keeps what the index needs of them."""
+        for _ in range(num_subjects):
+            subject = next(results)
+            for record in subject.records:
+                yield f"{subject.subject}/{record['slice_index']}", record
+            self._written[split].append(subject._replace(records=[]))
+
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        super()._download_and_prepare(dl_manager, download_config)
+        # `data_path` is still the temporary folder, so these files appear together with the shards.
+        fingerprints = {}
+        for split, subjects in self._written.items():
+            np.savez(self.data_path / index_file(split), **_index(subjects)._asdict())
+            digests = "".join(subject.digest for subject in subjects)
+            fingerprints[split] = hashlib.sha256(digests.encode()).hexdigest()
+        summary = {**self._summary, "fingerprints": fingerprints}
+        (self.data_path / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
+
+
+def build(
+    source: str | os.PathLike,
+    convention: str,
+    data_dir: str | os.PathLike,
+    num_workers: int | None = None,
+) -> Path:
+    """Builds the dataset of a source folder, or finds that it is already there.
+
+    Safe to interrupt and to run again: the dataset appears as a whole or not at all.
+
+    Args:
+      source: folder with the cases, at any depth.
+      convention: name of the convention that they follow, a key of `CONVENTIONS`.
+      data_dir: folder for the dataset.
+      num_workers: processes that read and encode; None takes every core.
+
+    Returns:
+      The folder of the dataset, to open with `SliceSource`.
+
+    Raises:
+      CaseError: the source, a case or the convention is unusable; the message names the file.
+      ValueError: `data_dir` holds the dataset of another source or convention, or another build is
+        writing to it.
+      OSError: the disk has too little space.
+    """
+    cases = find_cases(source, convention)
+    summary = {
+        "convention": convention,
+        "source_digest": _source_digest(cases),
+        "num_subjects": len(cases),
+    }
+    data_dir = Path(data_dir)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with _only_build_in(data_dir):
+        if (dataset_dir := find_dataset(data_dir)) is not None:
+            _check_same(dataset_dir, source, summary)
+            print(f"{dataset_dir} already holds the dataset of {source}.")
+        else:
+            _check_space(cases, data_dir)
+            num_workers = min(num_workers or default_num_workers(), len(cases))
+            with contextlib.closing(Workers(num_workers)) as workers:
+                dataset_dir = _build(cases, summary, data_dir, workers)
+            print(f"Wrote {dataset_dir}.")
+    print(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
+    return dataset_dir
+
+
+def main(config, workdir: str) -> None:
+    """The task of `configs/data.py`; everything goes to `config.data_dir`."""
+    del workdir
+    if not config.source or not config.convention:
+        raise ValueError("give --config.source=DIR and --config.convention=NAME")
+    build(config.source, config.convention, config.data_dir, config.num_workers or None)
+
+
+def _build(
+    cases: Sequence[CaseFiles], summary: Mapping[str, Any], data_dir: Path, workers: Workers
+) -> Path:
+    areas = list(workers.map(survey_case, cases, "Reading segmentations"))
+    areas_of_patient = defaultdict(list)
+    for files, area in zip(cases, areas, strict=True):
+        areas_of_patient[files.patient].append(area)
+    try:
+        split_of = split_patients({name: np.mean(a) for name, a in areas_of_patient.items()})
+    except ValueError as error:
+        raise CaseError(f"{len(cases)} case(s) found: {error}") from error
+    subjects = {split: [] for split in SPLITS}
+    for files in cases:
+        subjects[split_of[files.patient]].append(files)
+
+    builder = BratsSlices(data_dir=data_dir, subjects=subjects, summary=summary, workers=workers)
+    # A build that was killed leaves its temporary folder behind.
+    for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):
+        shutil.rmtree(leftover)
+    with (
+        tempfile.TemporaryDirectory() as unused,
+        # TFDS announces a download, which there is none of.
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        builder.download_and_prepare(download_dir=unused)
+    return Path(builder.data_dir)
+
+
+def _index(subjects: Sequence[SubjectRecords]) -> RecordIndex:
+    lengths = [len(subject.slice_index) for subject in subjects]
+    return RecordIndex(
+        subject=np.repeat([subject.subject for subject in subjects], lengths),
+        patient=np.repeat([subject.patient for subject in subjects], lengths),
+        slice_index=np.concatenate([subject.slice_index for subject in subjects]),
+        brain_area=np.concatenate([subject.brain_area for subject in subjects]),
+        tumor_area=np.concatenate([subject.tumor_area for subject in subjects]),
+    )
+
+
+def _files_of(files: CaseFiles) -> dict[str, Path]:
+    return {**files.images, "labels": files.labels}
+
+
+def _source_digest(cases: Sequence[CaseFiles]) -> str:
+    """Hex digest of the subjects' names and the contents of their files, wherever they lie."""
+    entries = [(files.subject, *entry) for files in cases for entry in _files_of(files).items()]
+    with ThreadPoolExecutor(8) as pool:
+        contents = pool.map(_content_digest, [path for _, _, path in entries])
+        lines = [
+            f"{subject} {role} {content}"
+            for (subject, role, _), content in zip(entries, contents, strict=True)
+        ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _content_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if path.suffix == ".gz":
+            # A gzip file ends with the CRC-32 and the length of its content.
+            file.seek(max(0, size - 8))
+            return f"{size} {file.read().hex()}"
+        file.seek(0)
+        return f"{size} {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def _check_same(dataset_dir: Path, source: str | os.PathLike, summary: Mapping[str, Any]) -> None:
+    present = read_summary(dataset_dir)
+    if any(present[key] != summary[key] for key in summary):
+        raise ValueError(
+            f"{dataset_dir} holds the dataset of {present['num_subjects']} subjects of convention "
+            f"{present['convention']} (digest {present['source_digest'][:12]}), but {source} has "
+            f"{summary['num_subjects']} of {summary['convention']} "
+            f"(digest {summary['source_digest'][:12]}); "
+            "give another data_dir, or delete that folder to build anew"
+        )
+
+
+def _check_space(cases: Sequence[CaseFiles], data_dir: Path) -> None:
+    needed = 0
+    for files in cases:
+        for path in {*_files_of(files).values()}:
+            is_gzip = path.suffix == ".gz"
+            ratio = _RECORD_BYTES_PER_GZIP_BYTE if is_gzip else _RECORD_BYTES_PER_PLAIN_BYTE
+            needed += path.stat().st_size * ratio
+    free = shutil.disk_usage(data_dir).free
+    print(
+        f"{len(cases)} subjects; about {needed / 1e9:.2f} GB needed in {data_dir}, "
+        f"{free / 1e9:.2f} GB free."
+    )
+    if needed > free:
+        raise OSError(
+            f"{data_dir} has {free / 1e9:.2f} GB free, but the dataset needs about "
+            f"{needed / 1e9:.2f} GB; make room or give another data_dir"
+        )
+
+
+@contextlib.contextmanager
+def _only_build_in(data_dir: Path) -> Iterator[None]:
+    """Holds a lock that vanishes with the process."""
+    with (data_dir / ".build.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another build is writing to {data_dir}; wait for it") from error
+        yield

@@ -1,0 +1,146 @@
+"""Random access to the records of a built dataset, decoding only what is asked for."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tfds_brats.conventions import SEQUENCES
+from tfds_brats.splits import SPLITS
+
+SUMMARY_FILE = "brats.json"
+# Where TFDS puts the dataset below a `data_dir`: the builder's name and a version.
+_DATASET = "brats_slices/*.*.*"
+
+
+class RecordIndex(NamedTuple):
+    """What index arithmetic needs to know of every record of a split, in record order.
+
+    Attributes:
+      subject, patient: str [N].
+      slice_index: int32 [N], the slice's position along the LPS z axis of its volume.
+      brain_area, tumor_area: int32 [N], pixels.
+    """
+
+    subject: np.ndarray
+    patient: np.ndarray
+    slice_index: np.ndarray
+    brain_area: np.ndarray
+    tumor_area: np.ndarray
+
+
+def index_file(split: str) -> str:
+    """Name of the file in the dataset's folder that holds a split's `RecordIndex`."""
+    return f"index-{split}.npz"
+
+
+class SliceSource:
+    """The records of one split.
+
+    Thread-safe. Pickling keeps only the folder and the split, and the copy opens the files anew, so
+    a source can be handed to worker processes.
+    """
+
+    def __init__(self, dataset_dir: str | os.PathLike, split: str):
+        """Opens a dataset that `tfds_brats.builder.build` made.
+
+        Args:
+          dataset_dir: what `build` returned, or the `data_dir` it was given.
+          split: "train", "validation" or "test".
+
+        Raises:
+          ValueError: no such split, or no dataset there.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        found = find_dataset(dataset_dir)
+        if found is None:
+            raise ValueError(
+                f"{dataset_dir} holds no dataset of slices; build one with configs/data.py"
+            )
+        self._dataset_dir, self._split = found, split
+        self._summary = read_summary(self._dataset_dir)
+        with np.load(self._dataset_dir / index_file(split)) as arrays:
+            self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
+        builder = tfds.builder_from_directory(self._dataset_dir)
+        self._features = builder.info.features
+        # All images come out encoded, and `read` decodes the ones it was asked for.
+        skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
+        self._records = builder.as_data_source(split, decoders=skip)
+
+    def __reduce__(self):
+        return SliceSource, (self._dataset_dir, self._split)
+
+    def __len__(self) -> int:
+        return len(self._index.slice_index)
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The sequences that every record has, in channel order."""
+        return SEQUENCES
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the decoded records in their order; changes if and only if they do."""
+        return self._summary["fingerprints"][self._split]
+
+    @property
+    def index(self) -> RecordIndex:
+        return self._index
+
+    def read(self, i: int, sequences: Sequence[str] = SEQUENCES) -> dict[str, Any]:
+        """Reads record i, decoding the named sequences and the labels.
+
+        Returns:
+          codes: uint16 [H, W, C]; 0 is background.
+          gain, bias: float32 [C]; image = where(codes == 0, -1, gain * codes + bias).
+          code_slope, code_offset: float64 [C]; value = code_slope * codes + code_offset.
+          labels: uint8 [H, W], canonical.
+          brain_box: int32 [4], (y0, x0, y1, x1), half-open, of the whole volume's brain.
+          subject: str.
+          slice_index: int.
+
+        Raises:
+          ValueError: an unknown sequence.
+        """
+        unknown = [sequence for sequence in sequences if sequence not in SEQUENCES]
+        if unknown or not sequences:
+            raise ValueError(f"sequences {list(sequences)}: choose from {', '.join(SEQUENCES)}")
+        record = self._records[i]
+        channels = [SEQUENCES.index(sequence) for sequence in sequences]
+        codes = [_decode_png(record[sequence]) for sequence in sequences]
+        return {
+            "codes": np.stack(codes, axis=-1) if len(codes) > 1 else codes[0][..., None],
+            "gain": record["gain"][channels],
+            "bias": record["bias"][channels],
+            "code_slope": record["code_slope"][channels],
+            "code_offset": record["code_offset"][channels],
+            "labels": _decode_png(record["labels"]),
+            "brain_box": record["brain_box"],
+            "subject": record["subject"].decode(),
+            "slice_index": int(record["slice_index"]),
+        }
+
+
+def find_dataset(folder: str | os.PathLike) -> Path | None:
+    """The finished dataset in a folder, which is the dataset's own or a `data_dir`; None if none."""
+    folder = Path(folder)
+    if (folder / SUMMARY_FILE).is_file():
+        return folder
+    found = sorted(folder.glob(f"{_DATASET}/{SUMMARY_FILE}"))
+    return found[-1].parent if found else None
+
+
+def read_summary(dataset_dir: Path) -> dict[str, Any]:
+    """What the builder noted about a dataset: convention, source digest, fingerprints."""
+    return json.loads((dataset_dir / SUMMARY_FILE).read_text())
+
+
+def _decode_png(content: bytes) -> np.ndarray:
+    """PNG -> uint8 or uint16 [H, W]."""
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,0 +1,45 @@
+"""Which patient is in which split: 8:1:1, stratified by tumour area."""
+
+import hashlib
+from collections.abc import Mapping
+
+SPLITS = ("train", "validation", "test")
+_MIN_PATIENTS = 3
+
+
+def split_patients(tumor_area: Mapping[str, float]) -> dict[str, str]:
+    """Assigns patients to train, validation and test at 8:1:1.
+
+    The patients, sorted by tumour area, are cut into as many quantiles as a split of a tenth has
+    members (about ten patients each); every quantile gives one patient to validation and one to
+    test. Who that is follows from a hash of the patient's name, so it depends neither on the order
+    of the input nor on a seed. Fewer than 15 patients are one quantile, so that each split has one.
+
+    Args:
+      tumor_area: patient -> mean tumour area, in any unit.
+
+    Returns:
+      patient -> "train", "validation" or "test".
+
+    Raises:
+      ValueError: fewer than 3 patients.
+    """
+    if len(tumor_area) < _MIN_PATIENTS:
+        raise ValueError(
+            f"{len(tumor_area)} patient(s) cannot be split into train, validation and test; "
+            f"at least {_MIN_PATIENTS} are needed"
+        )
+    ordered = sorted(tumor_area, key=lambda patient: (tumor_area[patient], patient))
+    quantiles = max(1, round(len(ordered) / 10))
+    splits = {}
+    for quantile in range(quantiles):
+        first = quantile * len(ordered) // quantiles
+        last = (quantile + 1) * len(ordered) // quantiles
+        by_hash = sorted(ordered[first:last], key=_hash)
+        splits |= dict.fromkeys(by_hash, "train")
+        splits |= {by_hash[0]: "validation", by_hash[1]: "test"}
+    return splits
+
+
+def _hash(patient: str) -> str:
+    return hashlib.sha256(patient.encode()).hexdigest()

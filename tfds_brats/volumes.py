@@ -1,0 +1,139 @@
+"""Reading one NIfTI file, and turning any orientation into the one defined orientation, LPS.
+
+LPS: voxel index i grows to the patient's left, j to posterior, k to superior, as BraTS stores it.
+"""
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
+from nibabel.spatialimages import HeaderDataError
+
+from tfds_brats.conventions import CaseError
+
+_LPS = axcodes2ornt("LPS")
+# Farther than this from every anatomical axis, "the nearest orientation" is a guess.
+_MAX_OBLIQUE_DEGREES = 40.0
+_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One file in LPS.
+
+    Attributes:
+      data: [X, Y, Z] or [X, Y, Z, C], the stored numbers in their native-endian dtype;
+        value = slope * data + intercept.
+      slope, intercept: scl_slope and scl_inter (1 and 0 where the file has none).
+      affine: [4, 4] float64, LPS voxel indices -> RAS millimetres.
+      to_disk: [3, 2] nibabel orientation; `apply_orientation(lps_array, to_disk)` restores the
+        file's own axes.
+    """
+
+    data: np.ndarray
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    to_disk: np.ndarray
+
+
+def read_volume(path: Path) -> Volume:
+    """Reads a .nii or .nii.gz file in LPS.
+
+    A gzip file is read to its end, so that its checksum is verified too.
+
+    Raises:
+      CaseError: unreadable, truncated or corrupt; not real numbers; NaN or infinity; an affine
+        that is missing, singular or ambiguous. The message names the file.
+    """
+    try:
+        content = path.read_bytes()
+        is_gzip = content[:2] == b"\x1f\x8b"
+        image = _open(io.BytesIO(gzip.decompress(content) if is_gzip else content))
+        data = np.asarray(image.dataobj.get_unscaled())
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+    except _READ_ERRORS as error:
+        raise CaseError(
+            f"{path}: cannot be read as NIfTI ({error}); it is truncated, corrupt or not NIfTI"
+        ) from error
+    if data.dtype.kind not in "iuf":
+        raise CaseError(f"{path}: holds {data.dtype} voxels; integers or floats are needed")
+    if data.dtype.itemsize > 8:
+        data = data.astype(np.float64)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        raise CaseError(f"{path}: holds NaN or infinite values")
+    to_lps = _orientation_to_lps(path, image)
+    return Volume(
+        apply_orientation(data, to_lps),
+        slope,
+        intercept,
+        image.affine @ inv_ornt_aff(to_lps, data.shape[:3]),
+        ornt_transform(_LPS, io_orientation(image.affine)),
+    )
+
+
+def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine that `read_volume` would give, from the header alone (a quick check)."""
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            image = _open(gzip.GzipFile(fileobj=raw) if is_gzip else raw)
+    except _READ_ERRORS as error:
+        raise CaseError(
+            f"{path}: cannot be read as NIfTI ({error}); it is truncated, corrupt or not NIfTI"
+        ) from error
+    to_lps = _orientation_to_lps(path, image)
+    shape = [0] * 3
+    for axis in range(3):
+        shape[int(to_lps[axis, 0])] = image.shape[axis]
+    affine = image.affine @ inv_ornt_aff(to_lps, image.shape[:3])
+    return (*shape, *image.shape[3:]), affine
+
+
+def _open(file: BinaryIO) -> nib.Nifti1Image:
+    """NIfTI-1 or, by the size of its header, NIfTI-2."""
+    header_size = file.read(4)
+    file.seek(0)
+    is_nifti2 = 540 in (int.from_bytes(header_size, order) for order in ("little", "big"))
+    image_class = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
+    files = image_class.make_file_map()
+    files["image"].fileobj = file
+    return image_class.from_file_map(files)
+
+
+def _orientation_to_lps(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """[3, 2] orientation that takes the file's axes to LPS."""
+    if image.ndim < 3:
+        raise CaseError(f"{path}: has shape {image.shape}; a volume is needed")
+    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        raise CaseError(
+            f"{path}: its header holds no orientation (sform_code and qform_code are 0); "
+            "write the right affine into it first"
+        )
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise CaseError(f"{path}: its affine is singular or not finite: {affine.tolist()}")
+    orientation = io_orientation(affine)
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    nearest = np.abs(cosines[orientation[:, 0].astype(int), np.arange(3)])
+    if nearest.min() < np.cos(np.deg2rad(_MAX_OBLIQUE_DEGREES)):
+        raise CaseError(
+            f"{path}: its axes are more than {_MAX_OBLIQUE_DEGREES:g} degrees off the anatomical "
+            "axes, so no orientation is clearly the nearest; resample it to an axial grid first"
+        )
+    return ornt_transform(orientation, _LPS)

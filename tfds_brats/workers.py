@@ -1,0 +1,87 @@
+"""Running a function over cases in worker processes, with results in order."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def default_num_workers() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Workers:
+    """Worker processes that read and encode cases; one worker means this process itself.
+
+    They are spawned, because forking a process with threads (JAX's, for one) can deadlock.
+    """
+
+    def __init__(self, num_workers: int):
+        self._num_workers = num_workers
+        self._executor = None
+        if num_workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(num_workers, context, _start_worker)
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], label: str
+    ) -> Iterator[Result]:
+        """Yields function(item) for every item in order, with a progress bar named `label`.
+
+        The workers are ahead by a few items only, so that results don't pile up in memory. The
+        function's exceptions are raised here.
+
+        Raises:
+          RuntimeError: a worker process died.
+        """
+        with tqdm(total=len(items), desc=label, unit="subject", dynamic_ncols=True) as bar:
+            for result in self._results(function, items):
+                bar.update()
+                yield result
+
+    def _results(self, function, items):
+        if self._executor is None:
+            yield from map(function, items)
+            return
+        pending = deque()
+        try:
+            for item in items:
+                pending.append(self._executor.submit(function, item))
+                if len(pending) == 2 * self._num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process died, perhaps for lack of memory; "
+                f"try fewer than {self._num_workers} workers"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the processes; what they have not started is dropped."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole group; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A parent that was killed cannot, and a worker must not outlive it.
+    sentinel = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    cv2.setNumThreads(1)
