@@ -120,10 +120,10 @@ def make_schedule(name: str, num_timesteps: int = 1000) -> Schedule:
 def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
     """`num_steps` evenly spaced timesteps that always start at T - 1.
 
-    t_i = round((n - i) T / n) - 1 for i = 0 .. n - 1 (Lin et al. 2024, arXiv:2305.08891, section
-    3.3), in integers and with halves rounded up. Two neighbours lie T / n >= 1 apart before
-    rounding, so no timestep comes twice. Sampling starts from pure noise, which is what the model
-    saw at T - 1 and not what it saw at the lower timesteps where other spacings start.
+    t_i = round((n - i) T / n) - 1 for i = 0 .. n - 1, the `trailing` spacing of Lin et al. 2024
+    (arXiv:2305.08891), in integers and with halves rounded up. Two neighbours lie T / n >= 1 apart
+    before rounding, so no timestep comes twice. Sampling starts from pure noise, which is what the
+    model saw at T - 1 and not what it saw at the lower timesteps where other spacings start.
 
     Args:
       num_steps: n, from 1 to `num_timesteps`.
