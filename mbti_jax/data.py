@@ -8,6 +8,7 @@ shuffles the numbers anew in every epoch, and step `s` takes the numbers `s * B 
 that endless sequence, however many processes share the work.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import SupportsIndex
 
@@ -79,6 +80,19 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self._records) * len(self._groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the records of the dataset do."""
+        return self._source.fingerprint
+
+    def with_tumor(self) -> "Examples":
+        """Only the slices that contain tumour; all of them where none does."""
+        chosen = copy.copy(self)
+        with_tumor = self._source.index.tumor_area[self._records] > 0
+        if with_tumor.any():
+            chosen._records = self._records[with_tumor]
+        return chosen
 
     def locate(self, i: SupportsIndex) -> tuple[int, tuple[str, ...]]:
         """Record number and sequences of example `i`."""

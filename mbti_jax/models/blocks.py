@@ -17,6 +17,9 @@ import numpy as np
 _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
 
+# PyTorch's default for linear and convolutional layers: uniform in +-1 / sqrt(fan_in).
+TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     """Sinusoidal embedding of (possibly fractional) timesteps.
@@ -75,10 +78,16 @@ def group_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, num_groups: int
 
 def conv3x3(channels: int, dtype, name: str, strides: int = 1, zero_init: bool = False) -> nn.Conv:
     """A 3x3 convolution padded by one pixel on every side."""
-    kernel_init = nn.initializers.zeros if zero_init else nn.initializers.lecun_normal()
+    kernel_init = nn.initializers.zeros if zero_init else TORCH_INIT
     return nn.Conv(
         channels, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init, name=name
     )
+
+
+def dense(channels: int, dtype, name: str, zero_init: bool = False) -> nn.Dense:
+    """A linear layer over the last axis; on an image, a 1x1 convolution."""
+    kernel_init = nn.initializers.zeros if zero_init else TORCH_INIT
+    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class GroupNorm(nn.Module):
@@ -157,7 +166,7 @@ class ResBlock(nn.Module):
         h = conv3x3(self.channels, self.dtype, "in_layers_2")(h)
 
         width = 2 * self.channels if self.use_scale_shift_norm else self.channels
-        condition = nn.Dense(width, dtype=self.dtype, name="emb_layers_1")(nn.silu(embedding))
+        condition = dense(width, self.dtype, "emb_layers_1")(nn.silu(embedding))
         norm = GroupNorm(self.num_groups, self.dtype, name="out_layers_0")
         if self.use_scale_shift_norm:
             h = norm(h, *jnp.split(condition, 2, axis=-1))
@@ -167,7 +176,7 @@ class ResBlock(nn.Module):
         h = conv3x3(self.channels, self.dtype, "out_layers_3", zero_init=True)(h)
 
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip_connection")(x)
+            x = dense(self.channels, self.dtype, "skip_connection")(x)
         return x + h
 
 
@@ -193,7 +202,7 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x.shape
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = dense(3 * channels, self.dtype, "qkv")(h)
         head_channels = channels // self.num_heads
         if self.use_new_attention_order:
             qkv = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, head_channels)
@@ -203,5 +212,4 @@ class AttentionBlock(nn.Module):
             query, key, value = jnp.moveaxis(qkv, 3, 0)
         h = jax.nn.dot_product_attention(query, key, value)
         h = h.reshape(batch, height, width, channels)
-        zeros = nn.initializers.zeros
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name="proj_out")(h)
+        return x + dense(channels, self.dtype, "proj_out", zero_init=True)(h)

@@ -18,6 +18,7 @@ from mbti_jax.models.blocks import (
     ResBlock,
     Upsample,
     conv3x3,
+    dense,
     timestep_embedding,
 )
 
@@ -173,15 +174,15 @@ class UNet(nn.Module):
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
 
     def _embedding(self, t, class_vector):
-        """[B, 8 model_channels] float32, timestep and class in equal parts (or the former alone)."""
+        """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""
         width = 4 * self.model_channels
         embedding = timestep_embedding(t, self.model_channels)
-        embedding = nn.Dense(width, name="time_embed_0")(embedding)
-        embedding = nn.Dense(width, name="time_embed_2")(nn.silu(embedding))
+        embedding = dense(width, jnp.float32, "time_embed_0")(embedding)
+        embedding = dense(width, jnp.float32, "time_embed_2")(nn.silu(embedding))
         if not self.num_classes:
             return embedding
-        label = nn.Dense(width, name="label_emb_0")(class_vector.astype(jnp.float32))
-        label = nn.Dense(width, name="label_emb_2")(nn.silu(label))
+        label = dense(width, jnp.float32, "label_emb_0")(class_vector.astype(jnp.float32))
+        label = dense(width, jnp.float32, "label_emb_2")(nn.silu(label))
         return jnp.concatenate([embedding, label], axis=-1)
 
     def _check(self, x, class_vector):

@@ -1,0 +1,83 @@
+"""Trains the paper's model (Rouzrokh et al. 2022).
+
+    python run.py --config=configs/train.py --config.data.dataset=DIR --workdir=runs/paper
+
+DIR is what `configs/data.py` wrote. The same command resumes; SIGTERM and Ctrl-C save first.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = "train"
+    config.workdir = "runs/train"
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.dataset = "data/slices"
+    config.data.train_split = "train"
+    config.data.validation_split = "validation"
+    # Each sequence is an example of its own (C = 1). True: all of them are channels of one example.
+    config.data.sequences = ("t1", "t1ce", "t2", "flair")
+    config.data.together = False
+    # 240 x 240 slices are padded to 256 x 256 and not resized.
+    config.data.window = 256
+    config.data.image_size = 256
+    config.data.tumor_repeats = 2
+    config.data.num_threads = 8
+
+    config.model = ConfigDict()
+    config.model.model_channels = 128
+    config.model.channel_mult = (1, 1, 2, 3, 4)
+    config.model.num_res_blocks = 2
+    config.model.attention_resolutions = (8, 16)
+    config.model.num_head_channels = 64
+    config.model.use_scale_shift_norm = True
+    config.model.resblock_updown = True
+    config.model.use_new_attention_order = True
+    config.model.dropout = 0.0
+    config.model.num_groups = 32
+    config.model.patch_size = 1
+    config.model.dtype = "bfloat16"
+    config.model.remat = False
+
+    config.diffusion = ConfigDict()
+    config.diffusion.schedule = "linear"
+    config.diffusion.num_timesteps = 1000
+    config.diffusion.prediction = "eps"
+    config.diffusion.drop_condition = 0.1
+
+    config.tasks = ConfigDict()
+    config.tasks.prob_tumor = 0.8
+    config.tasks.prob_normal = 0.5
+    config.tasks.prob_mixed = 0.5
+    config.tasks.prob_box = 0.5
+    config.tasks.prob_normal_box = 0.5
+    config.tasks.max_circles = 3
+    config.tasks.min_radius = 0.1
+    config.tasks.max_radius = 0.5
+    config.tasks.max_aspect = 2.0
+    config.tasks.min_brain_fraction = 0.75
+    config.tasks.num_candidates = 16
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.ema_decay = 0.9999
+    config.batch_size = 108
+    config.num_steps = 370_000
+    # Microbatches an update is summed over; parameters and optimizer state split over the devices.
+    config.accumulation = 1
+    config.fully_sharded = False
+    # True on several hosts: calls jax.distributed.initialize(), which asks the cluster.
+    config.multihost = False
+
+    config.log_every = 100
+    config.checkpoint_every = 2_500
+    config.max_to_keep = 3
+    config.validate_every = 5_000
+    config.validation_batches = 10
+    config.num_pictures = 8
+    config.picture_steps = 50
+    config.guidance_weight = 0.4
+    return config

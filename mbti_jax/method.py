@@ -1,0 +1,164 @@
+"""The method put together: network, diffusion process and tasks, from the fields of a config.
+
+Training, validation and inference all build theirs here, the last one from what a checkpoint recorded.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbti_jax import diffusion, guidance
+from mbti_jax.augment import augment
+from mbti_jax.models.unet import UNet
+from mbti_jax.preprocess import area_resize, decode, nearest_resize
+from mbti_jax.schedule import make_schedule
+from mbti_jax.state import Params
+from mbti_jax.tasks import CHANNELS, TaskConfig, sample_task
+
+# The loss is also reported for each quarter of the timesteps.
+QUARTERS = 4
+
+
+class Inputs(NamedTuple):
+    """What the device makes of a batch of records.
+
+    Attributes:
+        x_0: float32 [B, H, W, C], the image.
+        roi_masks: float32 [B, H, W, 5].
+        class_vector: float32 [B, 5].
+    """
+
+    x_0: jax.Array
+    roi_masks: jax.Array
+    class_vector: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Network, process and tasks.
+
+    Attributes:
+        model: the network.
+        process: noise schedule and what the network predicts.
+        tasks: how tasks are drawn in training.
+        image_size: height and width of the network's images.
+        drop_rate: share of class vectors replaced by the null condition in training.
+    """
+
+    model: UNet
+    process: diffusion.Diffusion
+    tasks: TaskConfig
+    image_size: int
+    drop_rate: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Method":
+        """Builds the parts that the entries `data`, `model`, `diffusion` and `tasks` describe.
+
+        Args:
+            config: a run's config, or the contract in a checkpoint's metadata.
+        """
+        fields = config["diffusion"]
+        num_sequences = len(config["data"]["sequences"]) if config["data"]["together"] else 1
+        image_size = config["data"]["image_size"]
+        return cls(
+            model=make_unet(config["model"], num_sequences, image_size),
+            process=diffusion.Diffusion(
+                make_schedule(fields["schedule"], fields["num_timesteps"]), fields["prediction"]
+            ),
+            tasks=TaskConfig(**config["tasks"]),
+            image_size=image_size,
+            drop_rate=fields["drop_condition"],
+        )
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters; to be jitted."""
+        x = jnp.zeros((1, self.image_size, self.image_size, self.model.in_channels))
+        t, class_vector = jnp.zeros((1,)), jnp.zeros((1, len(CHANNELS)))
+        return self.model.init(key, x, t, class_vector)["params"]
+
+    def apply(
+        self, params: Params, x: jax.Array, t: jax.Array, class_vector: jax.Array
+    ) -> jax.Array:
+        """The network without dropout: float32 [B, H, W, C]."""
+        return self.model.apply({"params": params}, x, t, class_vector)
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], keys: jax.Array, *, augmented: bool
+    ) -> Inputs:
+        """Scale, resize, augment, draw a task: all per example, vmapped.
+
+        Args:
+            batch: arrays as of `data.Examples`, with a leading batch axis.
+            keys: typed keys [B].
+            augmented: flip and rotate.
+        """
+
+        def one(key, codes, gain, bias, labels):
+            augment_key, task_key = jax.random.split(key)
+            size = (self.image_size, self.image_size)
+            image = area_resize(decode(codes, gain, bias), size)
+            labels = nearest_resize(labels, size)
+            if augmented:
+                image, labels = augment(augment_key, image, labels)
+            return Inputs(image, *sample_task(task_key, image, labels, self.tasks))
+
+        return jax.vmap(one)(keys, batch["codes"], batch["gain"], batch["bias"], batch["labels"])
+
+    def loss_terms(
+        self,
+        params: Params,
+        inputs: Inputs,
+        weight: jax.Array,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Sums from which the loss is made: over examples, and for each quarter of the timesteps.
+
+        Args:
+            weight: float32 [B], 0 for padding.
+            keys: typed keys [B], for timestep, noise and dropping of the condition.
+            dropout_key: key for dropout inside the network; None for none.
+
+        Returns:
+            (sum, (sums, counts)): the squared error summed over the batch's ROI pixels and sequences,
+            the same by quarter of t, float32 [4], and the number of pixels times sequences, [4].
+        """
+        num_timesteps = self.process.schedule.num_timesteps
+
+        def draw(key):
+            time_key, noise_key, drop_key = jax.random.split(key, 3)
+            t = jax.random.randint(time_key, (), 0, num_timesteps)
+            return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
+
+        t, eps, drop_keys = jax.vmap(draw)(keys)
+        roi = diffusion.union(inputs.roi_masks)
+        x_t = self.process.q_sample(inputs.x_0, eps, t, roi)
+        class_vector = guidance.drop_condition(drop_keys, inputs.class_vector, self.drop_rate)
+        prediction = self.model.apply(
+            {"params": params},
+            diffusion.model_input(x_t, inputs.roi_masks),
+            t,
+            class_vector,
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        target = self.process.target(inputs.x_0, eps, t)
+        sums, counts = diffusion.squared_error_terms(prediction, target, roi, weight)
+        quarter = jax.nn.one_hot(t * QUARTERS // num_timesteps, QUARTERS)
+        return sums.sum(), (sums @ quarter, counts @ quarter)
+
+
+def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:
+    """The UNet of a config's `model` fields for images of `num_sequences` channels."""
+    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    return UNet(
+        image_size=image_size,
+        in_channels=num_sequences + len(CHANNELS),
+        out_channels=num_sequences,
+        num_classes=len(CHANNELS),
+        **fields,
+    )

@@ -1,0 +1,416 @@
+"""Training: the step, and the loop that decides the order of work.
+
+Randomness: the key of an example is folded out of (seed, step, position in the global batch), so an
+update depends neither on the number of devices nor on the way a batch is split into microbatches.
+A run that is started again goes on from its newest checkpoint and computes what it would have computed.
+"""
+
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import mbti_jax
+from mbti_jax import data, pictures, sharding
+from mbti_jax.checkpoint import Checkpointer
+from mbti_jax.guidance import guided
+from mbti_jax.method import QUARTERS, Method
+from mbti_jax.sampler import Sampler, noise_for
+from mbti_jax.schedule import trailing_timesteps
+from mbti_jax.state import Params, TrainState, apply_update, create_state
+from mbti_jax.writer import MetricsWriter
+from tfds_brats.reading import SliceSource
+
+# Streams of random numbers folded out of the run's seed.
+_INIT, _TRAIN, _VALIDATE = range(3)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+    """Typed keys [batch_size], folded out of the step and the position in the global batch."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
+
+
+def make_train_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema_decay: float,
+    accumulation: int = 1,
+) -> Callable:
+    """`step(state, batch) -> (state, metrics)`, to be jitted.
+
+    The batch's length must be a multiple of `accumulation`. Squared errors and their number are summed
+    over microbatches (and, by XLA, over devices) before the one division, so the update is that of
+    the whole batch.
+
+    metrics: float32 scalars `loss`, `grad_norm`, and `loss_q1` ... `loss_q4`, the loss by quarter of
+    the timesteps (NaN where the batch had none).
+    """
+
+    def microbatch_grads(params, batch, keys, dropout_key):
+        prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        inputs = method.prepare(batch, prepare_keys, augmented=True)
+        loss_of = jax.value_and_grad(method.loss_terms, has_aux=True)
+        (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
+        return grads, terms
+
+    def step(state: TrainState, batch: data.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        size = len(batch["weight"])
+        keys = example_keys(key, state.step, size)
+        dropout_key = jax.random.fold_in(keys[0], 0) if method.model.dropout else None
+        if accumulation == 1:
+            grads, (sums, counts) = microbatch_grads(state.params, batch, keys, dropout_key)
+        else:
+            # Microbatch m takes every A-th example, so that the devices keep the examples they hold.
+            split = jax.tree.map(
+                lambda x: jnp.swapaxes(
+                    x.reshape(size // accumulation, accumulation, *x.shape[1:]), 0, 1
+                ),
+                (batch, keys),
+            )
+
+            def add(total, part):
+                m, (part_batch, part_keys) = part
+                part_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
+                new = microbatch_grads(state.params, part_batch, part_keys, part_dropout)
+                return jax.tree.map(jnp.add, total, new), None
+
+            zeros = (
+                jax.tree.map(jnp.zeros_like, state.params),
+                (jnp.zeros(QUARTERS), jnp.zeros(QUARTERS)),
+            )
+            parts = (jnp.arange(accumulation), split)
+            (grads, (sums, counts)), _ = jax.lax.scan(add, zeros, parts)
+        grads = jax.tree.map(lambda g: g / counts.sum(), grads)
+        metrics = {**_losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
+        return apply_update(state, grads, optimizer, ema_decay), metrics
+
+    return step
+
+
+def make_validation_step(method: Method, key: jax.Array) -> Callable:
+    """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
+
+    def step(params: Params, batch: data.Batch, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = example_keys(key, number, len(batch["weight"]))
+        prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        inputs = method.prepare(batch, prepare_keys, augmented=False)
+        return method.loss_terms(params, inputs, batch["weight"], loss_keys)[1]
+
+    return step
+
+
+def _losses(sums, counts) -> dict[str, jax.Array]:
+    quarters = sums / counts
+    return {
+        "loss": sums.sum() / counts.sum(),
+        **{f"loss_q{i + 1}": quarters[i] for i in range(QUARTERS)},
+    }
+
+
+def main(config: ConfigDict, workdir: str) -> None:
+    """Trains in `workdir` until `config.num_steps`, going on from what is there.
+
+    Raises:
+        NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
+        CheckpointMismatchError: `workdir` holds another run.
+        ValueError, OSError: config or data cannot be used; the message says what to change.
+    """
+    if config.multihost:
+        jax.distributed.initialize()
+    mesh = sharding.make_mesh()
+    dataset = functools.partial(SliceSource, config.data.dataset)
+    examples = make_examples(dataset(config.data.train_split), config)
+    method = Method.from_config(config)
+    root = jax.random.key(config.seed)
+
+    optimizer = optax.adam(config.optimizer.learning_rate)
+    init = functools.partial(_init_state, method, optimizer)
+    shapes = jax.eval_shape(init, jax.random.fold_in(root, _INIT))
+    shardings = sharding.state_sharding(mesh, shapes, fully_sharded=config.fully_sharded)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+    checkpointer = Checkpointer(workdir, run_metadata(config, examples), config.max_to_keep)
+    state = checkpointer.restore(shapes)
+    if state is None:
+        state = jax.jit(init, out_shardings=shardings)(jax.random.fold_in(root, _INIT))
+    start = int(state.step)
+    _say(
+        f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters, "
+        f"{len(examples):,} training examples, {mesh.size} {jax.devices()[0].device_kind} device(s), "
+        f"{'going on' if start else 'starting'} at step {start} of {config.num_steps}"
+    )
+
+    train_step = jax.jit(
+        make_train_step(
+            method,
+            optimizer,
+            jax.random.fold_in(root, _TRAIN),
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    batches = data.training_batches(
+        examples,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        padded_size=sharding.padded_batch_size(config.batch_size, mesh, config.accumulation),
+        start_step=start,
+        num_threads=config.data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    validation = Validation(
+        config, method, make_examples(dataset(config.data.validation_split), config), mesh, root
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpointer.close)
+        writer = None
+        if jax.process_index() == 0:
+            writer = MetricsWriter(workdir, start)
+            stack.callback(writer.close)
+        stopping = stack.enter_context(_stop_on_signal())
+        _loop(config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping)
+
+
+def _init_state(method, optimizer, key):
+    return create_state(method.init(key), optimizer)
+
+
+def _loop(
+    config: ConfigDict,
+    state: TrainState,
+    train_step: Callable,
+    batches: Iterator[data.Batch],
+    mesh: Mesh,
+    checkpointer: Checkpointer,
+    validation: "Validation",
+    writer: MetricsWriter | None,
+    stopping: Callable[[int], bool],
+) -> None:
+    """One update after another. The metrics of a step are read while the next one is computed."""
+    start = int(state.step)
+    bar = tqdm(
+        total=config.num_steps, initial=start, unit="step", disable=writer is None, desc="training"
+    )
+    log = _Log(writer, bar, config.batch_size, config.log_every)
+    pending = None
+    for step in range(start, config.num_steps):
+        batch = sharding.put_batch(next(batches), mesh)
+        state, metrics = train_step(state, batch)
+        if pending is not None:
+            log.read(step - 1, pending)
+        pending = metrics
+        done = step + 1
+        last = done == config.num_steps
+        stop = stopping(done)
+        saves = last or stop or done % config.checkpoint_every == 0
+        validates = last or done % config.validate_every == 0
+        if saves or validates:
+            # Read first: a state after a step that was not finite is neither saved nor looked at.
+            log.read(step, pending)
+            pending = None
+        if saves:
+            checkpointer.save(state)
+        if validates:
+            log.pause()
+            validation.run(done, state.ema, writer)
+            log.resume()
+        if stop:
+            break
+    checkpointer.wait()
+    bar.close()
+    if int(state.step) < config.num_steps:
+        _say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
+
+
+class _Log:
+    """Reads metrics off the device, checks them, and writes their means every so many steps."""
+
+    def __init__(self, writer: MetricsWriter | None, bar: tqdm, batch_size: int, every: int):
+        self._writer, self._bar, self._batch_size, self._every = writer, bar, batch_size, every
+        self._values: list[dict[str, float]] = []
+        self._since = time.perf_counter()
+        self._paused = 0.0
+
+    def read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            raise NonFiniteLossError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The last "
+                "checkpoint is from before. Look at the data, or lower "
+                "--config.optimizer.learning_rate, or set --config.model.dtype=float32."
+            )
+        self._values.append(values)
+        self._bar.update()
+        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        if (step + 1) % self._every:
+            return
+        seconds = time.perf_counter() - self._since
+        means = {
+            # A batch may hold no timestep of some quarter; the mean is over those that do.
+            name: np.nanmean([v[name] for v in self._values] or [np.nan])
+            for name in values
+            if not all(np.isnan(v[name]) for v in self._values)
+        }
+        means["images_per_second"] = len(self._values) * self._batch_size / seconds
+        if self._writer is not None:
+            self._writer.scalars(step + 1, {f"train/{name}": v for name, v in means.items()})
+        self._values.clear()
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops the clock of images per second."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._since += time.perf_counter() - self._paused
+
+
+class Validation:
+    """Loss on fixed examples with fixed noise, and a picture of samples, with averaged parameters."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        method: Method,
+        examples: data.Examples,
+        mesh: Mesh,
+        root: jax.Array,
+    ):
+        key = jax.random.fold_in(root, _VALIDATE)
+        self._config, self._method, self._mesh = config, method, mesh
+        self._step = jax.jit(make_validation_step(method, key))
+        size = sharding.padded_batch_size(config.batch_size, mesh, 1)
+        self._batches = data.fixed_batches(examples, config.validation_batches, size)
+        size = sharding.padded_batch_size(config.num_pictures, mesh, 1)
+        (pictured,) = data.fixed_batches(examples.with_tumor(), 1, size)
+        keys = jax.random.split(jax.random.fold_in(key, 0), size)
+        prepare = jax.jit(functools.partial(method.prepare, augmented=False))
+        self._pictured = jax.device_get(prepare(pictured, keys))
+        self._bounds = data.intensity_bounds(examples)
+        self._sampler = Sampler(guided(method.apply, method.process), method.process.schedule)
+
+    def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
+        sums, counts = 0.0, 0.0
+        for number, batch in enumerate(self._batches):
+            terms = self._step(params, self._put(batch), number)
+            sums, counts = sums + terms[0], counts + terms[1]
+        losses = {f"validation/{name}": float(v) for name, v in _losses(sums, counts).items()}
+        samples = self._sample(params)
+        if writer is not None:
+            writer.scalars(step, losses)
+            writer.picture(step, "samples", pictures.sheet(*self._pictured[:2], samples))
+        tqdm.write(f"step {step}: validation loss {losses['validation/loss']:.4f}")
+
+    def _sample(self, params: Params) -> np.ndarray:
+        inputs = self._pictured
+        size = len(inputs.x_0)
+        x_T, keys = noise_for(0, range(size), [0] * size, inputs.x_0.shape[1:])
+        arrays = (x_T, *inputs, keys)
+        samples = self._sampler(
+            params,
+            *self._put(arrays),
+            timesteps=trailing_timesteps(self._config.picture_steps),
+            weight=self._config.guidance_weight,
+            clip=self._bounds,
+        )
+        return multihost_utils.process_allgather(samples, tiled=True)
+
+    def _put(self, batch: Any) -> Any:
+        """Splits what every process holds in full over the devices."""
+        place = sharding.batch_sharding(self._mesh)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__), batch
+        )
+
+
+def make_examples(source: SliceSource, config: ConfigDict) -> data.Examples:
+    """The examples of a split under a config's `data` fields."""
+    return data.Examples(
+        source,
+        config.data.sequences,
+        together=config.data.together,
+        window=config.data.window,
+        tumor_repeats=config.data.tumor_repeats,
+    )
+
+
+def run_metadata(config: ConfigDict, examples: data.Examples) -> dict[str, Any]:
+    """What a checkpoint records: see `checkpoint`. Plain JSON values."""
+    model = config.model.to_dict()
+    del model["remat"]  # Changes memory and time, not the result.
+    contract = {
+        "data": {
+            "fingerprint": examples.fingerprint,
+            "train_split": config.data.train_split,
+            "sequences": list(config.data.sequences),
+            "together": config.data.together,
+            "window": config.data.window,
+            "image_size": config.data.image_size,
+            "tumor_repeats": config.data.tumor_repeats,
+        },
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()},
+        "tasks": config.tasks.to_dict(),
+        "diffusion": config.diffusion.to_dict(),
+        "optimizer": config.optimizer.to_dict(),
+        "ema_decay": config.ema_decay,
+    }
+    inference = {
+        "x_0_bounds": list(data.intensity_bounds(examples)),
+        "guidance_weight": config.guidance_weight,
+        "version": mbti_jax.__version__,
+    }
+    return {"contract": contract, "inference": inference}
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """Yields a function that says, after a step, whether SIGTERM or SIGINT came on any process."""
+    received = []
+
+    def remember(number, frame):
+        received.append(number)
+
+    def stopping(step: int) -> bool:
+        if jax.process_count() > 1:
+            # All processes have to stop after the same step.
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return bool(received)
+
+    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    before = {number: signal.signal(number, remember) for number in signals}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
