@@ -172,8 +172,8 @@ def sample_head(rng: np.random.Generator) -> Head:
     shape = lattice_points().shape[:3]
     # Slow fields shape the head, fast ones the gyri; slopes stay below 1, so nothing folds.
     fields = [
-        2.8 * smooth_field(rng, shape, 60 / _LATTICE_STEP)
-        + 1.2 * smooth_field(rng, shape, 20 / _LATTICE_STEP)
+        2.5 * smooth_field(rng, shape, 60 / _LATTICE_STEP)
+        + 0.9 * smooth_field(rng, shape, 20 / _LATTICE_STEP)
         + 0.8 * smooth_field(rng, shape, 9 / _LATTICE_STEP)
         for _ in range(3)
     ]

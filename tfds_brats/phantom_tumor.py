@@ -190,7 +190,7 @@ def grow_tumour(rng: np.random.Generator, plan: TumourPlan, tissue: Tissue) -> T
     # Necrosis begins where the core is deeper than the rim; strands of rim cross it.
     inside = level + rim
     if plan.kind == "ring":
-        strand = np.abs(smooth_field(rng, shape, 6.0)) + np.clip(rng.normal(0.0, 0.1), 0, None)
+        strand = np.abs(smooth_field(rng, shape, 6.0)) + max(0.0, rng.normal(0.0, 0.1))
         inside += np.where(level < 0, 4.0 * np.clip(0.22 - strand, 0.0, None) * rim, 0.0)
 
     travelled = _edema_time(rng, plan, local, coarse, level, shape)
