@@ -136,6 +136,16 @@ def test_odd_slices(brain, labels):
         _check(image, labels, *task)
 
 
+def test_brain_too_thin_for_any_shape_gets_a_smaller_one():
+    # A circle of the least radius, one pixel, around a pixel of this line is 3/5 brain.
+    image = np.full((*_SHAPE, 2), -1, np.float32)
+    image[6, 1:-1] = 0.5
+    roi_masks, class_vector = _draw(image, _NOTHING, _CONFIG, _NUM_DRAWS)
+    assert (class_vector[:, 0] == FREE_FORM).any()
+    for normal in roi_masks[..., 0].astype(bool):
+        assert (image != -1).any(-1)[normal].mean() >= 0.75
+
+
 @given(masks=hnp.arrays(np.bool_, (9, 11, 5)), keep=hnp.arrays(np.bool_, (9, 11, 5)))
 @settings(max_examples=60, deadline=None)
 def test_boxes_equal_regionprops(masks, keep):
