@@ -36,11 +36,11 @@ class Diffusion:
     scalar t, and gives meaningful values inside the roi only unless it says otherwise.
 
     Attributes:
-      schedule: the noise schedule.
-      prediction: 'eps' or 'v'.
+        schedule: the noise schedule.
+        prediction: 'eps' or 'v'.
 
     Raises:
-      ValueError: `prediction` is neither.
+        ValueError: `prediction` is neither.
     """
 
     schedule: Schedule
@@ -56,13 +56,13 @@ class Diffusion:
         x_t = a_t x_0 + s_t eps (Ho et al. 2020, equation 4).
 
         Args:
-          x_0: clean image.
-          eps: standard normal noise, like `x_0`.
-          t: timestep.
-          roi: [B, H, W, 1], bool or 0 / 1.
+            x_0: clean image.
+            eps: standard normal noise, like `x_0`.
+            t: timestep.
+            roi: [B, H, W, 1], bool or 0 / 1.
 
         Returns:
-          x_t, like `x_0`; outside the roi equal to `x_0` bit for bit.
+            x_t, like `x_0`; outside the roi equal to `x_0` bit for bit.
         """
         a, s = self._signal(t, x_0), self._noise(t, x_0)
         return jnp.where(roi, a * x_0 + s * eps, x_0)
@@ -92,7 +92,7 @@ class Diffusion:
         """Mean and variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7).
 
         Returns:
-          The mean, like `x_0`, and the variance, which broadcasts against it.
+            The mean, like `x_0`, and the variance, which broadcasts against it.
         """
         mean = (
             _at(self.schedule.posterior_x_0_coefficient, t, x_0) * x_0
@@ -133,14 +133,14 @@ def squared_error_terms(
     division, so that the loss does not depend on how the batch was split.
 
     Args:
-      prediction: float32 [B, H, W, C].
-      target: float32 [B, H, W, C]; its values outside the roi play no part.
-      roi: [B, H, W, 1], bool or 0 / 1.
-      weight: float32 [B]; 0 for examples that only fill up a batch.
+        prediction: float32 [B, H, W, C].
+        target: float32 [B, H, W, C]; its values outside the roi play no part.
+        roi: [B, H, W, 1], bool or 0 / 1.
+        weight: float32 [B]; 0 for examples that only fill up a batch.
 
     Returns:
-      sums: float32 [B], weight * squared error summed over the roi.
-      counts: float32 [B], weight * number of pixels in the roi * C.
+        sums: float32 [B], weight * squared error summed over the roi.
+        counts: float32 [B], weight * number of pixels in the roi * C.
     """
     inside = jnp.broadcast_to(roi > 0, prediction.shape)
     axes = tuple(range(1, prediction.ndim))

@@ -39,12 +39,12 @@ def drop_condition(keys: jax.Array, class_vector: jax.Array, rate: float) -> jax
     """Replaces the class vector of a random share of examples by the null condition.
 
     Args:
-      keys: typed keys [B], one per example, so that an example's fate does not depend on its batch.
-      class_vector: float32 [B, 5].
-      rate: probability of a replacement, in [0, 1]; 0.1 in the paper.
+        keys: typed keys [B], one per example, so that an example's fate does not depend on its batch.
+        class_vector: float32 [B, 5].
+        rate: probability of a replacement, in [0, 1]; 0.1 in the paper.
 
     Returns:
-      float32 [B, 5], each row either as it was or all zeros.
+        float32 [B, 5], each row either as it was or all zeros.
     """
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
     return jnp.where(dropped[:, None], null(class_vector), class_vector)
@@ -57,12 +57,12 @@ def guided(apply: Apply, diffusion: Diffusion) -> Denoise:
     neighbours in it, so a batch that is sharded over devices needs no communication.
 
     Args:
-      apply: the network; its output is in the terms of `diffusion.prediction`.
-      diffusion: converts the guided prediction to x_0.
+        apply: the network; its output is in the terms of `diffusion.prediction`.
+        diffusion: converts the guided prediction to x_0.
 
     Returns:
-      A function of (params, x_t, t, roi_masks, class_vector, weight) that returns x_0; `weight` is
-      the w above, float32 [B].
+        A function of (params, x_t, t, roi_masks, class_vector, weight) that returns x_0; `weight` is
+        the w above, float32 [B].
     """
 
     def denoise(params, x_t, t, roi_masks, class_vector, weight):

@@ -51,15 +51,15 @@ class StepTable(NamedTuple):
 
 
 def step_table(schedule: Schedule, timesteps: Sequence[int], eta: float) -> StepTable:
-    """Works out the steps of a sampler that visits `timesteps` and ends at the clean image.
+    """The steps of a sampler that visits `timesteps` and ends at the clean image.
 
     Args:
-      schedule: the noise schedule.
-      timesteps: ints, strictly descending, within [0, T).
-      eta: share of ancestral sampling's noise, in [0, 1].
+        schedule: the noise schedule.
+        timesteps: ints, strictly descending, within [0, T).
+        eta: share of ancestral sampling's noise, in [0, 1].
 
     Raises:
-      ValueError: `timesteps` or `eta` is not as above.
+        ValueError: `timesteps` or `eta` is not as above.
     """
     t = np.asarray(timesteps)
     valid = t.ndim == 1 and t.size > 0 and np.issubdtype(t.dtype, np.integer)
@@ -95,14 +95,17 @@ def noise_for(
     """Start noise and step keys of a batch, each example's from its own numbers alone.
 
     Args:
-      seed: the user's seed.
-      samples: ints [B], which of several samples of the same slice each example is.
-      slice_indices: ints [B], which slice of the volume each example is.
-      shape: (H, W, C) of one example.
+        seed: the user's seed.
+        samples: ints [B], which of several samples of the same slice each example is.
+        slice_indices: ints [B], which slice of the volume each example is.
+        shape: (H, W, C) of one example.
 
     Returns:
-      x_T: float32 [B, H, W, C], standard normal.
-      keys: typed keys [B] for `Sampler`.
+        x_T: float32 [B, H, W, C], standard normal.
+        keys: typed keys [B] for `Sampler`.
+
+    Raises:
+        ValueError: `samples` and `slice_indices` are not vectors of the same length.
     """
     samples, slice_indices = np.asarray(samples, np.int32), np.asarray(slice_indices, np.int32)
     if samples.ndim != 1 or samples.shape != slice_indices.shape:
@@ -127,7 +130,7 @@ class Sampler:
     """Guided DDIM sampling, compiled once per shape and batch.
 
     The batch may be sharded over devices: the arrays then come in with the same `NamedSharding`
-    over their first axis, and the result has it too.
+    over their first axis (`jax.device_put` what `noise_for` returns, too), and so has the result.
     """
 
     def __init__(self, denoise: Denoise, schedule: Schedule):
@@ -156,27 +159,27 @@ class Sampler:
         """Makes the image inside the roi.
 
         Args:
-          params: the network's parameters, handed to the denoise function.
-          x_T: float32 [B, H, W, C], standard normal noise; used inside the roi only. Not donated.
-          context: float32 [B, H, W, C], the image; used outside the roi only.
-          roi_masks: [B, H, W, 5], 0 / 1. The roi is their union.
-          class_vector: float32 [B, 5].
-          keys: typed keys [B]. The noise of a step (eta > 0) is a function of the example's key and
-            the timestep, not of the batch or the chunks.
-          timesteps: ints, strictly descending, such as `schedule.trailing_timesteps(50)`.
-          weight: guidance weight w, one number or float [B].
-          eta: 0 (deterministic) to 1 (ancestral).
-          clip: lowest and highest x_0, in the units of the image; infinite for no clipping.
-          chunk: number of steps between two reports. The result does not depend on it.
-          progress: called with (steps done, steps in all) after each chunk has been computed.
-          cancel: asked before each chunk; true ends the sampling.
+            params: the network's parameters, handed to the denoise function.
+            x_T: float32 [B, H, W, C], standard normal noise; used inside the roi only. Not donated.
+            context: float32 [B, H, W, C], the image; used outside the roi only.
+            roi_masks: [B, H, W, 5], 0 / 1. The roi is their union.
+            class_vector: float32 [B, 5].
+            keys: typed keys [B]. The noise of a step (eta > 0) is a function of the example's key and
+              the timestep, not of the batch or the chunks.
+            timesteps: ints, strictly descending, such as `schedule.trailing_timesteps(50)`.
+            weight: guidance weight w, one number or float [B].
+            eta: 0 (deterministic) to 1 (ancestral).
+            clip: lowest and highest x_0, in the units of the image; infinite for no clipping.
+            chunk: number of steps between two reports. The result does not depend on it.
+            progress: called with (steps done, steps in all) after each chunk has been computed.
+            cancel: asked before each chunk; true ends the sampling.
 
         Returns:
-          float32 [B, H, W, C]; outside the roi equal to `context` bit for bit.
+            float32 [B, H, W, C]; outside the roi equal to `context` bit for bit.
 
         Raises:
-          ValueError: an argument's shape or value is not as above.
-          SamplingCancelled: `cancel` returned true.
+            ValueError: an argument's shape or value is not as above.
+            SamplingCancelled: `cancel` returned true.
         """
         table = step_table(self.schedule, timesteps, eta)
         total, low, high = len(timesteps), *clip
@@ -193,7 +196,7 @@ class Sampler:
         running = None
         for first in range(0, total, chunk):
             if cancel is not None and cancel():
-                raise SamplingCancelled(f"Cancelled after {first} of {total} steps.")
+                raise SamplingCancelled(f"Cancelled before step {first + 1} of {total}.")
             rows = np.array([first, min(first + chunk, total)], np.int32)
             x_t, done = self._steps(
                 params, x_t, context, roi_masks, class_vector, keys, weight, bounds, table, rows

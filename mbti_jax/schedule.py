@@ -23,10 +23,10 @@ class Schedule:
     """The variances of a forward process and the tables that follow from them.
 
     Attributes:
-      betas: float64 [T], each strictly between 0 and 1.
+        betas: float64 [T], each strictly between 0 and 1.
 
     Raises:
-      ValueError: `betas` is not one-dimensional, is empty, or has a value outside (0, 1).
+        ValueError: `betas` is not one-dimensional, is empty, or has a value outside (0, 1).
     """
 
     betas: np.ndarray
@@ -108,7 +108,7 @@ def make_schedule(name: str, num_timesteps: int = 1000) -> Schedule:
     """Returns the schedule called `name`, 'linear' or 'cosine', as guided-diffusion defines it.
 
     Raises:
-      ValueError: the name is unknown, or `num_timesteps` leaves a beta outside (0, 1).
+        ValueError: the name is unknown, or `num_timesteps` leaves a beta outside (0, 1).
     """
     if name not in _BETAS:
         raise ValueError(f"Unknown schedule {name!r}; choose one of {sorted(_BETAS)}.")
@@ -126,14 +126,14 @@ def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
     model saw at T - 1 and not what it saw at the lower timesteps where other spacings start.
 
     Args:
-      num_steps: n, from 1 to `num_timesteps`.
-      num_timesteps: T.
+        num_steps: n, from 1 to `num_timesteps`.
+        num_timesteps: T.
 
     Returns:
-      int64 [n], strictly descending, in the order of sampling.
+        int64 [n], strictly descending, in the order of sampling.
 
     Raises:
-      ValueError: `num_steps` is not between 1 and `num_timesteps`.
+        ValueError: `num_steps` is not between 1 and `num_timesteps`.
     """
     _check_num_steps(num_steps, num_timesteps)
     left = np.arange(num_steps, 0, -1, dtype=np.int64)
@@ -148,14 +148,14 @@ def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
     guided-diffusion's.
 
     Args:
-      num_steps: N.
-      num_timesteps: T.
+        num_steps: N.
+        num_timesteps: T.
 
     Returns:
-      int64 [N], strictly descending, in the order of sampling.
+        int64 [N], strictly descending, in the order of sampling.
 
     Raises:
-      ValueError: `num_steps` is not between 1 and `num_timesteps`, or no stride leaves that many.
+        ValueError: `num_steps` is not between 1 and `num_timesteps`, or no stride leaves that many.
     """
     _check_num_steps(num_steps, num_timesteps)
     for stride in range(1, num_timesteps):
