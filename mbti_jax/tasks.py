@@ -26,7 +26,6 @@ from mbti_jax.preprocess import BACKGROUND
 
 CHANNELS = ("normal", "necrotic_core", "edema", "enhancement", "tumor")
 
-CLASS_NULL = 0  # Only for guidance: the whole class vector unknown.
 CLASS_EMPTY = 1
 CLASS_FREE_FORM = 2
 CLASS_BOX = 3
@@ -40,7 +39,8 @@ class Task(NamedTuple):
 
     Attributes:
       roi_masks: float32 [H, W, 5], 0 or 1. The ROI is their union.
-      class_vector: float32 [5]: 1 empty channel, 2 free-form, 3 bounding box.
+      class_vector: float32 [5]: 1 empty channel, 2 free-form, 3 bounding box. All zeros is the null
+        condition of guidance, which no task has.
     """
 
     roi_masks: jax.Array
