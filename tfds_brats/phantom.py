@@ -144,6 +144,7 @@ def _acquire(rng: np.random.Generator, value: np.ndarray, indices: np.ndarray) -
     # The brain's edge mixes with skull and air, which stripping has removed since.
     volume = np.full(WINDOW_SHAPE, 0.3, np.float32).ravel()
     volume[indices] = value + 1.8 * noise * rng.standard_normal(indices.size, dtype=np.float32)
+    # No brain voxel is on the window's faces but the lowest, where a step down wraps to background.
     # Each voxel mixes with its six neighbours; between slices more than within.
     in_plane, through = rng.uniform(0.06, 0.12), rng.uniform(0.06, 0.15)
     real = volume[indices] * (1.0 - 4.0 * in_plane - 2.0 * through)

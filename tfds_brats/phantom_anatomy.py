@@ -20,8 +20,8 @@ from scipy import ndimage
 
 GRID_SHAPE = (240, 240, 155)
 # First voxel and shape of the part of the grid that a brain can occupy.
-WINDOW_START = np.array([42, 28, 0])
-WINDOW_SHAPE = (156, 196, 152)
+WINDOW_START = np.array([40, 28, 0])
+WINDOW_SHAPE = (160, 200, 152)
 WINDOW = tuple(
     slice(start, start + size) for start, size in zip(WINDOW_START, WINDOW_SHAPE, strict=True)
 )
@@ -159,7 +159,7 @@ def lattice_points() -> np.ndarray:
 def sample_head(rng: np.random.Generator) -> Head:
     """Draws size, pose, shape, ventricle size and atrophy of one person."""
     # Subject mm per template mm: brain boxes of about 140 x 172 x 140 voxels, as in real cases.
-    scale = np.array([0.955, 0.945, 0.90]) * rng.normal(1.0, [0.014, 0.016, 0.014])
+    scale = np.array([0.93, 0.94, 0.90]) * rng.normal(1.0, [0.012, 0.016, 0.014])
     angles = rng.normal(0.0, np.deg2rad([1.5, 1.0, 1.5]))
     cosine, sine = np.cos(angles), np.sin(angles)
     about_x = np.array([[1, 0, 0], [0, cosine[0], -sine[0]], [0, sine[0], cosine[0]]])
@@ -236,7 +236,9 @@ def sample_tissue(
     depth = upsample(template_depth(lattice), WINDOW_SHAPE, _LATTICE_STEP, 1)
     # Skull-stripping cuts a little deeper here and there.
     ragged = 0.5 * smooth_field(rng, WINDOW_SHAPE, 14) + 0.5 * smooth_field(rng, WINDOW_SHAPE, 5)
-    brain = depth > rng.uniform(0.0, 1.2) + ragged
+    brain = depth > rng.uniform(0.3, 1.2) + ragged
+    # Every neighbour of a brain voxel lies in the window, but for the cut at the bottom of the grid.
+    brain[0] = brain[-1] = brain[:, 0] = brain[:, -1] = brain[:, :, -1] = False
 
     points = [upsample(lattice[..., axis], WINDOW_SHAPE, _LATTICE_STEP, 1) for axis in range(3)]
     side = points[0] - np.float32(_TEMPLATE_CENTRE[0])
