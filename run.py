@@ -72,7 +72,7 @@ def main(_: list[str]) -> None:
     # variable has to be set before JAX is imported.
     cache = os.path.join(os.path.expanduser("~"), ".cache", "mbti_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.WARNING)
     task = importlib.import_module(TASKS[config.task])
     try:
         task.main(config, _WORKDIR.value or config.workdir)

@@ -99,6 +99,11 @@ class Examples:
         record, group = divmod(int(i), len(self._groups))
         return int(self._records[record]), self._groups[group]
 
+    def of_record(self, record: int) -> list[int]:
+        """Numbers of the examples made of one record, a sequence each (or the one with all)."""
+        position = int(np.flatnonzero(self._records == record)[0])
+        return [position * len(self._groups) + group for group in range(len(self._groups))]
+
     def __getitem__(self, i: SupportsIndex) -> Batch:
         record, sequences = self.locate(i)
         content = self._source.read(record, sequences)
@@ -248,8 +253,13 @@ def fixed_batches(examples: Examples, num_batches: int, batch_size: int) -> list
     for start in range(0, count, batch_size):
         items = [examples[i] for i in numbers[start : start + batch_size]]
         items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (batch_size - len(items))
-        batches.append({name: np.stack([item[name] for item in items]) for name in items[0]})
+        batches.append(stack(items))
     return batches
+
+
+def stack(items: Sequence[Batch]) -> Batch:
+    """Examples as one batch, with a new leading axis."""
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
 def intensity_bounds(examples: Examples, num_examples: int = 256) -> tuple[float, float]:

@@ -86,10 +86,26 @@ class Method:
         """The network without dropout: float32 [B, H, W, C]."""
         return self.model.apply({"params": params}, x, t, class_vector)
 
+    def resized(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Images and label maps of the network's size, out of a batch of records.
+
+        Args:
+            batch: arrays as of `data.Examples`, with a leading batch axis.
+
+        Returns:
+            float32 [B, S, S, C] in model units, background -1; uint8 [B, S, S].
+        """
+        size = (self.image_size, self.image_size)
+        images = jax.vmap(decode)(batch["codes"], batch["gain"], batch["bias"])
+        resize = jax.vmap(lambda image: area_resize(image, size))
+        return resize(images), jax.vmap(lambda labels: nearest_resize(labels, size))(
+            batch["labels"]
+        )
+
     def prepare(
         self, batch: Mapping[str, jax.Array], keys: jax.Array, *, augmented: bool
     ) -> Inputs:
-        """Scale, resize, augment, draw a task: all per example, vmapped.
+        """Scales, resizes, augments and draws a task for every example.
 
         Args:
             batch: arrays as of `data.Examples`, with a leading batch axis.
@@ -97,16 +113,15 @@ class Method:
             augmented: flip and rotate.
         """
 
-        def one(key, codes, gain, bias, labels):
+        images, labels = self.resized(batch)
+
+        def one(key, image, labels):
             augment_key, task_key = jax.random.split(key)
-            size = (self.image_size, self.image_size)
-            image = area_resize(decode(codes, gain, bias), size)
-            labels = nearest_resize(labels, size)
             if augmented:
                 image, labels = augment(augment_key, image, labels)
             return Inputs(image, *sample_task(task_key, image, labels, self.tasks))
 
-        return jax.vmap(one)(keys, batch["codes"], batch["gain"], batch["bias"], batch["labels"])
+        return jax.vmap(one)(keys, images, labels)
 
     def loss_terms(
         self,

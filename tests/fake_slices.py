@@ -40,7 +40,9 @@ class FakeSlices:
         rng = np.random.default_rng(i)
         height, width = self._shape
         y, x = np.mgrid[:height, :width]
-        brain = ((y - height / 2) / (0.4 * height)) ** 2 + ((x - width / 2) / (0.4 * width)) ** 2 < 1
+        brain = ((y - height / 2) / (0.4 * height)) ** 2 + (
+            (x - width / 2) / (0.4 * width)
+        ) ** 2 < 1
         labels = np.zeros(self._shape, np.uint8)
         if i % 2:
             distance = np.hypot(y - height / 2 - 3, x - width / 2 + 3)
@@ -57,9 +59,7 @@ class FakeSlices:
             "bias": np.full(4, -1, np.float32),
             "code_slope": np.ones(4),
             "code_offset": np.full(4, -1.0),
-            "brain_box": np.array(
-                [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], np.int32
-            ),
+            "brain_box": np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], np.int32),
             "subject": f"subject_{i // 4}",
             "slice_index": i,
         }

@@ -1,0 +1,47 @@
+"""Ways to fill a region without learning anything, to compare with."""
+
+import cv2
+import numpy as np
+from scipy import ndimage
+
+_RING_PIXELS = 3
+_TELEA_RADIUS = 3.0  # Pixels.
+
+
+def surrounding_mean(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Fills the ROI with the mean of the brain within three pixels around it.
+
+    Args:
+        image: float [H, W].
+        roi: bool [H, W].
+        brain: bool [H, W]; outside the ROI only its values count. Where no brain surrounds the ROI,
+            the mean of all brain outside it is taken.
+
+    Returns:
+        Like `image`, and equal to it outside the ROI.
+
+    Raises:
+        ValueError: there is no brain outside the ROI.
+    """
+    ring = ndimage.binary_dilation(roi, iterations=_RING_PIXELS) & brain & ~roi
+    if not ring.any():
+        ring = brain & ~roi
+    if not ring.any():
+        raise ValueError("the ROI leaves no brain to take a mean of")
+    return np.where(roi, image[ring].mean(dtype=np.float64), image).astype(image.dtype)
+
+
+def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Fast-marching inpainting (Telea 2004), OpenCV's implementation.
+
+    Args:
+        image: float32 [H, W].
+        roi: bool [H, W].
+        brain: not used; here so that the fills are interchangeable.
+
+    Returns:
+        Like `image`, and equal to it outside the ROI.
+    """
+    del brain
+    filled = cv2.inpaint(image, roi.astype(np.uint8), _TELEA_RADIUS, cv2.INPAINT_TELEA)
+    return np.where(roi, filled, image)

@@ -1,0 +1,186 @@
+"""The whole path at a small size: phantom, dataset, training, inpainted slices, and how good they are."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from mbti_jax import baselines, data, pictures, train
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.tasks import CHANNELS, TaskConfig, make_task, sample_task
+from tfds_brats import builder, phantom
+from tfds_brats.reading import SliceSource
+
+_NORMAL, *_COMPONENTS, _TUMOR = range(len(CHANNELS))
+
+
+def main(config: ConfigDict, workdir: str) -> None:
+    """Runs all stages in `workdir`; what a stage finds there, it reuses.
+
+    Raises:
+        ValueError, OSError: as the stages do.
+    """
+    folder = Path(workdir)
+    seconds: dict[str, float] = {}
+    config.data.dataset = str(folder / "slices")
+    with _stage("data: phantom subjects and slices", seconds):
+        phantom.write_phantoms(folder / "phantom", config.phantom.num_subjects, config.phantom.seed)
+        builder.build(folder / "phantom", "phantom", folder / "slices")
+    with _stage("training", seconds):
+        train.main(config, str(folder / "run"))
+    with _stage("sampling", seconds):
+        inpainter = Inpainter.load(folder / "run", batch_size=config.evaluation.batch_size)
+        source = SliceSource(config.data.dataset, "test")
+        figure = draw_figure(inpainter, source, config, folder / "figure.png")
+        errors = healthy_tissue_errors(inpainter, source, config)
+    total = sum(seconds.values())
+    (folder / "report.json").write_text(
+        json.dumps({"seconds": seconds, "mean_absolute_error": errors}, indent=1) + "\n"
+    )
+    print(f"\nMean absolute error in {config.evaluation.num_rois} held-out ROIs of healthy tissue,")
+    print("as a share of the intensity range:")
+    for name, error in errors.items():
+        print(f"  {name:22s} {error:.4f}")
+    print(
+        "\n" + ", ".join(f"{name.split(':')[0]} {s:.0f} s" for name, s in seconds.items()), end=""
+    )
+    print(f", together {total:.0f} s")
+    print(f"\nThe figure: {figure}")
+    print(f"Training curves: tensorboard --logdir {folder / 'run' / 'tensorboard'}")
+    print(
+        "What next: your own BraTS cases - "
+        "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
+        "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
+    )
+
+
+@contextlib.contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+    print(f"== {name}: {seconds[name]:.0f} s", flush=True)
+
+
+def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, path: Path) -> Path:
+    """One held-out slice in every sequence: healthy tissue, components and a mixed tumour painted in.
+
+    The slice is the one with the largest tumour that shows all three components.
+    """
+    examples = train.make_examples(source, config)
+    images, labels = _slice_in_every_sequence(examples, source, inpainter)
+    components = np.stack([labels == k for k in (1, 2, 3)], axis=-1)
+    masks = np.zeros((*labels.shape, len(CHANNELS)), np.float32)
+
+    def task(channels: dict[int, np.ndarray], box: bool):
+        filled = masks.copy()
+        for channel, mask in channels.items():
+            filled[..., channel] = mask
+        return jax.device_get(make_task(jnp.asarray(filled), jnp.full(len(CHANNELS), box)))
+
+    tumor = labels > 0
+    tasks = [
+        task({_NORMAL: tumor}, box=True),
+        task({c: components[..., i] for i, c in enumerate(_COMPONENTS)}, box=False),
+        task({_TUMOR: tumor}, box=True),
+    ]
+    count = len(images)
+    with tqdm(total=100, desc="sampling", unit="%") as bar:
+        painted = inpainter.sample(
+            np.concatenate([images] * len(tasks)),
+            np.concatenate([np.repeat(t.roi_masks[None], count, 0) for t in tasks]),
+            np.concatenate([np.repeat(t.class_vector[None], count, 0) for t in tasks]),
+            slice_indices=np.tile(np.arange(count), len(tasks)),
+            num_steps=config.evaluation.figure_steps,
+            guidance_weight=config.guidance_weight,
+            progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
+        ).reshape(len(tasks), *images.shape)
+    cells = []
+    for s in range(count):
+        before = pictures.enlarge(pictures.gray(images[s, ..., 0]))
+        marked = before
+        for t in tasks[1:]:
+            marked = pictures.with_rois(marked, pictures.enlarge(t.roi_masks), fill=0.15)
+        after = [pictures.enlarge(pictures.gray(p[s, ..., 0])) for p in painted]
+        cells.append([before, marked, *after])
+    return pictures.figure(
+        path,
+        cells,
+        rows=[name.upper() for name in config.data.sequences],
+        columns=["input", "ROIs", "healthy tissue", "components", "mixed tumour"],
+        title="Held-out phantom slice, inpainted",
+        footnote="synthetic phantom data",
+    )
+
+
+def _slice_in_every_sequence(
+    examples: data.Examples, source: SliceSource, inpainter: Inpainter
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images [sequences, S, S, 1] and labels [S, S] of the slice that shows most."""
+    best, best_score = 0, -1
+    numbers = np.argsort(-source.index.tumor_area)[:32]
+    for record in numbers:
+        labels = source.read(int(record), source.sequences[:1])["labels"]
+        areas = [np.count_nonzero(labels == k) for k in (1, 2, 3)]
+        # All three components, none of them a speck.
+        score = min(areas) + 0.01 * sum(areas)
+        if score > best_score:
+            best, best_score = int(record), score
+    numbers = examples.of_record(best)
+    batch = data.stack([examples[i] for i in numbers])
+    inputs = jax.jit(inpainter.method.resized)(batch)
+    images, labels = jax.device_get(inputs)
+    return images, labels[0]
+
+
+def healthy_tissue_errors(
+    inpainter: Inpainter, source: SliceSource, config: ConfigDict
+) -> dict[str, float]:
+    """Mean absolute error inside healthy ROIs of held-out slices, as a share of the range [-1, 1].
+
+    The truth is the image that was there. Every ROI counts by its pixels.
+    """
+    settings = config.evaluation
+    examples = train.make_examples(source, config)
+    (batch,) = data.fixed_batches(examples, 1, settings.num_rois)
+    images, labels = jax.jit(inpainter.method.resized)(batch)
+    only_normal = TaskConfig(**{**config.tasks, "prob_tumor": 0.0, "prob_normal": 1.0})
+    keys = jax.random.split(jax.random.key(config.seed), len(images))
+    draw = jax.vmap(functools.partial(sample_task, config=only_normal))
+    tasks = jax.device_get(jax.jit(draw)(keys, images, labels))
+    images = jax.device_get(images)
+
+    count, repeats = len(images), settings.num_samples
+    with tqdm(total=100, desc="sampling held-out slices", unit="%") as bar:
+        painted = inpainter.sample(
+            np.repeat(images, repeats, 0),
+            np.repeat(tasks.roi_masks, repeats, 0),
+            np.repeat(tasks.class_vector, repeats, 0),
+            samples=np.tile(np.arange(repeats), count),
+            slice_indices=np.repeat(np.arange(count), repeats),
+            num_steps=settings.num_steps,
+            guidance_weight=config.guidance_weight,
+            progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
+        ).reshape(count, repeats, *images.shape[1:])
+    candidates = {"one sample": painted[:, 0], f"mean of {repeats}": painted.mean(1)}
+    rois = tasks.roi_masks.any(-1)
+    fills = {"surrounding mean": baselines.surrounding_mean, "Telea (OpenCV)": baselines.telea}
+    brains = (images > -1).any(-1)
+    for name, fill in fills.items():
+        filled = [
+            fill(image[..., 0], roi, brain)
+            for image, roi, brain in zip(images, rois, brains, strict=True)
+        ]
+        candidates[name] = np.stack(filled)[..., None]
+    return {
+        name: float(np.abs(result - images)[rois].mean() / 2) for name, result in candidates.items()
+    }
