@@ -6,6 +6,7 @@ from scipy import ndimage
 
 _RING_PIXELS = 3
 _TELEA_RADIUS = 3.0  # Pixels.
+_UINT16_MAX = np.iinfo(np.uint16).max
 
 
 def surrounding_mean(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -43,5 +44,11 @@ def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
         Like `image`, and equal to it outside the ROI.
     """
     del brain
-    filled = cv2.inpaint(image, roi.astype(np.uint8), _TELEA_RADIUS, cv2.INPAINT_TELEA)
-    return np.where(roi, filled, image)
+    # As 16-bit integers: on float images OpenCV 5 returns values far outside their range.
+    low, high = image.min(), image.max()
+    if low == high:
+        return image.copy()
+    codes = np.round((image - low) / (high - low) * _UINT16_MAX).astype(np.uint16)
+    filled = cv2.inpaint(codes, roi.astype(np.uint8), _TELEA_RADIUS, cv2.INPAINT_TELEA)
+    values = low + (high - low) * filled.astype(np.float32) / _UINT16_MAX
+    return np.where(roi, values, image)
