@@ -254,20 +254,20 @@ def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
             raise CaseError(f"{files.labels}: holds labels that are not whole numbers")
         values = rounded
     known = files.convention.labels
-    unknown = set()
-    if values.min() < 0 or values.max() > 255 or values.dtype != np.uint8:
-        unknown = {int(label) for label in np.unique(values)} - known.keys()
-    if not unknown:
-        counts = np.bincount(values.astype(np.uint8).ravel(order="K"), minlength=256)
-        unknown = set(np.flatnonzero(counts).tolist()) - known.keys()
-    if unknown:
+    canonical, num_known = np.zeros_like(values, np.uint8), 0
+    for label, meaning in known.items():
+        here = values == label
+        num_known += np.count_nonzero(here)
+        if meaning:
+            canonical[here] = meaning
+    if num_known != values.size:
+        unknown = [int(label) for label in np.unique(values) if label not in known]
         raise CaseError(
-            f"{files.labels}: holds the labels {sorted(unknown)[:10]}, unknown to the convention "
-            f"{files.convention.name} ({sorted(known)}); see tfds_brats/README.md for the others"
+            f"{files.labels}: holds the labels {unknown[:10]}, unknown to the convention "
+            f"{files.convention.name} ({', '.join(map(str, known))}); tfds_brats/README.md lists "
+            "the conventions"
         )
-    table = np.zeros(256, np.uint8)
-    table[list(known)] = list(known.values())
-    return table[values.astype(np.uint8)], volume.affine
+    return canonical, volume.affine
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:

@@ -15,7 +15,7 @@ from tfds_brats.splits import SPLITS
 
 SUMMARY_FILE = "brats.json"
 # Where TFDS puts the dataset below a `data_dir`: the builder's name and a version.
-_DATASET = "brats_slices/*.*.*"
+_DATASET = "brats_slices/[0-9]*.*.*"
 
 
 class RecordIndex(NamedTuple):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from tfds_brats.cases import Case, CaseFiles, is_tumor, read_case
-from tfds_brats.conventions import SEQUENCES
+from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.scale import encode
 
 # The paper leaves out slices whose brain bounding box is smaller, in pixels.
@@ -79,9 +79,11 @@ def encode_case(case: Case) -> SubjectRecords:
     code_slope, code_offset, gain, bias = np.array(scaling, np.float64).T
     gain, bias = gain.astype(np.float32), bias.astype(np.float32)
 
-    slice_index = np.array(
-        [k for k, area in enumerate(_box_areas(brain)) if area >= MIN_BRAIN_BOX_AREA], np.int32
-    )
+    slice_index = np.flatnonzero(_box_areas(brain) >= MIN_BRAIN_BOX_AREA).astype(np.int32)
+    if slice_index.size == 0:
+        raise CaseError(
+            f"{case.subject}: no axial slice has a brain of {MIN_BRAIN_BOX_AREA} pixels or more"
+        )
     brain_area = brain[slice_index].sum((1, 2), dtype=np.int32)
     tumor_area = is_tumor(labels[slice_index]).sum((1, 2), dtype=np.int32)
     brain_box = _bounding_box(brain.any(0))

@@ -89,9 +89,11 @@ def encode(stored: np.ndarray, brain: np.ndarray, slope=1.0, intercept=0.0) -> C
     """
     inside = stored[brain]
     low, high = inside.min().item(), inside.max().item()
-    wide = inside.astype(np.int64 if inside.dtype.kind in "iu" else np.float64) - low
-    whole = inside.dtype.kind in "iu" or not np.any(inside % 1)
-    step = 1.0 if whole and high - low < _MAX_CODE else (high - low) / (_MAX_CODE - 1)
+    steps = inside.astype(np.int64 if inside.dtype.kind in "iu" else np.float64) - low
+    step = 1.0
+    if high - low >= _MAX_CODE or (steps.dtype.kind == "f" and np.any(steps % 1)):
+        step = (high - low) / (_MAX_CODE - 1)
+        steps = np.rint(steps / step)
     codes = np.zeros(stored.shape, np.uint16)
-    codes[brain] = np.rint(wide / step).astype(np.uint16) + np.uint16(1)
+    codes[brain] = steps + 1
     return Codes(codes, slope * step, slope * (low - step) + intercept)

@@ -21,13 +21,23 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from tfds_brats.conventions import CaseError
 
 _LPS = axcodes2ornt("LPS")
 # Farther than this from every anatomical axis, "the nearest orientation" is a guess.
 _MAX_OBLIQUE_DEGREES = 40.0
-_READ_ERRORS = (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError)
+_READ_ERRORS = (
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    OSError,
+    EOFError,
+    OverflowError,
+    zlib.error,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -126,10 +136,11 @@ def _orientation_to_lps(path: Path, image: nib.Nifti1Image) -> np.ndarray:
             "write the right affine into it first"
         )
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    with np.errstate(all="ignore"):
+        cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and abs(np.linalg.det(cosines)) > 1e-3):
         raise CaseError(f"{path}: its affine is singular or not finite: {affine.tolist()}")
     orientation = io_orientation(affine)
-    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     nearest = np.abs(cosines[orientation[:, 0].astype(int), np.arange(3)])
     if nearest.min() < np.cos(np.deg2rad(_MAX_OBLIQUE_DEGREES)):
         raise CaseError(
