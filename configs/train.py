@@ -29,9 +29,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.model_channels = 128
-    config.model.channel_mult = (1, 1, 2, 3, 4)
+    config.model.channel_mult = (1, 1, 2, 2, 4, 4)
     config.model.num_res_blocks = 2
-    config.model.attention_resolutions = (8, 16)
+    config.model.attention_resolutions = (16, 32)
     config.model.num_head_channels = 64
     config.model.use_scale_shift_norm = True
     config.model.resblock_updown = True
