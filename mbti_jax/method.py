@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from mbti_jax import diffusion, guidance
 from mbti_jax.augment import augment
@@ -73,12 +72,6 @@ class Method:
             image_size=image_size,
             drop_rate=fields["drop_condition"],
         )
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters; to be jitted."""
-        x = jnp.zeros((1, self.image_size, self.image_size, self.model.in_channels))
-        t, class_vector = jnp.zeros((1,)), jnp.zeros((1, len(CHANNELS)))
-        return self.model.init(key, x, t, class_vector)["params"]
 
     def apply(
         self, params: Params, x: jax.Array, t: jax.Array, class_vector: jax.Array

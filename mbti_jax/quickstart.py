@@ -1,4 +1,4 @@
-"""The whole path at a small size: phantom, dataset, training, inpainted slices, and how good they are."""
+"""The whole path at a small size: phantom, dataset, training, inpainted slices and their errors."""
 
 import contextlib
 import functools

@@ -26,6 +26,7 @@ from mbti_jax import data, pictures, sharding
 from mbti_jax.checkpoint import Checkpointer
 from mbti_jax.guidance import guided
 from mbti_jax.method import QUARTERS, Method
+from mbti_jax.models.unet import init_params
 from mbti_jax.sampler import Sampler, noise_for
 from mbti_jax.schedule import trailing_timesteps
 from mbti_jax.state import Params, TrainState, apply_update, create_state
@@ -196,7 +197,7 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 def _init_state(method, optimizer, key):
-    return create_state(method.init(key), optimizer)
+    return create_state(init_params(method.model, key), optimizer)
 
 
 def _loop(

@@ -12,6 +12,7 @@ from fake_slices import FakeSlices
 from configs.train import get_config
 from mbti_jax import data, sharding
 from mbti_jax.method import Inputs, Method
+from mbti_jax.models.unet import init_params
 from mbti_jax.state import create_state
 from mbti_jax.train import make_train_step
 
@@ -54,7 +55,7 @@ def ten_losses(devices: int, accumulation: int) -> list[float]:
         num_threads=2,
     )
     init = jax.jit(
-        lambda key: create_state(method().init(key), optimizer),
+        lambda key: create_state(init_params(method().model, key), optimizer),
         out_shardings=sharding.replicated(mesh),
     )
     state = init(root)
