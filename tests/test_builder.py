@@ -43,8 +43,12 @@ def brain_box_area(plane: np.ndarray) -> int:
 
 def check_against_nibabel(folder: Path, subject: str, suffixes, label_table, records) -> None:
     """Every record of a subject (slice -> record), voxel for voxel, and none too few."""
-    images = {s: nib.load(folder / f"{subject}{suffixes[s]}.nii.gz").get_fdata() for s in SEQUENCES}
-    labels = nib.load(folder / f"{subject}{suffixes['labels']}.nii.gz").get_fdata()
+
+    def load(name):
+        return np.asanyarray(nib.load(folder / f"{subject}{suffixes[name]}.nii.gz").dataobj)
+
+    images = {sequence: load(sequence) for sequence in SEQUENCES}
+    labels = load("labels")
     brain = np.any([image != 0 for image in images.values()], axis=0)
     kept = [k for k in range(brain.shape[2]) if brain_box_area(brain[:, :, k]) >= 100]
     assert sorted(records) == kept

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention, get_convention
+from tfds_brats.conventions import (
+    CONVENTIONS,
+    ENHANCEMENT,
+    NECROTIC_CORE,
+    SEQUENCES,
+    CaseError,
+    Convention,
+    get_convention,
+)
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.volumes import Volume, read_geometry, read_volume
 
@@ -232,8 +240,11 @@ def survey_case(files: CaseFiles) -> float:
 
 
 def is_tumor(labels: np.ndarray) -> np.ndarray:
-    """bool, of any shape: necrotic core, edema or enhancement in canonical labels."""
-    return (labels >= 1) & (labels <= 3)
+    """bool, of any shape, from canonical labels: necrotic core, edema or enhancement.
+
+    A resection cavity is none: it is never an ROI and makes no slice a tumour slice.
+    """
+    return (labels >= NECROTIC_CORE) & (labels <= ENHANCEMENT)
 
 
 def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,6 @@ SEQUENCES = ("t1", "t1ce", "t2", "flair")
 
 # Canonical labels, uint8, of every record.
 BACKGROUND, NECROTIC_CORE, EDEMA, ENHANCEMENT, CAVITY = range(5)
-# A resection cavity is no tumour: it is never an ROI and does not make a slice a tumour slice.
-TUMOR_LABELS = (NECROTIC_CORE, EDEMA, ENHANCEMENT)
 
 
 class CaseError(ValueError):
