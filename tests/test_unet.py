@@ -2,55 +2,176 @@
 
 import json
 
+import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
+from unet_cases import (
+    assert_gradient_norms_match,
+    loss_out_grads,
+    quick_jit,
+    random_inputs,
+    random_params,
+    relative_l2,
+    small_unet,
+)
 
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
-from mbti_jax.models.unet import UNet, init_params
-
-
-def golden_files(goldens):
-    files = sorted(goldens.glob("unet_*.npz"))
-    assert files, f"no unet_*.npz in {goldens}"
-    return files
+from mbti_jax.models.blocks import group_norm, timestep_embedding
+from mbti_jax.models.unet import UNet, depth_to_space, init_params, param_shapes, space_to_depth
 
 
 def read_golden(file):
     with np.load(file) as arrays:
-        arrays = dict(arrays)
-    config = json.loads(str(arrays.pop("config")))
-    x = arrays["x"].transpose(0, 2, 3, 1)
-    class_vector = arrays.get("y", np.zeros((len(x), 0), np.float32))
-    params = {k.removeprefix("param/"): v for k, v in arrays.items() if k.startswith("param/")}
-    return config, params, (x, arrays["t"], class_vector), arrays
-
-
-def relative_l2(value, reference):
-    return np.linalg.norm(value - reference) / np.linalg.norm(reference)
+        golden = dict(arrays)
+    config = json.loads(str(golden["config"]))
+    x = golden["x"].transpose(0, 2, 3, 1)
+    class_vector = golden.get("y", np.zeros((len(x), 0), np.float32))
+    state_dict = {k.removeprefix("param/"): v for k, v in golden.items() if k.startswith("param/")}
+    return config, state_dict, (x, golden["t"], class_vector), golden
 
 
 def test_parity_with_the_published_network(goldens):
-    for file in golden_files(goldens):
+    files = sorted(goldens.glob("unet_*.npz"))
+    assert files, f"no unet_*.npz in {goldens}"
+    for file in files:
         config, state_dict, inputs, golden = read_golden(file)
         model = UNet(**config)
         params = from_guided_diffusion(state_dict, model)
-
-        @jax.jit
-        def loss_out_grads(params, inputs, model=model):
-            def loss(params):
-                out = model.apply({"params": params}, *inputs)
-                return jnp.mean(out**2), out
-
-            return jax.value_and_grad(loss, has_aux=True)(params)
-
-        (loss, out), grads = loss_out_grads(params, inputs)
-        error = relative_l2(out.transpose(0, 3, 1, 2), golden["out"])
+        (loss, out), grads = loss_out_grads(model)(params, inputs)
+        error = relative_l2(np.transpose(out, (0, 3, 1, 2)), golden["out"])
         assert error < 1e-5, f"{file.name}: output off by {error}"
         assert loss == pytest.approx(float(golden["loss"]), rel=1e-5), file.name
         norms = {k: np.linalg.norm(v) for k, v in to_guided_diffusion(grads).items()}
         expected = {k: float(golden[f"grad_norm/{k}"]) for k in state_dict}
-        floor = 1e-6 * max(expected.values())
-        for name, norm in expected.items():
-            assert abs(norms[name] - norm) <= 1e-3 * norm + floor, f"{file.name}: {name}"
+        assert_gradient_norms_match(norms, expected, file.name)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """(model, params, inputs, result of loss_out_grads), compiled once."""
+    model = small_unet(resblock_updown=True, use_scale_shift_norm=True)
+    params, inputs = random_params(model), random_inputs(model)
+    return model, params, inputs, loss_out_grads(model)(params, inputs)
+
+
+def test_remat_changes_no_number(small):
+    model, params, inputs, ((_, out), grads) = small
+    (_, out_remat), grads_remat = loss_out_grads(model.clone(remat=True))(params, inputs)
+    np.testing.assert_allclose(out_remat, out, rtol=1e-5, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(grads_remat), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_bfloat16_is_close_and_keeps_float32_outside(small):
+    model, params, inputs, ((_, out), _) = small
+    step = loss_out_grads(model.clone(dtype="bfloat16"))
+    (_, out_bf16), grads = jax.eval_shape(step, params, inputs)
+    assert {x.dtype for x in jax.tree.leaves((out_bf16, grads))} == {jnp.dtype("float32")}
+    out_bf16 = quick_jit(model.clone(dtype="bfloat16").apply)({"params": params}, *inputs)
+    assert 1e-4 < relative_l2(out_bf16, out) < 3e-2
+
+
+def test_dropout_acts_only_in_training(small):
+    model, params, inputs, ((_, out), _) = small
+    apply = quick_jit(model.clone(dropout=0.5).apply, static_argnames="deterministic")
+    first, again, other = (
+        apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": jax.random.key(k)})
+        for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert relative_l2(first, out) > 0.1
+    assert relative_l2(first, other) > 0.1
+    np.testing.assert_allclose(apply({"params": params}, *inputs), out, rtol=1e-5, atol=1e-5)
+
+
+def test_integer_timesteps_equal_float_ones():
+    t = np.array([0, 1, 500, 999])
+    np.testing.assert_array_equal(timestep_embedding(t, 32), timestep_embedding(t.astype("f"), 32))
+
+
+def test_timestep_embedding_against_float64():
+    t = np.array([0, 0.5, 999.0])
+    frequencies = 10_000.0 ** (-np.arange(8) / 8)
+    angles = t[:, None] * frequencies
+    expected = np.concatenate([np.cos(angles), np.sin(angles), np.zeros((3, 1))], axis=1)
+    embedding = timestep_embedding(t.astype(np.float32), 17)
+    np.testing.assert_allclose(embedding, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e3])
+def test_group_norm_against_float64_and_flax(mean):
+    rng = np.random.default_rng(0)
+    x = (mean + rng.standard_normal((2, 5, 7, 12)) * np.geomspace(0.1, 10, 12)).astype(np.float32)
+    weight, bias = rng.standard_normal((2, 2, 12))
+    groups = x.astype(np.float64).reshape(2, 35, 4, 3)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    normed = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+    expected = normed * weight[:, None, None, :] + bias[:, None, None, :]
+    got = group_norm(x, weight.astype(np.float32), bias.astype(np.float32), num_groups=4)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 if mean == 0 else 3e-3)
+
+    cotangent = rng.standard_normal(x.shape).astype(np.float32)
+    ones, zeros = np.ones(12, np.float32), np.zeros(12, np.float32)
+    reference = nn.GroupNorm(num_groups=4, epsilon=1e-5, use_fast_variance=False)
+    variables = {"params": {"scale": ones, "bias": zeros}}
+    grad = jax.grad(lambda x: (cotangent * group_norm(x, ones, zeros, 4)).sum())(x)
+    expected_grad = jax.grad(lambda x: (cotangent * reference.apply(variables, x)).sum())(x)
+    assert relative_l2(grad, expected_grad) < 1e-4
+
+
+def test_space_to_depth_folds_patches():
+    x = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    folded = space_to_depth(x, 2)
+    np.testing.assert_array_equal(folded[1, 1, 2], x[1, 2:4, 4:6].ravel())
+    np.testing.assert_array_equal(depth_to_space(folded, 2), x)
+
+
+def test_init_params_has_the_modules_distribution():
+    model = small_unet(channel_mult=(1,), attention_resolutions=())
+    inputs = random_inputs(model)
+    params = quick_jit(lambda key: init_params(model, key))(jax.random.key(0))
+    expected = flatten_dict(quick_jit(model.init)(jax.random.key(1), *inputs)["params"])
+    assert flatten_dict(params).keys() == expected.keys()
+    for path, value in flatten_dict(params).items():
+        assert value.shape == expected[path].shape and value.dtype == jnp.float32, path
+        if len(np.unique(expected[path])) == 1:
+            np.testing.assert_array_equal(value, expected[path], err_msg=str(path))
+        else:
+            bound = np.prod(value.shape[:-1]) ** -0.5
+            assert 0.9 * bound < np.abs(value).max() <= bound, path
+            assert np.abs(expected[path]).max() <= bound, path
+    out = quick_jit(model.apply)({"params": params}, *inputs)
+    np.testing.assert_array_equal(out, np.zeros((2, 16, 16, 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({}, (1, 16, 16, 5), "the model wants"),
+        ({}, (1, 17, 16, 6), "divisible by 2"),
+        ({"patch_size": 4}, (1, 20, 16, 6), "divisible by 8"),
+        ({"num_groups": 5}, (1, 16, 16, 6), "num_groups=5"),
+        ({"num_head_channels": 24}, (1, 16, 16, 6), "num_head_channels=24"),
+        ({"num_heads": 5}, (1, 16, 16, 6), "5 heads"),
+        ({"num_classes": 4}, (1, 16, 16, 6), "class_vector"),
+    ],
+)
+def test_misfits_are_named(options, shape, message):
+    model = small_unet(**options)
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, key, jnp.zeros(shape), jnp.zeros(1), jnp.zeros((1, 5)))
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_gradient_lowers_for_accelerators(platform):
+    model = small_unet(dtype="bfloat16", remat=True, resblock_updown=True)
+    x, t, class_vector = random_inputs(model)
+    exported = jax.export.export(loss_out_grads(model), platforms=[platform])(
+        param_shapes(model), (x, t, class_vector)
+    )
+    assert exported.platforms == (platform,)

@@ -1,12 +1,12 @@
 """Parameters of the UNet under guided-diffusion's names and in PyTorch's layouts, both ways.
 
-guided-diffusion                    here                             layout
-`input_blocks.1.0.in_layers.2.weight`   `input_blocks_1_0/in_layers_2/kernel`   [O, I, 3, 3] <-> [3, 3, I, O]
-`input_blocks.5.0.skip_connection.weight` `input_blocks_5_0/skip_connection/kernel` [O, I, 1, 1] <-> [I, O]
-`middle_block.1.qkv.weight`         `middle_block_1/qkv/kernel`          [O, I, 1] <-> [I, O]
-`time_embed.0.weight`               `time_embed_0/kernel`                [O, I] <-> [I, O]
-`out.0.weight`                      `out_0/scale`                        [C]
-`*.bias`                            `*/bias`                             [C]
+| guided-diffusion                   | here                        | layout of the weight         |
+| ---------------------------------- | --------------------------- | ---------------------------- |
+| input_blocks.1.0.in_layers.2       | input_blocks_1_0/in_layers_2 | [O, I, 3, 3] <-> [3, 3, I, O] |
+| input_blocks.5.0.skip_connection   | .../skip_connection         | [O, I, 1, 1] <-> [I, O]      |
+| middle_block.1.qkv                 | middle_block_1/qkv          | [O, I, 1] <-> [I, O]         |
+| time_embed.0                       | time_embed_0                | [O, I] <-> [I, O]            |
+| out.0                              | out_0                       | [C]; "scale" here            |
 
 Only transposition, never arithmetic: a round trip is exact.
 """
@@ -14,19 +14,13 @@ Only transposition, never arithmetic: a round trip is exact.
 import re
 from collections.abc import Mapping
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbti_jax.models.unet import UNet, init_params
+from mbti_jax.models.unet import UNet, param_shapes
 
 # 1x1 convolutions are matrix products here; PyTorch keeps their window axes.
 _WINDOW_AXES = {"skip_connection": (1, 1), "qkv": (1,), "proj_out": (1,)}
-
-
-def param_shapes(model: UNet) -> dict:
-    """The parameter tree of `model` with `jax.ShapeDtypeStruct` leaves; computes nothing."""
-    return jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
 
 
 def to_guided_diffusion(params: Mapping) -> dict[str, np.ndarray]:

@@ -17,8 +17,15 @@ import numpy as np
 _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
 
-# PyTorch's default for linear and convolutional layers: uniform in +-1 / sqrt(fan_in).
-TORCH_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# Layers that start at zero, so that every residual block starts as the identity and the network as 0.
+ZERO_INIT = frozenset({"out_layers_3", "proj_out", "out_2"})
+
+
+def kernel_init(name: str) -> nn.initializers.Initializer:
+    """Zeros, or PyTorch's default: uniform in +-1 / sqrt(fan_in)."""
+    if name in ZERO_INIT:
+        return nn.initializers.zeros
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
@@ -56,8 +63,13 @@ def group_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, num_groups: int
     Returns:
         float32 [B, H, W, C]: (x - mean) / sqrt(variance + 1e-5) * weight + bias, mean and variance
         per example and group.
+
+    Raises:
+        ValueError: if num_groups does not divide C.
     """
     batch, _, _, channels = x.shape
+    if channels % num_groups:
+        raise ValueError(f"{channels} channels cannot be split into num_groups={num_groups}")
     x = x.astype(jnp.float32)
     # The moments are those of x minus a constant close to its mean, since E[x^2] - E[x]^2 loses
     # all digits where the mean is large. Being constant, the shift has no gradient.
@@ -76,18 +88,16 @@ def group_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, num_groups: int
     return centred * gain[:, None, None, :] + bias[..., None, None, :]
 
 
-def conv3x3(channels: int, dtype, name: str, strides: int = 1, zero_init: bool = False) -> nn.Conv:
+def conv3x3(channels: int, dtype, name: str, strides: int = 1) -> nn.Conv:
     """A 3x3 convolution padded by one pixel on every side."""
-    kernel_init = nn.initializers.zeros if zero_init else TORCH_INIT
     return nn.Conv(
-        channels, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init, name=name
+        channels, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init(name), name=name
     )
 
 
-def dense(channels: int, dtype, name: str, zero_init: bool = False) -> nn.Dense:
+def dense(channels: int, dtype, name: str) -> nn.Dense:
     """A linear layer over the last axis; on an image, a 1x1 convolution."""
-    kernel_init = nn.initializers.zeros if zero_init else TORCH_INIT
-    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
+    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init(name), name=name)
 
 
 class GroupNorm(nn.Module):
@@ -173,7 +183,7 @@ class ResBlock(nn.Module):
         else:
             h = norm(h + condition[:, None, None, :])
         h = nn.Dropout(self.dropout)(nn.silu(h), deterministic=deterministic)
-        h = conv3x3(self.channels, self.dtype, "out_layers_3", zero_init=True)(h)
+        h = conv3x3(self.channels, self.dtype, "out_layers_3")(h)
 
         if x.shape[-1] != self.channels:
             x = dense(self.channels, self.dtype, "skip_connection")(x)
@@ -203,6 +213,8 @@ class AttentionBlock(nn.Module):
         h = GroupNorm(self.num_groups, self.dtype, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
         qkv = dense(3 * channels, self.dtype, "qkv")(h)
+        if channels % self.num_heads:
+            raise ValueError(f"{channels} channels cannot be split into {self.num_heads} heads")
         head_channels = channels // self.num_heads
         if self.use_new_attention_order:
             qkv = qkv.reshape(*qkv.shape[:2], 3, self.num_heads, head_channels)
@@ -212,4 +224,4 @@ class AttentionBlock(nn.Module):
             query, key, value = jnp.moveaxis(qkv, 3, 0)
         h = jax.nn.dot_product_attention(query, key, value)
         h = h.reshape(batch, height, width, channels)
-        return x + dense(channels, self.dtype, "proj_out", zero_init=True)(h)
+        return x + dense(channels, self.dtype, "proj_out")(h)

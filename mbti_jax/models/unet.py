@@ -5,13 +5,17 @@ Nichol 2021, arXiv 2105.05233) whose label embedding takes a real-valued vector,
 checkpoints can be used; 2-D only.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mbti_jax.models.blocks import (
+    ZERO_INIT,
     AttentionBlock,
     Downsample,
     GroupNorm,
@@ -115,7 +119,12 @@ class UNet(nn.Module):
 
         def attend(h, num_heads, name):
             if self.num_head_channels != -1:
-                num_heads = h.shape[-1] // self.num_head_channels
+                num_heads, remainder = divmod(h.shape[-1], self.num_head_channels)
+                if remainder:
+                    raise ValueError(
+                        f"{h.shape[-1]} channels cannot be split into heads of "
+                        f"num_head_channels={self.num_head_channels}"
+                    )
             block = attention_block(
                 num_heads=num_heads,
                 num_groups=self.num_groups,
@@ -170,7 +179,7 @@ class UNet(nn.Module):
 
         h = nn.silu(GroupNorm(self.num_groups, dtype, name="out_0")(h))
         channels = self.out_channels * self.patch_size**2
-        h = conv3x3(channels, dtype, "out_2", zero_init=True)(h)
+        h = conv3x3(channels, dtype, "out_2")(h)
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
 
     def _embedding(self, t, class_vector):
@@ -200,10 +209,38 @@ class UNet(nn.Module):
             )
 
 
-def init_params(model: UNet, key: jax.Array) -> dict:
-    """Freshly initialised parameters of `model`: a tree of float32 arrays. Pure; may be jitted."""
+def param_shapes(model: UNet) -> dict:
+    """The parameter tree of `model` with `jax.ShapeDtypeStruct` leaves. Computes nothing."""
     x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
-    return model.init(key, x, jnp.zeros(1), jnp.zeros((1, model.num_classes)))["params"]
+    class_vector = jnp.zeros((1, model.num_classes))
+    return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), class_vector)["params"]
+
+
+def init_params(model: UNet, key: jax.Array) -> dict:
+    """Freshly initialised parameters of `model`. Pure; jit it.
+
+    The distribution is that of `model.init`, but all parameters come from one random draw: XLA
+    compiles each draw for itself, which takes longer than to compile the network's gradient.
+
+    Args:
+        model: the network.
+        key: typed PRNG key.
+
+    Returns:
+        Nested dict of float32 arrays.
+    """
+    flat = flatten_dict(param_shapes(model))
+    drawn = [path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in ZERO_INIT]
+    ends = np.cumsum([flat[path].size for path in drawn])
+    noise = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
+    params = {
+        path: (jnp.ones if path[-1] == "scale" else jnp.zeros)(leaf.shape)
+        for path, leaf in flat.items()
+    }
+    for path, values in zip(drawn, jnp.split(noise, ends[:-1]), strict=True):
+        shape = flat[path].shape
+        params[path] = values.reshape(shape) / math.prod(shape[:-1]) ** 0.5
+    return unflatten_dict(params)
 
 
 def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:
