@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.phantom.num_subjects = 12
     config.phantom.seed = 0
 
+    # One example holds all four sequences of a slice: four times the images for the same network.
+    config.data.together = True
     # 192 x 192 pixels around the brain, averaged to 64 x 64.
     config.data.dataset = "quickstart/slices"
     config.data.window = 192

@@ -4,10 +4,11 @@
 
 DIR is what `configs/data.py` wrote. The same command resumes; SIGTERM and Ctrl-C save first.
 
-The paper gives batch, iterations, learning rate and augmentation, and says that the network is Dhariwal &
-Nichol's UNet, but not how large. This one has the size that the published code takes for 256 x 256 images
-when nothing else is said: 150 million parameters, 551 GFLOP a slice forward (1.65 TFLOP in training, two
-FLOPs a multiply-add). 40 million images then cost 66 EFLOP, some days of the paper's three A100.
+The paper gives batch, iterations, learning rate and augmentation, and says that the network is
+Dhariwal & Nichol's UNet, but not how large. This one has the size that the published code takes for
+256 x 256 images when nothing else is said: 150 million parameters, 551 GFLOP a slice forward (1.65 TFLOP
+in training, two FLOPs a multiply-add). 40 million images then cost 66 EFLOP, some days of the paper's
+three A100.
 """
 
 from ml_collections import ConfigDict

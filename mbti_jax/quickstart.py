@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mbti_jax import baselines, data, pictures, train
 from mbti_jax.inpaint import Inpainter
+from mbti_jax.preprocess import BACKGROUND
 from mbti_jax.tasks import CHANNELS, TaskConfig, make_task, sample_task
 from tfds_brats import builder, phantom
 from tfds_brats.reading import SliceSource
@@ -76,8 +77,7 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
 
     The slice is the one with the largest tumour that shows all three components.
     """
-    examples = train.make_examples(source, config)
-    images, labels = _slice_in_every_sequence(examples, source, inpainter)
+    images, labels = _slice_that_shows_most(source, inpainter, config)
     components = np.stack([labels == k for k in (1, 2, 3)], axis=-1)
     masks = np.zeros((*labels.shape, len(CHANNELS)), np.float32)
 
@@ -87,7 +87,7 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
             filled[..., channel] = mask
         return jax.device_get(make_task(jnp.asarray(filled), jnp.full(len(CHANNELS), box)))
 
-    tumor = labels > 0
+    tumor = components.any(-1)
     tasks = [
         task({_NORMAL: tumor}, box=True),
         task({c: components[..., i] for i, c in enumerate(_COMPONENTS)}, box=False),
@@ -105,13 +105,10 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
             progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
         ).reshape(len(tasks), *images.shape)
     cells = []
-    for s in range(count):
-        before = pictures.enlarge(pictures.gray(images[s, ..., 0]))
-        marked = before
-        for t in tasks[1:]:
-            marked = pictures.with_rois(marked, pictures.enlarge(t.roi_masks), fill=0.15)
-        after = [pictures.enlarge(pictures.gray(p[s, ..., 0])) for p in painted]
-        cells.append([before, marked, *after])
+    marks = np.maximum(*(pictures.enlarge(t.roi_masks) for t in tasks[1:]))
+    for before, *after in zip(*map(_by_sequence, (images, *painted)), strict=True):
+        before, *after = (pictures.enlarge(pictures.gray(image)) for image in (before, *after))
+        cells.append([before, pictures.with_rois(before, marks, fill=0.15), *after])
     return pictures.figure(
         path,
         cells,
@@ -122,23 +119,25 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
     )
 
 
-def _slice_in_every_sequence(
-    examples: data.Examples, source: SliceSource, inpainter: Inpainter
+def _by_sequence(images: np.ndarray) -> np.ndarray:
+    """[n, S, S, C] -> [n * C, S, S]: a slice's sequences, be they examples or channels."""
+    return np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
+
+
+def _slice_that_shows_most(
+    source: SliceSource, inpainter: Inpainter, config: ConfigDict
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images [sequences, S, S, 1] and labels [S, S] of the slice that shows most."""
-    best, best_score = 0, -1
-    numbers = np.argsort(-source.index.tumor_area)[:32]
-    for record in numbers:
+    """Images [n, S, S, C] and labels [S, S] of the slice with all three components at their largest."""
+    best, best_score = 0, -1.0
+    for record in np.argsort(-source.index.tumor_area)[:32]:
         labels = source.read(int(record), source.sequences[:1])["labels"]
         areas = [np.count_nonzero(labels == k) for k in (1, 2, 3)]
-        # All three components, none of them a speck.
         score = min(areas) + 0.01 * sum(areas)
         if score > best_score:
             best, best_score = int(record), score
-    numbers = examples.of_record(best)
-    batch = data.stack([examples[i] for i in numbers])
-    inputs = jax.jit(inpainter.method.resized)(batch)
-    images, labels = jax.device_get(inputs)
+    examples = train.make_examples(source, config)
+    batch = data.stack([examples[i] for i in examples.of_record(best)])
+    images, labels = jax.device_get(jax.jit(inpainter.method.resized)(batch))
     return images, labels[0]
 
 
@@ -172,15 +171,17 @@ def healthy_tissue_errors(
             progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
         ).reshape(count, repeats, *images.shape[1:])
     candidates = {"one sample": painted[:, 0], f"mean of {repeats}": painted.mean(1)}
-    rois = tasks.roi_masks.any(-1)
-    fills = {"surrounding mean": baselines.surrounding_mean, "Telea (OpenCV)": baselines.telea}
-    brains = (images > -1).any(-1)
-    for name, fill in fills.items():
-        filled = [
-            fill(image[..., 0], roi, brain)
-            for image, roi, brain in zip(images, rois, brains, strict=True)
-        ]
-        candidates[name] = np.stack(filled)[..., None]
+    rois, brains = tasks.roi_masks.any(-1), (images > BACKGROUND).any(-1)
+    for name, fill in {
+        "surrounding mean": baselines.surrounding_mean,
+        "Telea (OpenCV)": baselines.telea,
+    }.items():
+        candidates[name] = np.stack(
+            [
+                np.stack([fill(channel, roi, brain) for channel in np.moveaxis(image, -1, 0)], -1)
+                for image, roi, brain in zip(images, rois, brains, strict=True)
+            ]
+        )
     return {
         name: float(np.abs(result - images)[rois].mean() / 2) for name, result in candidates.items()
     }
