@@ -1,0 +1,25 @@
+"""Exports the averaged weights of a training run as one safetensors file with its model card.
+
+    python run.py --config=configs/export.py --config.source=runs/train --workdir=my_model
+
+The folder can be given wherever a trained model is asked for.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = "export"
+    config.workdir = "export"
+    # Folder of the training run.
+    config.source = ""
+    # How the tensors are called: "mbti_jax", or "guided_diffusion" for PyTorch.
+    config.names = "mbti_jax"
+
+    # For the model card: what the model was trained on, and under which licence the weights are.
+    config.card = ConfigDict()
+    config.card.title = "Multitask brain-tumour inpainting"
+    config.card.data = ""
+    config.card.licence = ""
+    return config

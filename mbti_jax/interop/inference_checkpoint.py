@@ -1,0 +1,164 @@
+"""The inference checkpoint: a folder that carries a trained model to someone else.
+
+    model.safetensors   the averaged weights, float32
+    config.json         what the weights are of, and all that sampling needs
+    README.md           the model card
+
+config.json has `format`, `format_version`, `names` (how the tensors are called: "mbti_jax", paths in
+the parameter tree joined by "/", or "guided_diffusion"), `weights_sha256`, `intensity_scale` (the
+rule in words) and, as in a training checkpoint, `contract`, `inference` and `step`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from mbti_jax.interop.model_card import model_card
+from mbti_jax.interop.names import (
+    check_names_and_shapes,
+    from_guided_diffusion,
+    to_guided_diffusion,
+)
+from mbti_jax.interop.tensors import read_safetensors
+from mbti_jax.method import Method
+from mbti_jax.models.unet import param_shapes
+
+FORMAT = "mbti-jax inference checkpoint"
+FORMAT_VERSION = 1
+NAMES = ("mbti_jax", "guided_diffusion")
+INTENSITY_SCALE = (
+    "per volume and sequence: y = -1 + 2 (value - low) / (high - low), low = min(0, 0.1th) and "
+    "high = 99.5th percentile of the brain, nothing clipped; background is -1"
+)
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+_CARD = "README.md"
+
+
+def write_export(
+    directory: str | os.PathLike,
+    params: Mapping,
+    config: Mapping[str, Any],
+    card: Mapping[str, str] | str,
+    names: str = "mbti_jax",
+) -> None:
+    """Writes an inference checkpoint; it appears under its name when it is complete.
+
+    Args:
+        directory: where to; an older inference checkpoint there is replaced.
+        params: tree of float32 arrays.
+        config: `contract`, `inference` and `step` as a training checkpoint's metadata has them.
+        card: the model card, or what `model_card` puts into it.
+        names: "mbti_jax" or "guided_diffusion".
+
+    Raises:
+        ValueError: unknown `names`, or `directory` holds something else.
+    """
+    directory = Path(directory)
+    if names not in NAMES:
+        raise ValueError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
+    if directory.exists() and any(directory.iterdir()) and not is_export(directory):
+        raise ValueError(
+            f"{directory} is not empty and no inference checkpoint; choose another folder"
+        )
+    params = jax.device_get(params)
+    if names == "mbti_jax":
+        tensors = {"/".join(path): leaf for path, leaf in flatten_dict(params).items()}
+    else:
+        tensors = to_guided_diffusion(params)
+
+    fresh, old = (
+        directory.absolute().with_name(f"{directory.name}.{word}-{os.getpid()}")
+        for word in ("writing", "replaced")
+    )
+    fresh.mkdir(parents=True)
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, fresh / _WEIGHTS)
+        config = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "names": names,
+            "weights_sha256": _file_digest(fresh / _WEIGHTS),
+            "intensity_scale": INTENSITY_SCALE,
+            **config,
+        }
+        (fresh / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (fresh / _CARD).write_text(card if isinstance(card, str) else model_card(config, **card))
+        if directory.exists():
+            directory.rename(old)
+        fresh.rename(directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def is_export(directory: str | os.PathLike) -> bool:
+    """Whether a folder looks like an inference checkpoint (and not like a training run)."""
+    return (Path(directory) / _CONFIG).is_file()
+
+
+def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
+    """Reads an inference checkpoint.
+
+    Returns:
+        (params, config): nested dict of float32 numpy arrays, and what config.json holds, of which
+        `contract`, `inference` and `step` are what `checkpoint.load_for_inference` returns.
+
+    Raises:
+        ValueError: a file is missing, damaged, of another version, or not of this model; the message
+            names it and lists every tensor that does not fit.
+    """
+    config = _read_config(Path(directory) / _CONFIG)
+    weights = Path(directory) / _WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{directory} has no {_WEIGHTS}")
+    tensors = read_safetensors(weights)
+    if _file_digest(weights) != config["weights_sha256"]:
+        raise ValueError(f"{weights} is damaged, or not the file that {_CONFIG} describes")
+    try:
+        model = Method.from_config(config["contract"]).model
+        if config["names"] == "guided_diffusion":
+            return from_guided_diffusion(tensors, model), config
+        shapes = {"/".join(k): v.shape for k, v in flatten_dict(param_shapes(model)).items()}
+        check_names_and_shapes({name: value.shape for name, value in tensors.items()}, shapes)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{directory}/{_CONFIG} lacks or has an unknown field: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    return unflatten_dict({tuple(name.split("/")): v for name, v in tensors.items()}), config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path.parent} is no inference checkpoint: it has no {_CONFIG}"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{path} is truncated or no JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a {FORMAT!r}")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {config.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; use the mbti-jax that wrote it"
+        )
+    missing = {"names", "weights_sha256", "contract", "inference"} - config.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    return config
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
