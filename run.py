@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 # Task -> the module whose `main(config, workdir)` runs it.
 TASKS = {
     "data": "tfds_brats.builder",
+    "inpaint": "mbti_jax.inpaint_files",
     "quickstart": "mbti_jax.quickstart",
     "train": "mbti_jax.train",
 }

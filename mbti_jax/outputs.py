@@ -8,8 +8,10 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,37 @@ _COMPRESSION = 4
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a path beside `path` to write to; it is renamed on success and removed on failure.
+    """Yields a path beside `path` to write a file to; renamed on success, removed on failure.
 
     The name keeps its ending, from which some writers tell the format.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    beside = path.with_name(f".partial.{path.name}")
     try:
         yield beside
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder to write to; it gets the name `path` when all is written.
+
+    On failure it is removed; what a killed process left is removed by the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".partial.{path.name}")
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir()
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
@@ -71,10 +92,9 @@ def quantize(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
 def write_nifti_like(
     source: Path,
     target: Path,
-    values: np.ndarray,
+    values: Mapping[int | None, np.ndarray],
     roi: np.ndarray,
     to_disk: np.ndarray,
-    channel: int | None = None,
 ) -> int:
     """Writes a copy of a NIfTI file with other values inside the ROI.
 
@@ -82,58 +102,64 @@ def write_nifti_like(
         source: .nii or .nii.gz file to copy.
         target: file to write, compressed if its name ends in .gz.
         values: float [X, Y, Z] in LPS, in the units of slope * stored + intercept; used inside the ROI.
+            The key is the index along a fourth axis, None for a file with three axes.
         roi: bool [X, Y, Z] in LPS.
         to_disk: orientation from LPS to the file's axes (`Case.to_disk`).
-        channel: index along a fourth axis, for files with several sequences.
 
     Returns:
         How many values were clipped to the file's data type.
 
     Raises:
-        CaseError: `source` does not hold what it says.
+        CaseError: `source` is truncated.
     """
     content = source.read_bytes()
-    if content[:2] == _GZIP:
-        content = gzip.decompress(content)
-    header = _header(content)
+    raw = bytearray(gzip.decompress(content) if content[:2] == _GZIP else content)
+    header = _header(raw)
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
-    offset, count = int(header["vox_offset"]), int(np.prod(shape))
-    if offset + count * dtype.itemsize > len(content):
+    offset, count = int(header["vox_offset"]), math.prod(shape)
+    if offset + count * dtype.itemsize > len(raw):
         raise CaseError(f"{source}: is truncated")
     slope, intercept = header.get_slope_inter()
-    raw = bytearray(content)
+    slope, intercept = (1 if slope is None else slope), intercept or 0
+    # A view, so that what is set in it is set in `raw`.
     stored = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
-    volume = stored if channel is None else stored[..., channel]
-    roi = apply_orientation(roi, to_disk).astype(bool)
-    new = apply_orientation(values, to_disk)[roi].astype(np.float64)
-    numbers, clipped = quantize((new - (intercept or 0)) / (slope or 1), dtype)
-    volume[roi] = numbers
-    with replacing(target) as beside:
-        write_bytes(beside, raw)
+    roi, clipped = apply_orientation(roi, to_disk), 0
+    for channel, new in values.items():
+        volume = stored if channel is None else stored[..., channel]
+        inside = apply_orientation(new, to_disk)[roi].astype(np.float64)
+        volume[roi], count = quantize((inside - intercept) / slope, dtype)
+        clipped += count
+    write_bytes(target, raw)
     return clipped
 
 
-def write_label_map(target: Path, labels: np.ndarray, affine: np.ndarray, like: Path, to_disk):
+def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.ndarray) -> None:
     """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`."""
-    on_disk = apply_orientation(labels, to_disk)
-    with replacing(target) as beside:
-        image = nib.Nifti1Image(on_disk, nib.load(like).affine)
-        image.header.set_xyzt_units("mm")
-        write_bytes(beside, image.to_bytes())
+    reference = nib.load(like)
+    image = nib.Nifti1Image(apply_orientation(labels, to_disk), reference.affine)
+    # The same codes, so that viewers take both for the same space.
+    image.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)
+    image.set_qform(reference.affine, int(reference.header["qform_code"]))
+    image.header.set_xyzt_units("mm")
+    write_bytes(target, image.to_bytes())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes bytes, compressed if the name ends in .gz (without a time stamp: same in, same out)."""
+    """Writes a file, complete or not at all, compressed if its name ends in .gz.
+
+    The compressed file has no time stamp, so the same content gives the same bytes.
+    """
     if path.suffix == ".gz":
         packed = io.BytesIO()
         with gzip.GzipFile("", "wb", _COMPRESSION, packed, mtime=0) as file:
             file.write(content)
         content = packed.getvalue()
-    path.write_bytes(content)
+    with replacing(path) as beside:
+        beside.write_bytes(content)
 
 
 def _header(content: bytes) -> nib.Nifti1Header:
+    """NIfTI-1 or, by the size of its header, NIfTI-2."""
     file = io.BytesIO(content)
-    size = content[:4]
-    is_nifti2 = 540 in (int.from_bytes(size, order) for order in ("little", "big"))
+    is_nifti2 = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
     return (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(file)

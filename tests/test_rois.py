@@ -35,7 +35,7 @@ def test_255_is_a_mask_but_two_greys_are_not():
         rois.to_masks({"tumor": 255 * mask(2, 3).astype(np.uint8)}, SHAPE)[..., 4], mask(2, 3)
     )
     blurred = mask(2, 3) * 255 + mask(2, 4) * 100
-    with pytest.raises(ValueError, match="100, 255.*resized or saved with loss"):
+    with pytest.raises(ValueError, match=r"100, 255.*resized or saved with loss"):
         rois.to_masks({"tumor": blurred}, SHAPE)
 
 

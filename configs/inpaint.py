@@ -1,0 +1,73 @@
+"""Inpaints files: cases, volumes or single slices.
+
+    # Normal tissue in the box of the tumour, in every case of a folder:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
+        --config.source=DIR --config.convention=brats2021 --config.tumor=remove \\
+        --config.box='("normal",)'
+
+    # Volumes and an ROI drawn in ITK-SNAP or 3D Slicer:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
+        --config.images.t1=t1.nii.gz --config.roi=roi.nii.gz --config.roi_labels='1:edema, 2:normal'
+
+    # One slice:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
+        --config.image=slice.png --config.roi=roi.png --config.intensity_range='(0.0, 900.0)'
+
+    # Cases of BraTS's local-inpainting task (*-t1n-voided and *-mask):
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
+        --config.layout=brats_inpainting --config.source=DIR
+
+Results go to the workdir, a folder for each case and sample; the same command again makes what is
+missing.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = "inpaint"
+    config.workdir = "inpainted"
+    # Folder of a training run, or an exported model.
+    config.checkpoint = "quickstart/run"
+    # Slices sampled at once over all devices.
+    config.batch_size = 16
+
+    # files, or brats_inpainting: *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out.
+    config.layout = "files"
+    # What to inpaint. Either a folder of cases of a named convention; `subjects` picks some of them.
+    config.source = ""
+    config.convention = ""
+    config.subjects = ()
+    # Or the volumes of one case.
+    config.images = ConfigDict({"t1": "", "t1ce": "", "t2": "", "flair": ""})
+    # Or one slice, PNG or npy, 0 being background.
+    config.image = ""
+
+    # Where. Either a label map (NIfTI; PNG or npy for a slice), {subject} in its name standing for the
+    # case; and what its numbers mean: a convention, or a mapping such as "1:edema, 2:normal".
+    # Without one: 1 necrotic_core, 2 edema, 3 enhancement, 5 normal, 6 tumor.
+    config.roi = ""
+    config.roi_labels = ""
+    # Or the case's own tumour: remove, replace, random or move.
+    config.tumor = ""
+    # ROIs to be treated as bounding boxes: normal, necrotic_core, edema, enhancement, tumor.
+    config.box = ()
+    # Slices by number; empty for all that have an ROI.
+    config.slices = ()
+    # Sequences to inpaint; empty for all that the model knows.
+    config.sequences = ()
+
+    config.seed = 0
+    config.num_samples = 1
+    config.num_steps = 50
+    # Below 0: what the checkpoint recommends.
+    config.guidance_weight = -1.0
+    config.eta = 0.0
+    # How far along z neighbouring slices share their noise, sigma in mm; 0 for independent slices.
+    config.z_sigma_mm = 2.0
+    # Sample every volume again with independent noise, to compare the continuity along z.
+    config.compare_noise = False
+    # (low, high) of a single slice's scale; empty for its own percentiles. Volumes have their own.
+    config.intensity_range = ()
+    return config

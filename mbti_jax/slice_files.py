@@ -1,0 +1,75 @@
+"""Single slices as files: PNG (8 or 16 bit, grey) and npy, and their ROIs."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from mbti_jax.outputs import replacing
+
+_MAX_PIXELS = 2**26
+_GREY_MODES = ("L", "I;16", "I;16B", "I", "F", "P", "1")
+
+
+def read_slice(path: Path) -> np.ndarray:
+    """The numbers of a slice: [H, W] from a grey PNG, [H, W] or [H, W, C] from npy.
+
+    Raises:
+        ValueError: unreadable, coloured or too large; the message names the file.
+    """
+    array = _read(path)
+    if path.suffix.lower() == ".npy" or array.ndim == 2:
+        return array
+    if array.shape[-1] == 3 and (array == array[..., :1]).all():
+        return array[..., 0]
+    raise ValueError(f"{path}: is not grey; a slice has one number a pixel")
+
+
+def read_roi(path: Path) -> np.ndarray:
+    """An ROI as `rois.to_masks` takes it: a label map [H, W] or a picture uint8 [H, W, 3].
+
+    Raises:
+        ValueError: unreadable or too large; the message names the file.
+    """
+    array = _read(path)
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.ndim == 3 and array.shape[-1] == 3 and (array == array[..., :1]).all():
+        return array[..., 0]
+    return array
+
+
+def write_slice(path: Path, image: np.ndarray) -> None:
+    """Writes a slice as `path`'s ending says: PNG for uint8 and uint16 [H, W], or npy."""
+    with replacing(path) as beside:
+        if path.suffix.lower() == ".npy":
+            np.save(beside, image)
+        else:
+            Image.fromarray(image).save(beside)
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise ValueError(f"{path}: is not a file")
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            _check_size(path, array.size)
+            return np.array(array)
+        with Image.open(path, formats=["PNG"]) as picture:
+            _check_size(path, picture.width * picture.height)
+            picture.load()
+            if picture.mode not in _GREY_MODES:
+                if picture.mode == "RGBA" and picture.getextrema()[3] != (255, 255):
+                    raise ValueError("it is partly transparent; save it without an alpha channel")
+                picture = picture.convert("RGB")
+            return np.array(picture)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: is neither PNG nor npy, or damaged") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def _check_size(path: Path, count: int) -> None:
+    if not 0 < count <= _MAX_PIXELS:
+        raise ValueError(f"it holds {count} numbers; a slice has 1 to {_MAX_PIXELS}")

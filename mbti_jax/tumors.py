@@ -1,0 +1,112 @@
+"""ROIs made of a case's own tumour, and the label map that a repainted case has."""
+
+import numpy as np
+from scipy.signal import fftconvolve
+
+from mbti_jax.geometry import bounding_box
+from mbti_jax.rois import fill_boxes
+from mbti_jax.tasks import CHANNELS
+from tfds_brats.cases import is_tumor
+from tfds_brats.conventions import CAVITY, EDEMA, ENHANCEMENT, NECROTIC_CORE
+
+MODES = {
+    "remove": "normal tissue where the tumour is",
+    "replace": "another tumour of the same components",
+    "random": "a random tumour where the tumour is",
+    "move": "normal tissue where the tumour is, and its components elsewhere",
+}
+_COMPONENTS = {"necrotic_core": NECROTIC_CORE, "edema": EDEMA, "enhancement": ENHANCEMENT}
+# A moved tumour may lose this share of its voxels to what is not free brain.
+_MAX_LOST = 0.02
+
+
+def own_tumor_masks(
+    labels: np.ndarray, brain: np.ndarray, mode: str, box: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """ROI masks from the labels of a volume.
+
+    A moved tumour keeps its shape. Its place, the same shift in all slices, is drawn from all in which
+    at most 2% of it lie outside the free brain; those voxels are left out.
+
+    Args:
+        labels: uint8 [Z, H, W], canonical.
+        brain: bool [Z, H, W].
+        mode: a key of `MODES`.
+        box: bool [5]; with `normal` the tissue that replaces a tumour fills its box in every slice.
+        seed: of the place in mode "move".
+
+    Returns:
+        bool [Z, H, W, 5], boxes filled.
+
+    Raises:
+        ValueError: an unknown mode, no tumour, or no place to move it to.
+    """
+    if mode not in MODES:
+        choices = ", ".join(f"{name} ({meaning})" for name, meaning in MODES.items())
+        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
+    tumor = is_tumor(labels)
+    if not tumor.any():
+        raise ValueError("the segmentation holds no tumour")
+    masks = np.zeros((*labels.shape, len(CHANNELS)), bool)
+    if mode in ("remove", "move"):
+        masks[..., CHANNELS.index("normal")] = tumor
+    if mode == "random":
+        masks[..., CHANNELS.index("tumor")] = tumor
+    masks = fill_boxes(masks, box)
+    if mode == "move":
+        free = brain & ~masks.any(-1) & (labels != CAVITY)
+        labels = _moved(np.where(tumor, labels, 0), free, seed)
+    if mode in ("replace", "move"):
+        for name, label in _COMPONENTS.items():
+            masks[..., CHANNELS.index(name)] = labels == label
+    return fill_boxes(masks, box)
+
+
+def painted_labels(labels: np.ndarray, masks: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The label map of a case after its ROIs were repainted.
+
+    Args:
+        labels: uint8 [...], canonical, of the case before.
+        masks: bool [..., 5], boxes filled.
+        box: bool [5].
+
+    Returns:
+        uint8 [...], canonical.
+
+    Raises:
+        ValueError: an ROI in which the model decides where the components are.
+    """
+    for channel, name in enumerate(CHANNELS):
+        if masks[..., channel].any() and (name == "tumor" or (box[channel] and name != "normal")):
+            what = "a mixed tumour" if name == "tumor" else f"a box of {name}"
+            raise ValueError(
+                f"{what} has no label map, for the model decides what is where in it; only free-form "
+                "components and normal tissue have one"
+            )
+    out = np.where(masks[..., CHANNELS.index("normal")], 0, labels).astype(np.uint8)
+    for name, label in _COMPONENTS.items():
+        out[masks[..., CHANNELS.index(name)]] = label
+    return out
+
+
+def _moved(labels: np.ndarray, free: np.ndarray, seed: int) -> np.ndarray:
+    """The tumour in `labels` at another place, inside `free`; both [Z, H, W]."""
+    y0, x0, y1, x1 = bounding_box(labels > 0)
+    cut = labels[:, y0:y1, x0:x1]
+    inside = sum(
+        # A correlation: voxels of the tumour in free brain, for every place of its box.
+        fftconvolve(free_slice, slice_ > 0, mode="valid")
+        for free_slice, slice_ in zip(
+            free.astype(np.float32), cut[:, ::-1, ::-1].astype(np.float32), strict=True
+        )
+        if slice_.any()
+    )
+    places = np.argwhere(inside >= (1 - _MAX_LOST) * np.count_nonzero(cut))
+    if not len(places):
+        raise ValueError(
+            "the tumour cannot be moved: nowhere does it fit into the brain beside its own place"
+        )
+    y, x = places[np.random.default_rng(seed).integers(len(places))]
+    out = np.zeros_like(labels)
+    out[:, y : y + cut.shape[1], x : x + cut.shape[2]] = cut
+    return np.where(free, out, 0)
