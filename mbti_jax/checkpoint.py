@@ -118,7 +118,9 @@ class Checkpointer:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         logging.warning("checkpoint %s cannot be read (%s); using the one before it", path, reason)
         if jax.process_index() == 0:
-            path.rename(path.with_name(f"{step}.unreadable"))
+            # The same step may have been damaged before.
+            before = len([*path.parent.glob(f"{step}.unreadable*")])
+            path.rename(path.with_name(f"{step}.unreadable{before or ''}"))
         self._manager.reload()
 
     def wait(self) -> None:
