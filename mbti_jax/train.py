@@ -190,7 +190,8 @@ def main(config: ConfigDict, workdir: str) -> None:
         stack.callback(checkpointer.close)
         writer = None
         if jax.process_index() == 0:
-            writer = MetricsWriter(workdir, start)
+            # The line of step n is written before the checkpoint of step n.
+            writer = MetricsWriter(workdir, start + 1)
             stack.callback(writer.close)
         stopping = stack.enter_context(_stop_on_signal())
         _loop(config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping)
