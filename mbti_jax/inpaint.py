@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,9 +14,10 @@ from mbti_jax import checks, provenance, sharding
 from mbti_jax.checkpoint import load_for_inference
 from mbti_jax.geometry import Window, bounding_box
 from mbti_jax.guidance import guided
+from mbti_jax.interop.inference_checkpoint import is_export, read_export
 from mbti_jax.method import Method
 from mbti_jax.noise import start_noise
-from mbti_jax.outputs import quantize
+from mbti_jax.outputs import paste
 from mbti_jax.rois import box_flags, check_overlap, fill_boxes, to_masks
 from mbti_jax.sampler import Sampler
 from mbti_jax.schedule import trailing_timesteps
@@ -96,25 +96,18 @@ class Inpainter:
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int = 32) -> "Inpainter":
-        """Loads the newest checkpoint of the training run in the folder `path`.
+        """Loads the newest checkpoint of the training run in the folder `path`, or an exported model.
 
         Raises:
-            ValueError: there is no readable checkpoint.
+            ValueError: there is nothing readable.
         """
-        return cls(*load_for_inference(path), batch_size, path)
+        read = read_export if is_export(path) else load_for_inference
+        return cls(*read(path), batch_size, path)
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
-        """What identifies the model, in JSON values: folder, step, digests, and its own `note`."""
-        inference = self.metadata["inference"]
-        return {
-            "name": Path(self._path).name,
-            "step": self.metadata.get("step"),
-            "weights_sha256": provenance.weights_digest(self._params),
-            "config_sha256": provenance.digest(self.metadata["contract"]),
-            "trained_with": inference.get("version"),
-            "note": inference.get("note", ""),
-        }
+        """What identifies the model, in JSON values; see `provenance.checkpoint_record`."""
+        return provenance.checkpoint_record(self._path, self._params, self.metadata)
 
     @property
     def default_guidance_weight(self) -> float:
@@ -220,12 +213,8 @@ class Inpainter:
             cancel=cancel,
             **settings,
         )[:, 0]
-        images, clipped = np.repeat(image[None], num_samples, axis=0), 0
         inside = roi if image.ndim == 2 else np.repeat(roi[..., None], num_sequences, axis=-1)
-        for sample, result in zip(images, painted, strict=True):
-            new, count = quantize(result.reshape(image.shape)[inside], image.dtype)
-            sample[inside] = new
-            clipped += count
+        images, clipped = paste(image, painted.reshape(num_samples, *image.shape), inside)
         std = None
         if num_samples > 1:
             std = np.where(inside, np.std(images, axis=0, ddof=1, dtype=np.float64), 0)

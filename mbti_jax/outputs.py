@@ -89,6 +89,23 @@ def quantize(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
     return np.clip(rounded, limits.min, top).astype(dtype), clipped
 
 
+def paste(image: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, int]:
+    """Copies of an image with other values inside, in its own data type.
+
+    Args:
+        image: [...].
+        painted: float [N, ...], used inside.
+        inside: bool [...].
+
+    Returns:
+        ([N, ...] of the image's data type, how many values were clipped to it).
+    """
+    numbers, clipped = quantize(painted[:, inside], image.dtype)
+    images = np.repeat(image[None], len(painted), axis=0)
+    images[:, inside] = numbers
+    return images, clipped
+
+
 def write_nifti_like(
     source: Path,
     target: Path,

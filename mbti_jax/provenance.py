@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +30,22 @@ def weights_digest(params: Params) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def checkpoint_record(path: str, params: Params, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, step, digests and the checkpoint's own `note`, in JSON values.
+
+    The digest of the weights is the same for a training checkpoint and its export.
+    """
+    inference = metadata["inference"]
+    return {
+        "name": Path(path).name,
+        "step": metadata.get("step"),
+        "weights_sha256": weights_digest(params),
+        "config_sha256": digest(metadata["contract"]),
+        "trained_with": inference.get("version"),
+        "note": inference.get("note", ""),
+    }
 
 
 def record(checkpoint: Mapping[str, Any], **details: Any) -> dict[str, Any]:

@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from tiny_inpainter import make_mask, make_slice, tiny_inpainter
+from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_params
 
 from mbti_jax import checks
+from mbti_jax.checkpoint import Checkpointer
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.sampler import SamplingCancelled
+from mbti_jax.state import TrainState
 
 STEPS = {"num_steps": 3}
 
@@ -135,6 +139,25 @@ def test_default_scale_is_warned_of():
     )
     record = tiny_inpainter()(image, rois, intensity_range=(0, 900), **STEPS).provenance
     assert record["intensity"]["low_high"] == [[0, 900]] and record["warnings"] == []
+
+
+def test_loads_a_training_run_and_its_export(tmp_path):
+    inpainter = tiny_inpainter()
+    params = tiny_params(inpainter.metadata)
+    metadata = {name: inpainter.metadata[name] for name in ("contract", "inference")}
+    state = TrainState(np.int32(7), params, params, {})
+    checkpointer = Checkpointer(tmp_path / "run", metadata)
+    checkpointer.save(state)
+    checkpointer.wait()
+    checkpointer.close()
+    card = {"title": "tiny", "data": "none", "licence": "none"}
+    write_export(tmp_path / "export", params, {**metadata, "step": 7}, card)
+    loaded = [Inpainter.load(tmp_path / name).checkpoint for name in ("run", "export")]
+    assert [record.pop("name") for record in loaded] == ["run", "export"]
+    assert loaded[0] == loaded[1] and loaded[0]["step"] == 7
+    assert loaded[0]["weights_sha256"] == inpainter.checkpoint["weights_sha256"]
+    with pytest.raises(ValueError, match="holds no checkpoints"):
+        Inpainter.load(tmp_path)
 
 
 GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}

@@ -4,8 +4,8 @@ import functools
 
 import jax
 import numpy as np
+from tiny import tiny_config
 
-from configs.train import get_config
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.method import Method
 from mbti_jax.models.unet import param_shapes
@@ -15,18 +15,11 @@ WINDOW = 32
 
 
 def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), together=False) -> dict:
-    config = get_config()
+    config = tiny_config()
     config.data.sequences = sequences
     config.data.together = together
     config.data.window = WINDOW
     config.data.image_size = IMAGE_SIZE
-    config.model.model_channels = 8
-    config.model.num_groups = 4
-    config.model.channel_mult = (1, 2)
-    config.model.num_res_blocks = 1
-    config.model.attention_resolutions = (2,)
-    config.model.num_head_channels = 8
-    config.model.dtype = "float32"
     config.diffusion.prediction = "v"
     contract = {name: config[name].to_dict() for name in ("data", "model", "diffusion", "tasks")}
     inference = {"x_0_bounds": [-1.0, 3.0], "guidance_weight": 0.4, "note": "random weights"}
