@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--source", help="folder with cases; phantoms are made where it is absent")
     parser.add_argument("--convention", help="the cases' convention, such as brats2021")
-    parser.add_argument("--subjects", type=int, default=3, help="how many (at least 3)")
+    parser.add_argument("--subjects", type=int, default=4, help="how many (at least 3)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each rival is timed")
     parser.add_argument("--batches", type=int, default=64, help="batches the loader reads a round")
     parser.add_argument(

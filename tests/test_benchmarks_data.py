@@ -1,13 +1,18 @@
 """The data benchmark: its clockwork under a made-up clock, and one tiny run from cases to report."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
+import jax
 import pytest
 
 from benchmarks import data as benchmark
-from benchmarks import timing
+from benchmarks import data_rivals, timing
 from configs.quickstart import get_config
+from mbti_jax.train import make_train_step
 from tfds_brats.cases import find_cases
 
 DUMMY_DATA = Path(__file__).resolve().parent.parent / "tfds_brats" / "dummy_data"
@@ -44,8 +49,7 @@ def test_rivals_run_in_turn_and_ratios_are_of_the_same_round(monkeypatch):
     assert timings["b"].to_json()["per_second"] == pytest.approx(1 / 60)
 
 
-def test_tiny_run_reports_every_rate(tmp_path):
-    cases = find_cases(DUMMY_DATA, "brats2021")[:3]
+def tiny_config():
     config = get_config()
     config.data.window = 40
     config.data.image_size = 16
@@ -55,6 +59,31 @@ def test_tiny_run_reports_every_rate(tmp_path):
     config.model.attention_resolutions = ()
     config.model.num_head_channels = 8
     config.batch_size = 4
+    return config
+
+
+@pytest.fixture
+def quick_compilation(monkeypatch):
+    """Small shapes, no optimisations, and no network in the train step, which test_train.py covers."""
+
+    def step(state, batch):
+        return dataclasses.replace(state, step=state.step + len(batch["weight"])), {}
+
+    for module in (benchmark, data_rivals):
+        monkeypatch.setattr(module, "paper", SimpleNamespace(get_config=tiny_config))
+    monkeypatch.setattr(
+        data_rivals, "make_train_step", create_autospec(make_train_step, return_value=step)
+    )
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_tiny_run_reports_every_rate(tmp_path):
+    cases = find_cases(DUMMY_DATA, "brats2021")[:3]
+    config = tiny_config()
 
     report = benchmark.measure(cases, config, tmp_path, rounds=1, batches=2)
 
