@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -81,7 +80,7 @@ def test_adam_and_ema_updates_match_torch():
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-4)
     ema = {name: param.detach().clone() for name, param in twin.named_parameters()}
     ours = optax.adam(1e-4)
-    state = create_state(jax.tree.map(jnp.asarray, params), ours)
+    state = quick_jit(lambda params: create_state(params, ours))(params)
     update = quick_jit(lambda state, grads: apply_update(state, grads, ours, ema_decay=0.9999))
 
     for n in range(3):

@@ -20,7 +20,15 @@ SMALL = dict(
 )
 
 OPTIONS = {
-    "heads": dict(num_heads=4, num_heads_upsample=2, dropout=0.3),
+    "heads": dict(
+        num_heads=4,
+        num_heads_upsample=2,
+        dropout=0.3,
+        model_channels=24,
+        channel_mult=(0.5, 1.5),
+        attention_resolutions=(1,),
+        image_size=12,
+    ),
     "heads_new_order": dict(
         num_heads=2,
         num_heads_upsample=8,
@@ -29,9 +37,6 @@ OPTIONS = {
         conv_resample=False,
     ),
     "unconditional": dict(num_classes=0, num_head_channels=8, resblock_updown=True),
-    "fractional": dict(
-        model_channels=24, channel_mult=(0.5, 1.5), attention_resolutions=(1,), image_size=12
-    ),
     "four_sequences": dict(in_channels=9, out_channels=4, patch_size=2, num_res_blocks=2),
 }
 
