@@ -17,6 +17,11 @@
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
         --config.layout=brats_inpainting --config.source=DIR
 
+    # A labelled set for nnU-Net:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.layout=nnunet \\
+        --config.source=DIR --config.convention=brats2021 --config.tumor=move --config.num_samples=3 \\
+        --workdir=Dataset101_Synthetic
+
 Results go to the workdir, a folder for each case and sample; the same command again makes what is
 missing.
 """
@@ -33,7 +38,8 @@ def get_config() -> ConfigDict:
     # Slices sampled at once over all devices.
     config.batch_size = 16
 
-    # files, or brats_inpainting: *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out.
+    # files; brats_inpainting: *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out; nnunet: images
+    # with label maps, nnU-Net's raw dataset.
     config.layout = "files"
     # What to inpaint. Either a folder of cases of a named convention; `subjects` picks some of them.
     config.source = ""

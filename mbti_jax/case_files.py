@@ -1,7 +1,7 @@
 """Cases and ROIs from files, and a repainted case as files."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from mbti_jax.rois import to_label_map, to_masks
 from mbti_jax.volumes import InpaintedVolume, from_slices, to_slices
 from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
-from tfds_brats.scale import IntensityScale
 from tfds_brats.volumes import read_geometry, read_volume
 
 # The local-inpainting task of BraTS: t1n with the ROI set to zero, and the ROI.
@@ -100,8 +99,13 @@ def read_roi_volume(path: Path, case: Case, labels: Mapping[int, str]) -> np.nda
         raise CaseError(f"{path}: {error}") from error
 
 
-def write_case(folder: Path, case: Case, result: InpaintedVolume) -> dict[str, int]:
+def write_case(
+    folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
+) -> dict[str, int]:
     """Writes the repainted volumes and the map of ROIs into `folder`.
+
+    Args:
+        ending: .nii or .nii.gz; default that of the input.
 
     Returns:
         Files written -> how many values were clipped to their data type.
@@ -115,7 +119,7 @@ def write_case(folder: Path, case: Case, result: InpaintedVolume) -> dict[str, i
         by_file.setdefault(case.files.images[sequence], {})[channel] = volume
     clipped = {}
     for source, volumes in by_file.items():
-        name = f"{stem(source)}-inpainted{source.name.removeprefix(stem(source))}"
+        name = f"{stem(source)}-inpainted{ending or source.name.removeprefix(stem(source))}"
         clipped[name] = write_nifti_like(source, folder / name, volumes, roi, case.to_disk)
     write_label_map(
         folder / "rois.nii.gz", from_slices(to_label_map(result.masks)), source, case.to_disk
@@ -127,7 +131,6 @@ def draw_preview(
     path: Path,
     case: Case,
     result: InpaintedVolume,
-    scales: Sequence[IntensityScale],
     title: str,
 ) -> None:
     """Draws slices before, with their ROIs, and after, cut to the brain.
@@ -143,7 +146,8 @@ def draw_preview(
     cells, rows = [], []
     for number in sorted(numbers):
         masks = result.masks[number]
-        for (sequence, values), scale in zip(result.values.items(), scales, strict=True):
+        for sequence, values in result.values.items():
+            scale = case.scale(sequence)
             before = to_slices(case.values(sequence))[number]
             after = np.where(masks.any(-1), values[number], before)
             picture = pictures.gray(scale.to_model(before))

@@ -21,7 +21,11 @@ _MAX_LOST = 0.02
 
 
 def own_tumor_masks(
-    labels: np.ndarray, brain: np.ndarray, mode: str, box: np.ndarray, seed: int = 0
+    labels: np.ndarray,
+    brain: np.ndarray,
+    mode: str,
+    box: np.ndarray,
+    seed: int | tuple[int, ...] = 0,
 ) -> np.ndarray:
     """ROI masks from the labels of a volume.
 
@@ -33,7 +37,7 @@ def own_tumor_masks(
         brain: bool [Z, H, W].
         mode: a key of `MODES`.
         box: bool [5]; with `normal` the tissue that replaces a tumour fills its box in every slice.
-        seed: of the place in mode "move".
+        seed: whole numbers >= 0, of the place in mode "move".
 
     Returns:
         bool [Z, H, W, 5], boxes filled.
@@ -89,7 +93,7 @@ def painted_labels(labels: np.ndarray, masks: np.ndarray, box: np.ndarray) -> np
     return out
 
 
-def _moved(labels: np.ndarray, free: np.ndarray, seed: int) -> np.ndarray:
+def _moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
     """The tumour in `labels` at another place, inside `free`; both [Z, H, W]."""
     y0, x0, y1, x1 = bounding_box(labels > 0)
     cut = labels[:, y0:y1, x0:x1]

@@ -76,8 +76,8 @@ def test_goes_on_where_it_stopped(source, tmp_path, capsys):
     assert (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns == first
     capsys.readouterr()
     run(tmp_path / "out", **fields, num_samples=3)
-    assert capsys.readouterr().out == f"{SUBJECT}: is there\n"
-    with pytest.raises(ValueError, match="another request \\(other seed\\)"):
+    assert capsys.readouterr().out == f"{SUBJECT}: is there, {out}\n"
+    with pytest.raises(ValueError, match="another request \\(other seed"):
         run(tmp_path / "out", **fields, seed=1)
 
 
