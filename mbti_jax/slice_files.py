@@ -52,24 +52,30 @@ def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"{path}: is not a file")
     try:
-        if path.suffix.lower() == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            _check_size(path, array.size)
-            return np.array(array)
-        with Image.open(path, formats=["PNG"]) as picture:
-            _check_size(path, picture.width * picture.height)
-            picture.load()
-            if picture.mode not in _GREY_MODES:
-                if picture.mode == "RGBA" and picture.getextrema()[3] != (255, 255):
-                    raise ValueError("it is partly transparent; save it without an alpha channel")
-                picture = picture.convert("RGB")
-            return np.array(picture)
+        return _read_npy(path) if path.suffix.lower() == ".npy" else _read_png(path)
     except UnidentifiedImageError:
         raise ValueError(f"{path}: is neither PNG nor npy, or damaged") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Of a damaged npy header numpy raises what its parser happens to.
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _check_size(path: Path, count: int) -> None:
+def _read_npy(path: Path) -> np.ndarray:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_size(array.size)
+    return np.array(array)
+
+
+def _read_png(path: Path) -> np.ndarray:
+    with Image.open(path, formats=["PNG"]) as picture:
+        _check_size(picture.width * picture.height)
+        picture.load()
+        if picture.mode not in _GREY_MODES:
+            if "A" in picture.getbands() and picture.getextrema()[-1] != (255, 255):
+                raise ValueError("it is partly transparent; save it without an alpha channel")
+            picture = picture.convert("RGB")
+        return np.array(picture)
+
+
+def _check_size(count: int) -> None:
     if not 0 < count <= _MAX_PIXELS:
         raise ValueError(f"it holds {count} numbers; a slice has 1 to {_MAX_PIXELS}")
