@@ -20,6 +20,8 @@ from mbti_jax.train import example_keys, make_train_step, make_validation_step
 
 BATCH = 10  # Divided neither by 3 or 4 devices nor by an accumulation of 4.
 OPTIMIZER = optax.adam(1e-3)
+# Compiling is nearly all that this file does.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @functools.cache
@@ -30,7 +32,7 @@ def method() -> Method:
 @functools.cache
 def initial_state():
     """Numpy arrays: one compilation for every mesh, and nothing that a test could donate."""
-    init = jax.jit(lambda key: create_state(init_params(method().model, key), OPTIMIZER))
+    init = jit(lambda key: create_state(init_params(method().model, key), OPTIMIZER))
     return jax.device_get(init(jax.random.key(3)))
 
 
@@ -38,7 +40,7 @@ def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> 
     mesh = sharding.make_mesh(jax.devices()[:devices])
     shardings = sharding.state_sharding(mesh, initial_state(), fully_sharded=fully_sharded)
     state = jax.device_put(initial_state(), shardings)
-    step = jax.jit(
+    step = jit(
         make_train_step(
             method(), OPTIMIZER, jax.random.key(4), ema_decay=0.99, accumulation=accumulation
         ),
@@ -109,7 +111,7 @@ def test_the_target_outside_the_roi_changes_neither_loss_nor_gradients():
     roi = np.asarray(inputs.roi_masks).any(-1, keepdims=True)
     keys = jax.random.split(jax.random.key(1), len(roi))
 
-    @jax.jit
+    @jit
     def loss_and_grads(params, shift):
         process = ShiftedTarget(method().process.schedule, "v", shift)
         shifted = dataclasses.replace(method(), process=process)
@@ -143,7 +145,7 @@ class PixelwiseNetwork:
 SCHEDULE = make_schedule("cosine", 1000)
 
 
-@jax.jit
+@jit
 def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
     """`loss_terms` and its gradient for w = 0.5, and what the network saw."""
     network = PixelwiseNetwork()
@@ -219,7 +221,7 @@ def test_keys_of_examples_follow_from_step_and_position_alone():
 
 def test_validation_uses_the_same_noise_every_time():
     batch = data.stack([tiny_examples()[i] for i in range(BATCH)])
-    step = jax.jit(make_validation_step(method(), jax.random.key(8)))
+    step = jit(make_validation_step(method(), jax.random.key(8)))
     params = initial_state().params
     first, again, other = (step(params, batch, number) for number in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
