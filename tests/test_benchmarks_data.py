@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import data as benchmark
 from benchmarks import data_rivals, timing
-from configs.quickstart import get_config
+from configs.train import get_config
 from mbti_jax.train import make_train_step
 from tfds_brats.cases import find_cases
 
@@ -58,6 +58,7 @@ def tiny_config():
     config.model.num_groups = 4
     config.model.attention_resolutions = ()
     config.model.num_head_channels = 8
+    config.model.dtype = "float32"
     config.batch_size = 4
     return config
 
