@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     # A network of 32 x 32 positions: each takes 2 x 2 pixels.
     config.model.patch_size = 2
     config.model.model_channels = 32
-    config.model.channel_mult = (1, 2, 2)
+    config.model.channel_mult = (1, 1, 2)
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = (4,)
     config.model.num_head_channels = 32
@@ -39,23 +39,23 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
 
     config.diffusion.schedule = "cosine"
-    config.diffusion.prediction = "v"
-    config.optimizer.learning_rate = 1e-3
-    config.ema_decay = 0.99
-    config.batch_size = 16
-    config.num_steps = 500
+    config.diffusion.prediction = "x_0"
+    config.optimizer.learning_rate = 2e-3
+    config.ema_decay = 0.995
+    config.batch_size = 8
+    config.num_steps = 1200
 
-    config.log_every = 20
-    config.checkpoint_every = 250
-    config.validate_every = 500
-    config.validation_batches = 4
-    config.num_pictures = 4
-    config.picture_steps = 10
+    config.log_every = 50
+    config.checkpoint_every = 300
+    config.validate_every = 600
+    config.validation_batches = 8
+    config.num_pictures = 8
+    config.picture_steps = 25
 
     config.evaluation = ConfigDict()
     config.evaluation.num_rois = 32
     config.evaluation.num_samples = 8
     config.evaluation.num_steps = 10
-    config.evaluation.figure_steps = 25
-    config.evaluation.batch_size = 32
+    config.evaluation.figure_steps = 50
+    config.evaluation.batch_size = 8
     return config

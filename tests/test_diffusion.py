@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbti_jax.diffusion import Diffusion, model_input, squared_error_terms, union
+from mbti_jax.diffusion import PREDICTIONS, Diffusion, model_input, squared_error_terms, union
 from mbti_jax.schedule import make_schedule
 
 SCHEDULES = ("linear", "cosine")
-PREDICTIONS = ("eps", "v")
 
 
 @pytest.fixture(autouse=True)
@@ -94,16 +93,19 @@ def test_predictions_convert_to_the_image_and_the_noise(name, prediction, batch)
     diffusion = Diffusion(make_schedule(name), prediction)
     a, s = float64_factors(name, t)
     target = diffusion.target(x_0, eps, t)
-    expected = eps if prediction == "eps" else a * eps - s * x_0
+    expected = {"eps": eps, "v": a * eps - s * x_0, "x_0": x_0}[prediction]
     np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-6)
 
     x_t = diffusion.q_sample(x_0, eps, t, np.ones_like(x_0[..., :1]))
-    np.testing.assert_allclose(diffusion.to_eps(target, x_t, t), eps, rtol=1e-5, atol=2e-6)
     # x_0 from eps is as good as float32 allows: x_t is known to one part in 2^24, of which a_t x_0 is
-    # a small share late in the process. From v it is exact at every timestep.
-    error = np.abs(np.asarray(diffusion.to_x_0(target, x_t, t)) - x_0).max(axis=(1, 2, 3))
-    allowed = 2e-6 / a.reshape(-1) if prediction == "eps" else 2e-6
-    assert np.all(error <= allowed), error
+    # a small share late in the process; likewise eps from x_0 early in it. From v both are exact at
+    # every timestep.
+    for value, wanted, share in (
+        (diffusion.to_x_0(target, x_t, t), x_0, a if prediction == "eps" else 1.0),
+        (diffusion.to_eps(target, x_t, t), eps, s if prediction == "x_0" else 1.0),
+    ):
+        error = np.abs(np.asarray(value) - wanted)
+        assert np.all(error <= 2e-6 / share + 1e-5 * np.abs(wanted)), error.max()
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -131,8 +133,8 @@ def test_one_example_and_a_batch_are_the_same_function(batch):
 
 
 def test_unknown_prediction_is_an_error():
-    with pytest.raises(ValueError, match="'x_0'"):
-        Diffusion(make_schedule("linear"), "x_0")
+    with pytest.raises(ValueError, match="'score'"):
+        Diffusion(make_schedule("linear"), "score")
 
 
 def test_roi_is_the_union_of_the_masks(batch):

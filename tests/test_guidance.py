@@ -35,7 +35,7 @@ def inputs():
     return x_t, t, roi_masks, class_vector
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_guidance_is_the_formula(schedule, prediction, inputs):
     """(1 + w) P(c) - w P(0) from two separate passes, for another w in every example."""
@@ -51,7 +51,7 @@ def test_guidance_is_the_formula(schedule, prediction, inputs):
     output = (1 + w) * conditional - w * unconditional
     alpha = diffusion.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     a, s = np.sqrt(alpha), np.sqrt(1 - alpha)
-    expected = (x_t - s * output) / a if prediction == "eps" else a * x_t - s * output
+    expected = {"eps": (x_t - s * output) / a, "v": a * x_t - s * output, "x_0": output}[prediction]
     for value, wanted in zip(np.asarray(x_0), expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
 
