@@ -109,7 +109,10 @@ class Case:
         Raises:
           CaseError: no voxel is background.
         """
-        brain = np.logical_or.reduce([self.values(sequence) != 0 for sequence in self.images])
+        first, *others = self.images
+        brain = self.values(first) != 0
+        for sequence in others:  # In place: reducing a list would stack the volumes first.
+            brain |= self.values(sequence) != 0
         if brain.all():
             raise CaseError(
                 f"{self.subject}: no voxel is zero in {', '.join(self.images)}; the images must be "
