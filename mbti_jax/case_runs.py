@@ -17,6 +17,7 @@ from mbti_jax.rois import box_flags, fill_boxes, parse_labels
 from mbti_jax.tumors import own_tumor_masks
 from mbti_jax.volumes import InpaintedVolume, inpaint_case, to_slices, z_continuity
 from tfds_brats.cases import Case, CaseFiles, find_cases
+from tfds_brats.conventions import CaseError
 
 RECORD = "provenance.json"
 
@@ -107,7 +108,10 @@ def roi_masks(case: Case, config: ConfigDict, sample: int) -> np.ndarray:
     flags = box_flags(config.box)
     if config.tumor:
         labels, brain = to_slices(case.labels), to_slices(case.brain)
-        return own_tumor_masks(labels, brain, config.tumor, flags, (config.seed, sample))
+        try:
+            return own_tumor_masks(labels, brain, config.tumor, flags, (config.seed, sample))
+        except ValueError as error:
+            raise CaseError(f"{case.subject}: {error}") from error
     labels = parse_labels(config.roi_labels)
     return fill_boxes(read_roi_volume(roi_path(case.files, config), case, labels), flags)
 

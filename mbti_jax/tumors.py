@@ -16,8 +16,9 @@ MODES = {
     "move": "normal tissue where the tumour is, and its components elsewhere",
 }
 _COMPONENTS = {"necrotic_core": NECROTIC_CORE, "edema": EDEMA, "enhancement": ENHANCEMENT}
-# A moved tumour may lose this share of its voxels to what is not free brain.
-_MAX_LOST = 0.02
+# Share of a moved tumour that must lie in free brain, and how far below the best place others may be.
+_LEAST_INSIDE = 0.9
+_MARGIN = 0.02
 
 
 def own_tumor_masks(
@@ -29,8 +30,10 @@ def own_tumor_masks(
 ) -> np.ndarray:
     """ROI masks from the labels of a volume.
 
-    A moved tumour keeps its shape. Its place, the same shift in all slices, is drawn from all in which
-    at most 2% of it lie outside the free brain; those voxels are left out.
+    A moved tumour keeps its shape, or is its mirror image (so that a large one fits into the other
+    hemisphere); all slices move alike. The place is drawn from all that have nearly as much of it in
+    free brain as the best, at most 2% of the tumour less; what lies outside is left out. On the eight
+    gliomas tried, the best place holds between 93% and all of the tumour.
 
     Args:
         labels: uint8 [Z, H, W], canonical.
@@ -97,20 +100,25 @@ def _moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) ->
     """The tumour in `labels` at another place, inside `free`; both [Z, H, W]."""
     y0, x0, y1, x1 = bounding_box(labels > 0)
     cut = labels[:, y0:y1, x0:x1]
-    inside = sum(
-        # A correlation: voxels of the tumour in free brain, for every place of its box.
-        fftconvolve(free_slice, slice_ > 0, mode="valid")
-        for free_slice, slice_ in zip(
-            free.astype(np.float32), cut[:, ::-1, ::-1].astype(np.float32), strict=True
-        )
-        if slice_.any()
-    )
-    places = np.argwhere(inside >= (1 - _MAX_LOST) * np.count_nonzero(cut))
-    if not len(places):
+    shapes = (cut, cut[:, :, ::-1])
+    inside = np.stack([_voxels_inside(shape > 0, free) for shape in shapes])
+    inside /= np.count_nonzero(cut)
+    if inside.max() < _LEAST_INSIDE:
         raise ValueError(
             "the tumour cannot be moved: nowhere does it fit into the brain beside its own place"
         )
-    y, x = places[np.random.default_rng(seed).integers(len(places))]
+    places = np.argwhere(inside >= inside.max() - _MARGIN)
+    mirrored, y, x = places[np.random.default_rng(seed).integers(len(places))]
     out = np.zeros_like(labels)
-    out[:, y : y + cut.shape[1], x : x + cut.shape[2]] = cut
+    out[:, y : y + cut.shape[1], x : x + cut.shape[2]] = shapes[mirrored]
     return np.where(free, out, 0)
+
+
+def _voxels_inside(shape: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """How many voxels of bool [Z, h, w] are in `free` [Z, H, W], for every place of it in the slices."""
+    return sum(
+        # A correlation.
+        fftconvolve(where.astype(np.float32), slice_[::-1, ::-1].astype(np.float32), mode="valid")
+        for where, slice_ in zip(free, shape, strict=True)
+        if slice_.any()
+    )
