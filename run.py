@@ -16,6 +16,8 @@ from ml_collections import ConfigDict, config_flags
 # Task -> the module whose `main(config, workdir)` runs it.
 TASKS = {
     "data": "tfds_brats.builder",
+    "export": "mbti_jax.interop.export",
+    "import_torch": "mbti_jax.interop.import_torch",
     "inpaint": "mbti_jax.inpaint_files",
     "quickstart": "mbti_jax.quickstart",
     "train": "mbti_jax.train",
@@ -47,7 +49,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
         for name in names:
             if name.startswith("config."):
                 _check_field(config, name)
-    rest = app.parse_flags_with_usage(argv)
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"run.py: {error}")
     if _CONFIG.value is None:
         sys.exit("run.py: give a config file, for example --config=configs/quickstart.py")
     if len(rest) > 1:

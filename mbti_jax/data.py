@@ -242,17 +242,21 @@ def training_batches(
     return iter(dataset)
 
 
-def fixed_batches(examples: Examples, num_batches: int, batch_size: int) -> list[Batch]:
+def fixed_batches(
+    examples: Examples, num_batches: int, batch_size: int, padded_size: int | None = None
+) -> list[Batch]:
     """`num_batches` batches of examples spread evenly over the split, always the same ones.
 
-    A split too small for that many is taken once, its last batch filled up with zero weights.
+    A split too small for that many is taken once. Batches are filled up with zeros, weight included,
+    to `padded_size` (default: `batch_size`).
     """
+    padded_size = batch_size if padded_size is None else padded_size
     count = min(num_batches * batch_size, len(examples))
     numbers = np.linspace(0, len(examples) - 1, count).round().astype(int)
     batches = []
     for start in range(0, count, batch_size):
         items = [examples[i] for i in numbers[start : start + batch_size]]
-        items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (batch_size - len(items))
+        items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (padded_size - len(items))
         batches.append(stack(items))
     return batches
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mbti_jax import diffusion, guidance
 from mbti_jax.augment import augment
@@ -158,6 +159,25 @@ class Method:
         sums, counts = diffusion.squared_error_terms(prediction, target, roi, weight)
         quarter = jax.nn.one_hot(t * QUARTERS // num_timesteps, QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)
+
+
+def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+    """Typed keys [batch_size], folded out of the step and the position in the global batch."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
+
+
+def losses(sums: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+    """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
+
+    Args:
+        sums, counts: float32 [4], as of `Method.loss_terms`.
+    """
+    quarters = sums / counts
+    return {
+        "loss": sums.sum() / counts.sum(),
+        **{f"loss_q{i + 1}": quarters[i] for i in range(QUARTERS)},
+    }
 
 
 def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:

@@ -22,14 +22,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import mbti_jax
-from mbti_jax import data, pictures, sharding
+from mbti_jax import data, sharding
 from mbti_jax.checkpoint import Checkpointer
-from mbti_jax.guidance import guided
-from mbti_jax.method import QUARTERS, Method
+from mbti_jax.method import QUARTERS, Method, example_keys, losses
 from mbti_jax.models.unet import init_params
-from mbti_jax.sampler import Sampler, noise_for
-from mbti_jax.schedule import trailing_timesteps
-from mbti_jax.state import Params, TrainState, apply_update, create_state
+from mbti_jax.state import TrainState, apply_update, create_state
+from mbti_jax.validation import Validation
 from mbti_jax.writer import MetricsWriter
 from tfds_brats.reading import SliceSource
 
@@ -39,12 +37,6 @@ _INIT, _TRAIN, _VALIDATE = range(3)
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient became NaN or infinite."""
-
-
-def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    """Typed keys [batch_size], folded out of the step and the position in the global batch."""
-    step_key = jax.random.fold_in(key, step)
-    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
 
 
 def make_train_step(
@@ -100,30 +92,10 @@ def make_train_step(
             parts = (jnp.arange(accumulation), split)
             (grads, (sums, counts)), _ = jax.lax.scan(add, zeros, parts)
         grads = jax.tree.map(lambda g: g / counts.sum(), grads)
-        metrics = {**_losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
+        metrics = {**losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
         return apply_update(state, grads, optimizer, ema_decay), metrics
 
     return step
-
-
-def make_validation_step(method: Method, key: jax.Array) -> Callable:
-    """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
-
-    def step(params: Params, batch: data.Batch, number: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = example_keys(key, number, len(batch["weight"]))
-        prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        inputs = method.prepare(batch, prepare_keys, augmented=False)
-        return method.loss_terms(params, inputs, batch["weight"], loss_keys)[1]
-
-    return step
-
-
-def _losses(sums, counts) -> dict[str, jax.Array]:
-    quarters = sums / counts
-    return {
-        "loss": sums.sum() / counts.sum(),
-        **{f"loss_q{i + 1}": quarters[i] for i in range(QUARTERS)},
-    }
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -184,7 +156,11 @@ def main(config: ConfigDict, workdir: str) -> None:
         process_count=jax.process_count(),
     )
     validation = Validation(
-        config, method, make_examples(dataset(config.data.validation_split), config), mesh, root
+        config,
+        method,
+        make_examples(dataset(config.data.validation_split), config),
+        mesh,
+        jax.random.fold_in(root, _VALIDATE),
     )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
@@ -208,7 +184,7 @@ def _loop(
     batches: Iterator[data.Batch],
     mesh: Mesh,
     checkpointer: Checkpointer,
-    validation: "Validation",
+    validation: Validation,
     writer: MetricsWriter | None,
     stopping: Callable[[int], bool],
 ) -> None:
@@ -289,64 +265,6 @@ class _Log:
 
     def resume(self) -> None:
         self._since += time.perf_counter() - self._paused
-
-
-class Validation:
-    """Loss on fixed examples with fixed noise, and a picture of samples, with averaged parameters."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        method: Method,
-        examples: data.Examples,
-        mesh: Mesh,
-        root: jax.Array,
-    ):
-        key = jax.random.fold_in(root, _VALIDATE)
-        self._config, self._method, self._mesh = config, method, mesh
-        self._step = jax.jit(make_validation_step(method, key))
-        size = sharding.padded_batch_size(config.batch_size, mesh, 1)
-        self._batches = data.fixed_batches(examples, config.validation_batches, size)
-        size = sharding.padded_batch_size(config.num_pictures, mesh, 1)
-        (pictured,) = data.fixed_batches(examples.with_tumor(), 1, size)
-        keys = jax.random.split(jax.random.fold_in(key, 0), size)
-        prepare = jax.jit(functools.partial(method.prepare, augmented=False))
-        self._pictured = jax.device_get(prepare(pictured, keys))
-        self._bounds = data.intensity_bounds(examples)
-        self._sampler = Sampler(guided(method.apply, method.process), method.process.schedule)
-
-    def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
-        sums, counts = 0.0, 0.0
-        for number, batch in enumerate(self._batches):
-            terms = self._step(params, self._put(batch), number)
-            sums, counts = sums + terms[0], counts + terms[1]
-        losses = {f"validation/{name}": float(v) for name, v in _losses(sums, counts).items()}
-        samples = self._sample(params)
-        if writer is not None:
-            writer.scalars(step, losses)
-            writer.picture(step, "samples", pictures.sheet(*self._pictured[:2], samples))
-        tqdm.write(f"step {step}: validation loss {losses['validation/loss']:.4f}")
-
-    def _sample(self, params: Params) -> np.ndarray:
-        inputs = self._pictured
-        size = len(inputs.x_0)
-        x_T, keys = noise_for(0, range(size), [0] * size, inputs.x_0.shape[1:])
-        arrays = (x_T, *inputs, keys)
-        samples = self._sampler(
-            params,
-            *self._put(arrays),
-            timesteps=trailing_timesteps(self._config.picture_steps),
-            weight=self._config.guidance_weight,
-            clip=self._bounds,
-        )
-        return multihost_utils.process_allgather(samples, tiled=True)
-
-    def _put(self, batch: Any) -> Any:
-        """Splits what every process holds in full over the devices."""
-        place = sharding.batch_sharding(self._mesh)
-        return jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, place, x.__getitem__), batch
-        )
 
 
 def make_examples(source: SliceSource, config: ConfigDict) -> data.Examples:

@@ -240,6 +240,14 @@ def test_fixed_batches_are_spread_evenly_and_always_the_same():
     assert numbers(batches) == numbers(again)
 
 
+def test_fixed_batches_hold_the_same_examples_however_far_they_are_padded():
+    plain = data.fixed_batches(Numbered(100), 3, 4)
+    padded = data.fixed_batches(Numbered(100), 3, 4, padded_size=6)
+    for batch, longer in zip(plain, padded, strict=True):
+        assert longer["number"][:4].tolist() == batch["number"].tolist()
+        assert longer["weight"].tolist() == [1, 1, 1, 1, 0, 0]
+
+
 def test_fixed_batches_take_a_small_split_once():
     batches = data.fixed_batches(Numbered(6), 5, 4)
     weights = np.concatenate([batch["weight"] for batch in batches])

@@ -12,11 +12,12 @@ from tiny import tiny_config, tiny_examples
 
 from mbti_jax import data, sharding
 from mbti_jax.diffusion import Diffusion
-from mbti_jax.method import Inputs, Method
+from mbti_jax.method import Inputs, Method, example_keys
 from mbti_jax.models.unet import init_params
 from mbti_jax.schedule import make_schedule
 from mbti_jax.state import create_state
-from mbti_jax.train import example_keys, make_train_step, make_validation_step
+from mbti_jax.train import make_train_step
+from mbti_jax.validation import make_validation_step
 
 BATCH = 10  # Divided neither by 3 or 4 devices nor by an accumulation of 4.
 OPTIMIZER = optax.adam(1e-3)
