@@ -177,7 +177,7 @@ class UNet(nn.Module):
                     else:
                         h = Upsample(self.conv_resample, dtype, name=name)(h)
 
-        h = nn.silu(GroupNorm(self.num_groups, dtype, name="out_0")(h))
+        h = GroupNorm(self.num_groups, name="out_0")(h)
         channels = self.out_channels * self.patch_size**2
         h = conv3x3(channels, dtype, "out_2")(h)
         return depth_to_space(h, self.patch_size).astype(jnp.float32)
