@@ -1,9 +1,13 @@
-"""From nothing to a figure in about five minutes on two CPU cores, without any download.
+r"""From nothing to a figure in about five minutes on two CPU cores, without any download.
 
     python run.py --config=configs/quickstart.py
 
 Makes phantom subjects, builds the dataset, trains a small model, writes quickstart/figure.png and
-prints how far its healthy tissue is from the truth. Run again, it reuses what is there.
+prints how far its healthy tissue is from the truth. Run again, it reuses what is there. The same with
+your own cases (at least three patients) instead of phantoms:
+
+    python run.py --config=configs/quickstart.py --workdir=mine --config.source=DIR \
+        --config.convention=brats2021
 """
 
 from ml_collections import ConfigDict
@@ -16,14 +20,18 @@ def get_config() -> ConfigDict:
     config.task = "quickstart"
     config.workdir = "quickstart"
 
+    # A folder of cases and their convention instead of phantoms.
+    config.source = ""
+    config.convention = ""
     config.phantom = ConfigDict()
     config.phantom.num_subjects = 12
     config.phantom.seed = 0
 
     # One example holds all four sequences of a slice: four times the images for the same network.
     config.data.together = True
+    # Where the slices are written; empty for WORKDIR/slices.
+    config.data.dataset = ""
     # 192 x 192 pixels around the brain, averaged to 64 x 64.
-    config.data.dataset = "quickstart/slices"
     config.data.window = 192
     config.data.image_size = 64
     config.data.num_threads = 2

@@ -31,10 +31,13 @@ def main(config: ConfigDict, workdir: str) -> None:
     """
     folder = Path(workdir)
     seconds: dict[str, float] = {}
-    config.data.dataset = str(folder / "slices")
-    with _stage("data: phantom subjects and slices", seconds):
-        phantom.write_phantoms(folder / "phantom", config.phantom.num_subjects, config.phantom.seed)
-        builder.build(folder / "phantom", "phantom", folder / "slices")
+    config.data.dataset = config.data.dataset or str(folder / "slices")
+    with _stage("data: subjects and slices", seconds):
+        source, convention = config.source, config.convention
+        if not source:
+            source, convention = folder / "phantom", "phantom"
+            phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
+        builder.build(source, convention, config.data.dataset)
     with _stage("training", seconds):
         train.main(config, str(folder / "run"))
     with _stage("sampling", seconds):
@@ -43,9 +46,10 @@ def main(config: ConfigDict, workdir: str) -> None:
         figure = draw_figure(inpainter, source, config, folder / "figure.png")
         errors = healthy_tissue_errors(inpainter, source, config)
     total = sum(seconds.values())
-    (folder / "report.json").write_text(
-        json.dumps({"seconds": seconds, "mean_absolute_error": errors}, indent=1) + "\n"
-    )
+    report = json.dumps({"seconds": seconds, "mean_absolute_error": errors}, indent=1) + "\n"
+    beside = folder / "report.tmp"
+    beside.write_text(report)
+    beside.replace(folder / "report.json")
     print(f"\nMean absolute error in {config.evaluation.num_rois} held-out ROIs of healthy tissue,")
     print("as a share of the intensity range:")
     for name, error in errors.items():
@@ -77,7 +81,7 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
 
     The slice is the one with the largest tumour that shows all three components.
     """
-    images, labels = _slice_that_shows_most(source, inpainter, config)
+    images, labels, subject = _slice_that_shows_most(source, inpainter, config)
     components = np.stack([labels == k for k in (1, 2, 3)], axis=-1)
     masks = np.zeros((*labels.shape, len(CHANNELS)), np.float32)
 
@@ -114,8 +118,8 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
         cells,
         rows=[name.upper() for name in config.data.sequences],
         columns=["input", "ROIs", "healthy tissue", "components", "mixed tumour"],
-        title="Held-out phantom slice, inpainted",
-        footnote="synthetic phantom data",
+        title=f"Held-out slice of {subject}, inpainted",
+        footnote="synthetic, not for diagnosis",
     )
 
 
@@ -126,8 +130,8 @@ def _by_sequence(images: np.ndarray) -> np.ndarray:
 
 def _slice_that_shows_most(
     source: SliceSource, inpainter: Inpainter, config: ConfigDict
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, S, S, C] and labels [S, S] of the slice with all three components at their largest."""
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Images [n, S, S, C], labels [S, S] and subject of the slice that shows all components best."""
     best, best_score = 0, -1.0
     for record in np.argsort(-source.index.tumor_area)[:32]:
         labels = source.read(int(record), source.sequences[:1])["labels"]
@@ -138,7 +142,7 @@ def _slice_that_shows_most(
     examples = train.make_examples(source, config)
     batch = data.stack([examples[i] for i in examples.of_record(best)])
     images, labels = jax.device_get(jax.jit(inpainter.method.resized)(batch))
-    return images, labels[0]
+    return images, labels[0], str(source.index.subject[best])
 
 
 def healthy_tissue_errors(
