@@ -63,7 +63,7 @@ def write_export(
     Raises:
         ValueError: unknown `names`, or `directory` holds something else.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
     if names not in NAMES:
         raise ValueError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
     if directory.exists() and any(directory.iterdir()) and not is_export(directory):
@@ -77,7 +77,7 @@ def write_export(
         tensors = to_guided_diffusion(params)
 
     fresh, old = (
-        directory.absolute().with_name(f"{directory.name}.{word}-{os.getpid()}")
+        directory.with_name(f"{directory.name}.{word}-{os.getpid()}")
         for word in ("writing", "replaced")
     )
     fresh.mkdir(parents=True)

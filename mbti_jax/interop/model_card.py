@@ -29,15 +29,14 @@ Sequences: {sequences}, {together}.
 ## Preprocessing
 
 - Axial slices in radiological display, 1 mm voxels, skull-stripped, background 0.
-- Intensities {intensity_scale}.
-- A window of {window} x {window} voxels is resampled to {image_size} x {image_size} pixels by area
-  averages.
+- Intensities: {intensity_scale}.
+- A window of {window} x {window} voxels becomes {image_size} x {image_size} pixels (area averages).
 - While sampling, x_0 is clipped to [{low:.4g}, {high:.4g}].
 
 ## Model
 
-ADM UNet, {prediction}-prediction, {schedule} schedule of {num_timesteps} steps{step}. Recommended
-guidance weight {guidance_weight}. All fields are in config.json.
+ADM UNet, {prediction}-prediction, {schedule} schedule of {num_timesteps} steps{step}.
+Recommended guidance weight {guidance_weight}. All fields are in config.json.
 
 ## Files
 

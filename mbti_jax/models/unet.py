@@ -36,7 +36,8 @@ class UNet(nn.Module):
         in_channels: sequences plus mask channels.
         out_channels: sequences.
         num_classes: length of the class vector. With 0 the vector is ignored and the embedding is
-            that of the timestep alone, half as wide.
+            that of the timestep alone, half as wide, as in guided-diffusion. (The published class
+            can be built with 0 but not run: its blocks keep expecting the full width.)
         model_channels: width that `channel_mult` multiplies.
         num_res_blocks: residual blocks a level on the way down; one more on the way up.
         attention_resolutions: downsampling rates (1, 2, 4, ...) with self-attention.
