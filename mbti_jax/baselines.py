@@ -42,13 +42,20 @@ def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
     Returns:
         Like `image`, and equal to it outside the ROI.
+
+    Raises:
+        ValueError: the ROI is all of the image.
     """
     del brain
     # As 16-bit integers: on float images OpenCV 5 returns values far outside their range.
-    low, high = image.min(), image.max()
+    # Their range is that of the context: the truth inside the ROI must not be looked at.
+    if roi.all():
+        raise ValueError("the ROI leaves nothing to continue from")
+    low, high = image[~roi].min(), image[~roi].max()
     if low == high:
-        return image.copy()
-    codes = np.round((image - low) / (high - low) * _UINT16_MAX).astype(np.uint16)
+        return np.where(roi, low, image)
+    share = np.clip((image - low) / (high - low), 0, 1)
+    codes = np.round(share * _UINT16_MAX).astype(np.uint16)
     filled = cv2.inpaint(codes, roi.astype(np.uint8), _TELEA_RADIUS, cv2.INPAINT_TELEA)
     values = low + (high - low) * filled.astype(np.float32) / _UINT16_MAX
     return np.where(roi, values, image)

@@ -1,0 +1,107 @@
+"""Grey values, colours of the ROIs, sheets, and figures that are whole or not there."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from matplotlib.figure import Figure
+
+from mbti_jax import pictures
+from mbti_jax.tasks import CHANNELS
+
+
+def test_gray_maps_the_range_linearly_and_clips():
+    shown = pictures.gray(np.array([[-2.0, -1.0, 0.0, 1.0, 3.0]]))
+    assert shown.dtype == np.uint8
+    assert shown.shape == (1, 5, 3)
+    assert shown[0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert (shown == shown[..., :1]).all()
+    assert pictures.gray(np.array([[5.0, 15.0]]), low=5, high=15)[0, :, 1].tolist() == [0, 255]
+
+
+def test_every_channel_has_a_colour_of_its_own():
+    assert set(pictures.COLORS) == set(CHANNELS)
+    assert len(set(pictures.COLORS.values())) == len(CHANNELS)
+
+
+@pytest.mark.parametrize("channel", range(5))
+def test_rois_are_tinted_and_outlined_and_the_rest_is_left(channel):
+    picture = np.full((20, 20, 3), 100, np.uint8)
+    masks = np.zeros((20, 20, 5), np.float32)
+    masks[5:12, 6:14, channel] = 1
+    marked = pictures.with_rois(picture, masks, fill=0.5)
+    inside = masks[..., channel] > 0
+    np.testing.assert_array_equal(marked[~inside], picture[~inside])
+    color = np.array(pictures.COLORS[CHANNELS[channel]])
+    np.testing.assert_array_equal(marked[5, 6:14], np.broadcast_to(color, (8, 3)))
+    np.testing.assert_array_equal(marked[8, 10], (0.5 * 100 + 0.5 * color).astype(np.uint8))
+    assert (picture == 100).all()
+
+
+def test_enlarging_repeats_pixels():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 64, 3)).astype(np.uint8)
+    large = pictures.enlarge(picture, least=192)
+    assert large.shape == (200, 256, 3)
+    np.testing.assert_array_equal(large, np.kron(picture, np.ones((4, 4, 1), np.uint8)))
+    np.testing.assert_array_equal(pictures.enlarge(large, least=192), large)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_sheet_has_a_row_an_example_and_three_cells_a_sequence(channels):
+    rng = np.random.default_rng(1)
+    images, samples = rng.uniform(-1, 1, (2, 3, 192, 200, channels))
+    masks = np.zeros((3, 192, 200, 5), np.float32)
+    masks[:, 20:40, 20:40, 0] = 1
+    sheet = pictures.sheet(images, masks, samples)
+    assert sheet.shape == (3 * 192, 3 * channels * 200, 3)
+    for b in range(3):
+        for c in range(channels):
+            row, left = slice(192 * b, 192 * (b + 1)), 600 * c
+            before, marked, sample = (
+                sheet[row, left + 200 * k : left + 200 * (k + 1)] for k in range(3)
+            )
+            np.testing.assert_array_equal(before, pictures.gray(images[b, ..., c]))
+            np.testing.assert_array_equal(sample, pictures.gray(samples[b, ..., c]))
+            np.testing.assert_array_equal(marked[60:], before[60:])
+            assert (marked[20, 20:40] == pictures.COLORS["normal"]).all()
+
+
+def write_figure(path):
+    red, blue = np.zeros((2, 32, 32, 3), np.uint8)
+    red[..., 0], blue[..., 2] = 255, 255
+    return pictures.figure(
+        path,
+        [[red, blue], [blue, red]],
+        rows=["a", "b"],
+        columns=["c", "d"],
+        title="t",
+        footnote="f",
+    )
+
+
+def test_a_figure_shows_its_cells_in_order(tmp_path):
+    path = write_figure(tmp_path / "new" / "figure.png")
+    shown = np.asarray(PIL.Image.open(path).convert("RGB")).astype(int)
+    for color, (first, second) in {
+        (255, 0, 0): ((0, 0), (1, 1)),
+        (0, 0, 255): ((0, 1), (1, 0)),
+    }.items():
+        ys, xs = np.nonzero((shown == color).all(-1))
+        assert len(ys) > 2 * 100 * 100
+        lower, right = (n > (n.min() + n.max()) / 2 for n in (ys, xs))
+        halves = set(map(tuple, np.unique(np.stack([lower, right]).astype(int), axis=1).T.tolist()))
+        assert halves == {first, second}
+    assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
+
+
+def test_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = write_figure(tmp_path / "figure.png")
+    before = path.read_bytes()
+
+    def cut_short(self, file, **_):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Figure, "savefig", cut_short)
+    with pytest.raises(OSError, match="disk full"):
+        write_figure(path)
+    assert path.read_bytes() == before
