@@ -64,8 +64,8 @@ class Checkpointer:
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None when the run has none yet.
 
-        A checkpoint that cannot be read (truncated, say) is reported and renamed to
-        `<step>.unreadable`, and the one before it is used.
+        A checkpoint that cannot be read (truncated, say) is reported, and the one before it is used;
+        once that is read, what could not be is renamed to `<step>.unreadable`.
 
         Args:
             shapes: state of `jax.ShapeDtypeStruct`s with the shardings that the arrays shall have.
@@ -73,10 +73,11 @@ class Checkpointer:
         Raises:
             CheckpointMismatchError: it was written by a run with other data, seed, batch, model, ...;
                 the message says what differs.
-            ValueError: there are checkpoints, but none of them can be read.
+            ValueError: there are checkpoints, but none of them can be read. They are left as they are,
+                so that no run starts anew over them when what failed is the disk or the memory.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        unreadable = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 saved = self._manager.restore(
                     step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
@@ -103,24 +104,30 @@ class Checkpointer:
             except CheckpointMismatchError:
                 raise
             except Exception as error:  # Orbax has no exception of its own for damaged files.
-                self._set_aside(step, error)
+                path = self._manager.directory / str(step)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); trying the one before it", path, reason
+                )
+                unreadable.append(step)
                 continue
+            if unreadable:
+                self._set_aside(unreadable)
             return TrainState(**items["train"], ema=items["ema"])
-        if steps:
+        if unreadable:
             raise ValueError(
-                f"none of the checkpoints in {self._manager.directory} can be read; they were renamed "
-                "to *.unreadable. Start in a new --workdir."
+                f"none of the checkpoints in {self._manager.directory} can be read, see the warnings "
+                "above. Start in a new --workdir, unless it was the disk or the memory that failed."
             )
         return None
 
-    def _set_aside(self, step: int, error: Exception) -> None:
-        path = Path(self._manager.directory) / str(step)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        logging.warning("checkpoint %s cannot be read (%s); using the one before it", path, reason)
+    def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
-            # The same step may have been damaged before.
-            before = len([*path.parent.glob(f"{step}.unreadable*")])
-            path.rename(path.with_name(f"{step}.unreadable{before or ''}"))
+            folder = Path(self._manager.directory)
+            for step in steps:
+                # The same step may have been damaged before.
+                before = len([*folder.glob(f"{step}.unreadable*")])
+                (folder / str(step)).rename(folder / f"{step}.unreadable{before or ''}")
         self._manager.reload()
 
     def wait(self) -> None:
