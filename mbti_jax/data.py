@@ -44,7 +44,8 @@ class Examples:
         tumor_repeats: how often a slice that contains tumour is counted.
 
     Raises:
-        ValueError: an unknown sequence, an empty split, or `tumor_repeats` below 1.
+        ValueError: an unknown sequence, or one that is named twice; an empty split; `tumor_repeats` or
+            `window` below 1.
     """
 
     def __init__(
@@ -61,10 +62,13 @@ class Examples:
             raise ValueError(
                 f"unknown sequences {unknown or '()'}; the dataset has {', '.join(source.sequences)}"
             )
+        if len({*sequences}) < len(sequences):
+            raise ValueError(f"sequences are named twice: {', '.join(sequences)}")
         if len(source) == 0:
             raise ValueError("the split holds no slices")
-        if tumor_repeats < 1:
-            raise ValueError(f"tumor_repeats must be at least 1, not {tumor_repeats}")
+        for name, value in (("tumor_repeats", tumor_repeats), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         self._source = source
         self._window = window
         self._groups = [tuple(sequences)] if together else [(name,) for name in sequences]

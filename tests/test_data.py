@@ -219,14 +219,16 @@ def test_a_brain_larger_than_the_window_is_an_error_that_names_the_subject():
     [
         ({"sequences": ("t1", "dwi")}, "dwi.*t1, t1ce, t2, flair"),
         ({"sequences": ()}, "unknown sequences"),
+        ({"sequences": ("t1", "t1")}, "twice"),
         ({"tumor_repeats": 0}, "tumor_repeats"),
+        ({"window": 0}, "window"),
         ({"source": FakeSlices(0)}, "no slices"),
     ],
 )
 def test_unusable_arguments_are_refused(arguments, message):
     arguments = {"source": FakeSlices(), "sequences": ("t1",), "tumor_repeats": 1, **arguments}
     with pytest.raises(ValueError, match=message):
-        data.Examples(**arguments, together=False, window=40)
+        data.Examples(**{"together": False, "window": 40, **arguments})
 
 
 def test_fixed_batches_are_spread_evenly_and_always_the_same():
