@@ -46,6 +46,9 @@ class Method:
         tasks: how tasks are drawn in training.
         image_size: height and width of the network's images.
         drop_rate: share of class vectors replaced by the null condition in training.
+
+    Raises:
+        ValueError: `drop_rate` lies outside [0, 1].
     """
 
     model: UNet
@@ -53,6 +56,10 @@ class Method:
     tasks: TaskConfig
     image_size: int
     drop_rate: float
+
+    def __post_init__(self):
+        if not 0 <= self.drop_rate <= 1:
+            raise ValueError(f"diffusion.drop_condition must lie in [0, 1], not {self.drop_rate}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Method":

@@ -106,6 +106,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         CheckpointMismatchError: `workdir` holds another run.
         ValueError, OSError: config or data cannot be used; the message says what to change.
     """
+    _check_numbers(config)
     if config.multihost:
         jax.distributed.initialize()
     mesh = sharding.make_mesh()
@@ -123,7 +124,8 @@ def main(config: ConfigDict, workdir: str) -> None:
         shapes,
         shardings,
     )
-    checkpointer = Checkpointer(workdir, run_metadata(config, examples), config.max_to_keep)
+    metadata = run_metadata(config, examples)
+    checkpointer = Checkpointer(workdir, metadata, config.max_to_keep)
     state = checkpointer.restore(shapes)
     if state is None:
         state = jax.jit(init, out_shardings=shardings)(jax.random.fold_in(root, _INIT))
@@ -161,6 +163,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         make_examples(dataset(config.data.validation_split), config),
         mesh,
         jax.random.fold_in(root, _VALIDATE),
+        metadata["inference"]["x_0_bounds"],
     )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
@@ -171,6 +174,18 @@ def main(config: ConfigDict, workdir: str) -> None:
             stack.callback(writer.close)
         stopping = stack.enter_context(_stop_on_signal())
         _loop(config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses numbers with which a run would fail late, or silently do something else."""
+    for name in (
+        *("batch_size", "accumulation", "log_every", "checkpoint_every", "max_to_keep"),
+        *("validate_every", "validation_batches", "num_pictures", "picture_steps"),
+    ):
+        if config[name] < 1:
+            raise ValueError(f"--config.{name} must be at least 1, not {config[name]}")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"--config.ema_decay must lie in [0, 1), not {config.ema_decay}")
 
 
 def _init_state(method, optimizer, key):

@@ -42,7 +42,9 @@ class Validation:
         examples: data.Examples,
         mesh: Mesh,
         key: jax.Array,
+        x_0_bounds: tuple[float, float],
     ):
+        """Takes the examples of the held-out split and the range to which samples are clipped."""
         self._config, self._method, self._mesh = config, method, mesh
         self._step = jax.jit(make_validation_step(method, key))
         self._batches = data.fixed_batches(
@@ -52,12 +54,18 @@ class Validation:
             padded_size=sharding.padded_batch_size(config.batch_size, mesh, 1),
         )
         size = sharding.padded_batch_size(config.num_pictures, mesh, 1)
-        (pictured,) = data.fixed_batches(examples.with_tumor(), 1, size)
+        (pictured,) = data.fixed_batches(
+            examples.with_tumor(), 1, config.num_pictures, padded_size=size
+        )
+        self._num_pictures = int(pictured["weight"].sum())
         keys = jax.random.split(jax.random.fold_in(key, 0), size)
         prepare = jax.jit(functools.partial(method.prepare, augmented=False))
         self._pictured = jax.device_get(prepare(pictured, keys))
-        self._bounds = data.intensity_bounds(examples)
-        self._sampler = Sampler(guided(method.apply, method.process), method.process.schedule)
+        self._bounds = x_0_bounds
+        schedule = method.process.schedule
+        # Before training: a number of steps that cannot be is said at once.
+        self._timesteps = trailing_timesteps(config.picture_steps, schedule.num_timesteps)
+        self._sampler = Sampler(guided(method.apply, method.process), schedule)
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
         sums, counts = 0.0, 0.0
@@ -68,7 +76,9 @@ class Validation:
         samples = self._sample(params)
         if writer is not None:
             writer.scalars(step, means)
-            writer.picture(step, "samples", pictures.sheet(*self._pictured[:2], samples))
+            shown = (*self._pictured[:2], samples)
+            sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))
+            writer.picture(step, "samples", sheet)
         tqdm.write(f"step {step}: validation loss {means['validation/loss']:.4f}")
 
     def _sample(self, params: Params) -> np.ndarray:
@@ -79,7 +89,7 @@ class Validation:
         samples = self._sampler(
             params,
             *self._put(arrays),
-            timesteps=trailing_timesteps(self._config.picture_steps),
+            timesteps=self._timesteps,
             weight=self._config.guidance_weight,
             clip=self._bounds,
         )

@@ -11,7 +11,7 @@ from tiny import tiny_config
 
 from mbti_jax import sharding
 from mbti_jax.state import TrainState, create_state
-from mbti_jax.train import NonFiniteLossError, _loop
+from mbti_jax.train import NonFiniteLossError, _loop, main
 from mbti_jax.writer import MetricsWriter, read_metrics
 
 
@@ -120,3 +120,14 @@ def test_what_is_not_finite_stops_the_run_before_anything_is_saved_of_it(
     assert str(value) in str(error)
     assert "config.optimizer.learning_rate" in str(error)
     assert all(record["step"] <= step for record in metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("log_every", 0), ("batch_size", -1), ("num_pictures", 0), ("ema_decay", 1.0)],
+)
+def test_numbers_that_cannot_be_are_refused_at_once(tmp_path, name, value):
+    config = tiny_config()
+    config[name] = value
+    with pytest.raises(ValueError, match=f"config.{name} must"):
+        main(config, str(tmp_path))

@@ -211,6 +211,13 @@ def test_the_condition_is_dropped_at_its_rate(rate):
     assert abs(null.mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / 300)
 
 
+def test_a_rate_in_percent_is_refused():
+    config = tiny_config()
+    config.diffusion.drop_condition = 10.0
+    with pytest.raises(ValueError, match=r"drop_condition must lie in \[0, 1\], not 10"):
+        Method.from_config(config)
+
+
 def test_keys_of_examples_follow_from_step_and_position_alone():
     key = jax.random.key(0)
     longer = jax.random.key_data(example_keys(key, 7, 12))
