@@ -72,6 +72,13 @@ def position(module: str, order: list[str]) -> int | None:
     return None
 
 
+def test_architecture_lists_every_module():
+    order = documented_order()
+    modules = [name for name in FILES if name.startswith("mbti_jax.") and name != "mbti_jax.models"]
+    missing = [name for name in modules if position(name, order) is None]
+    assert not missing
+
+
 def test_the_graph_sees_imports():
     assert "mbti_jax.data" in GRAPH["mbti_jax.train"]
     assert "tfds_brats.reading" in GRAPH["mbti_jax.data"]
