@@ -8,18 +8,17 @@ here is a substitute for it: the anatomy is one averaged brain, deformed.
 Anatomy is in `phantom_anatomy`, growth in `phantom_tumor`; this file turns both into images and files.
 """
 
+import contextlib
 import json
-import multiprocessing
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import tqdm
 from threadpoolctl import threadpool_limits
 
+from tfds_brats.conventions import SEQUENCES
 from tfds_brats.phantom_anatomy import (
     GRID_SHAPE,
     WINDOW,
@@ -30,11 +29,11 @@ from tfds_brats.phantom_anatomy import (
     smooth_field,
 )
 from tfds_brats.phantom_tumor import Tumour, TumourPlan, before_tumour, grow_tumour, plan_tumour
+from tfds_brats.workers import Workers, default_num_workers
 
 # Raise it whenever the same seed gives other images.
 VERSION = 1
 
-SEQUENCES = ("t1", "t1ce", "t2", "flair")
 AFFINE = np.array(
     [[-1.0, 0, 0, 0], [0, -1.0, 0, 239.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
 )  # voxel -> RAS mm, as in BraTS
@@ -181,6 +180,7 @@ def write_phantoms(
     Raises:
       ValueError: if the seed is negative or no subject is asked for; if the directory holds phantoms
         of another seed or generator version, or other files.
+      RuntimeError: if a worker process died.
     """
     if seed < 0 or num_subjects < 1:
         raise ValueError(
@@ -192,18 +192,11 @@ def write_phantoms(
         shutil.rmtree(leftover)
     folders = [directory / f"Phantom_{index:04d}" for index in range(num_subjects)]
     todo = [(folder, seed, index) for index, folder in enumerate(folders) if not folder.exists()]
-    workers = min(num_workers or os.cpu_count() or 1, len(todo))
-    with tqdm.tqdm(total=len(todo), desc="phantoms", unit="subject", disable=not todo) as progress:
-        if workers <= 1:
-            for job in todo:
-                _write_subject(job)
-                progress.update()
-        else:
-            # Spawned, not forked: the caller may have JAX's threads running.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, mp_context=context) as pool:
-                for _ in pool.map(_write_subject, todo):
-                    progress.update()
+    if todo:
+        num_workers = min(num_workers or default_num_workers(), len(todo))
+        with contextlib.closing(Workers(num_workers)) as workers:
+            for _ in workers.map(_write_subject, todo, "Making phantoms"):
+                pass
     return folders
 
 
