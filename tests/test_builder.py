@@ -179,6 +179,20 @@ def test_a_source_survives_pickling_and_threads(dummy):
             np.testing.assert_array_equal(record["codes"], expected[i])
 
 
+@pytest.mark.parametrize("damage", ["bit", "end"])
+def test_a_damaged_record_is_an_error_that_says_where(dummy, tmp_path, damage):
+    copy = Path(shutil.copytree(dummy, tmp_path / "copy"))
+    (file,) = copy.glob("*-train.array_record*")
+    content = bytearray(file.read_bytes())
+    if damage == "bit":
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content if damage == "bit" else content[: len(content) // 2])
+    source = SliceSource(copy, "train")
+    with pytest.raises(ValueError, match=r"record \d+ of train in .*copy cannot be read"):
+        for i in range(len(source)):
+            source.read(i)
+
+
 def test_tfds_reads_the_dataset_by_itself(dummy):
     """Without this package's reader, TFDS decodes every feature."""
     examples = tfds.builder_from_directory(dummy).as_data_source("train")

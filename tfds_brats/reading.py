@@ -106,12 +106,18 @@ class SliceSource:
           slice_index: int.
 
         Raises:
-          ValueError: an unknown sequence.
+          ValueError: an unknown sequence, or a damaged file.
         """
         unknown = [sequence for sequence in sequences if sequence not in SEQUENCES]
         if unknown or not sequences:
             raise ValueError(f"sequences {list(sequences)}: choose from {', '.join(SEQUENCES)}")
-        record = self._records[i]
+        try:
+            record = self._records[i]
+        except (RuntimeError, ValueError) as error:  # array_record's checksums, and short files.
+            raise ValueError(
+                f"record {i} of {self._split} in {self._dataset_dir} cannot be read ({error}); its "
+                "files are damaged, delete the folder and build it anew"
+            ) from error
         channels = [SEQUENCES.index(sequence) for sequence in sequences]
         codes = [_decode_png(record[sequence]) for sequence in sequences]
         return {
