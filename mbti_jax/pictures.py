@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from skimage.segmentation import find_boundaries
 
+from mbti_jax.outputs import replacing
 from mbti_jax.tasks import CHANNELS
 
 # One colour a channel, distinguishable under the common colour-vision deficiencies (Okabe & Ito).
@@ -121,10 +122,7 @@ def figure(
     ]
     fig.legend(handles=handles, loc="lower left", ncols=len(handles), fontsize=8, frameon=False)
     fig.text(1 - 0.05 / width, 0.12 / height, footnote, ha="right", fontsize=8)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
     FigureCanvasAgg(fig)
-    fig.savefig(beside, format="png", dpi=110)
-    beside.replace(path)
-    return path
+    with replacing(path) as beside:
+        fig.savefig(beside, format="png", dpi=110)
+    return Path(path)

@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 from tensorboardX import SummaryWriter
 
+from mbti_jax.outputs import replacing
+
 
 class MetricsWriter:
     """Writes to `workdir`: `metrics.jsonl`, `pictures/*.png`, and `tensorboard/`.
@@ -27,9 +29,8 @@ class MetricsWriter:
         self._pictures.mkdir(parents=True, exist_ok=True)
         path = self._workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] < start_step]
-        beside = path.with_suffix(".jsonl.tmp")
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._lines = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(
             str(self._workdir / "tensorboard"), purge_step=start_step or None
@@ -46,9 +47,8 @@ class MetricsWriter:
     def picture(self, step: int, name: str, image: np.ndarray) -> Path:
         """Writes `image`, uint8 [H, W, 3] or [H, W], as `pictures/NAME_STEP.png`."""
         path = self._pictures / f"{name}_{step:08d}.png"
-        beside = path.with_suffix(".tmp")
-        PIL.Image.fromarray(image).save(beside, format="png")
-        beside.replace(path)
+        with replacing(path) as beside:
+            PIL.Image.fromarray(image).save(beside, format="png")
         formats = "HWC" if image.ndim == 3 else "HW"
         self._tensorboard.add_image(name, image, step, dataformats=formats)
         return path
