@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tfds_brats.builder import split_cases
+from tfds_brats.cases import CaseFiles
+from tfds_brats.conventions import CONVENTIONS
 from tfds_brats.splits import SPLITS, split_patients
 
 patients = st.dictionaries(
@@ -51,6 +54,35 @@ def test_stratified_by_area(area):
 @given(patients)
 def test_only_the_order_of_the_areas_matters(area):
     assert split_patients({name: 2 * value for name, value in area.items()}) == split_patients(area)
+
+
+# Patient -> mean tumour areas of its timepoints.
+timepoints = st.dictionaries(
+    st.integers(0, 99999), st.lists(st.floats(0, 1e4), min_size=1, max_size=4), min_size=3
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(timepoints, st.randoms())
+def test_timepoints_of_a_patient_share_a_split(patients, order):
+    scans = [
+        (f"BraTS-GLI-{patient:05d}", timepoint, area)
+        for patient, areas in patients.items()
+        for timepoint, area in enumerate(areas)
+    ]
+    order.shuffle(scans)
+    cases = [
+        CaseFiles(f"{patient}-{timepoint:03d}", patient, CONVENTIONS["brats2023"], {}, None)
+        for patient, timepoint, _ in scans
+    ]
+    splits = split_cases(cases, [area for *_, area in scans])
+    assert tuple(splits) == SPLITS
+    assert sorted(c.subject for s in splits.values() for c in s) == sorted(c.subject for c in cases)
+    held_by = [{files.patient for files in split} for split in splits.values()]
+    assert all(held_by)
+    assert sum(map(len, held_by)) == len(patients)
+    for split in splits.values():
+        assert split == [files for files in cases if files in split]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -149,7 +149,7 @@ def build(
       source: folder with the cases, at any depth.
       convention: name of the convention that they follow, a key of `CONVENTIONS`.
       data_dir: folder for the dataset.
-      num_workers: processes that read and encode; None takes every core.
+      num_workers: processes that read and encode, at least 1; None takes every core.
 
     Returns:
       The folder of the dataset, to open with `SliceSource`.
@@ -157,9 +157,11 @@ def build(
     Raises:
       CaseError: the source, a case or the convention is unusable; the message names the file.
       ValueError: `data_dir` holds the dataset of another source or convention, or another build is
-        writing to it.
+        writing to it, or `num_workers` is below 1.
       OSError: the disk has too little space.
     """
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"num_workers must be at least 1, not {num_workers}")
     cases = find_cases(source, convention)
     summary = {
         "convention": convention,
@@ -194,17 +196,7 @@ def _build(
     cases: Sequence[CaseFiles], summary: Mapping[str, Any], data_dir: Path, workers: Workers
 ) -> Path:
     areas = list(workers.map(survey_case, cases, "Reading segmentations"))
-    areas_of_patient = defaultdict(list)
-    for files, area in zip(cases, areas, strict=True):
-        areas_of_patient[files.patient].append(area)
-    try:
-        split_of = split_patients({name: np.mean(a) for name, a in areas_of_patient.items()})
-    except ValueError as error:
-        raise CaseError(f"{len(cases)} case(s) found: {error}") from error
-    subjects = {split: [] for split in SPLITS}
-    for files in cases:
-        subjects[split_of[files.patient]].append(files)
-
+    subjects = split_cases(cases, areas)
     builder = BratsSlices(data_dir=data_dir, subjects=subjects, summary=summary, workers=workers)
     # A build that was killed leaves its temporary folder behind.
     for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):
@@ -216,6 +208,31 @@ def _build(
     ):
         builder.download_and_prepare(download_dir=unused)
     return Path(builder.data_dir)
+
+
+def split_cases(
+    cases: Sequence[CaseFiles], tumor_areas: Sequence[float]
+) -> dict[str, list[CaseFiles]]:
+    """Split -> its cases, in the order given; all timepoints of a patient are in the same one.
+
+    Args:
+      cases: all cases.
+      tumor_areas: mean tumour area of each; a patient is stratified by the mean over its timepoints.
+
+    Raises:
+      CaseError: fewer than 3 patients.
+    """
+    areas_of_patient = defaultdict(list)
+    for files, area in zip(cases, tumor_areas, strict=True):
+        areas_of_patient[files.patient].append(area)
+    try:
+        split_of = split_patients({name: np.mean(a) for name, a in areas_of_patient.items()})
+    except ValueError as error:
+        raise CaseError(f"{len(cases)} case(s) found: {error}") from error
+    subjects = {split: [] for split in SPLITS}
+    for files in cases:
+        subjects[split_of[files.patient]].append(files)
+    return subjects
 
 
 def _index(subjects: Sequence[SubjectRecords]) -> RecordIndex:
