@@ -2,7 +2,7 @@
 
     python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021
 
-Prints the space needed, builds with every core (about 1 s of a core and 10 MB a subject),
+Prints the space needed, builds with every core (about 0.9 s of a core and 10 MB a subject),
 and prints how many slices and images each split has. The same command again finds it there.
 """
 
