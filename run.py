@@ -88,7 +88,7 @@ def main(_: list[str]) -> None:
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(MBTI_TRACEBACK=1 shows where it came from)")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from where it stopped")
+        sys.exit("interrupted; nothing is half-written: run the same command again")
 
 
 if __name__ == "__main__":
