@@ -1,5 +1,6 @@
 """The built dataset against plain nibabel loops, and the build under interruption and repetition."""
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -25,6 +26,7 @@ from tfds_brats.reading import SliceSource
 from tfds_brats.records import encode_subject
 from tfds_brats.splits import SPLITS
 from tfds_brats.table import count_split, format_table
+from tfds_brats.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent
 DUMMY_DATA = ROOT / "tfds_brats" / "dummy_data"
@@ -353,6 +355,12 @@ def test_killed_in_the_middle_and_run_again(tmp_path, dummy):
         original = originals[f"BraTS2021_{int(subject[-5:]) % 5:05d}"]
         for k, record in records.items():
             np.testing.assert_array_equal(record["codes"], original[k]["codes"])
+
+
+def test_a_worker_that_dies_is_an_error_of_the_system():
+    """An OSError, which `run.py` says in a sentence."""
+    with contextlib.closing(Workers(2)) as workers, pytest.raises(OSError, match="fewer than 2"):
+        list(workers.map(os._exit, [1, 1], "Dying"))
 
 
 def test_two_builds_at_once_are_an_error(tmp_path):

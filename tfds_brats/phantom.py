@@ -180,7 +180,7 @@ def write_phantoms(
     Raises:
       ValueError: if the seed is negative or no subject is asked for; if the directory holds phantoms
         of another seed or generator version, or other files.
-      RuntimeError: if a worker process died.
+      ChildProcessError: if a worker process died.
     """
     if seed < 0 or num_subjects < 1:
         raise ValueError(

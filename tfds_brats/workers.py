@@ -47,7 +47,7 @@ class Workers:
         function's exceptions are raised here.
 
         Raises:
-          RuntimeError: a worker process died.
+          ChildProcessError: a worker process died.
         """
         with tqdm(total=len(items), desc=label, unit="subject", dynamic_ncols=True) as bar:
             for result in self._results(function, items):
@@ -67,7 +67,7 @@ class Workers:
             while pending:
                 yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a worker process died, perhaps for lack of memory; "
                 f"try fewer than {self._num_workers} workers"
             ) from error
