@@ -39,10 +39,10 @@ def get_config() -> ConfigDict:
     # A network of 32 x 32 positions: each takes 2 x 2 pixels.
     config.model.patch_size = 2
     config.model.model_channels = 32
-    config.model.channel_mult = (1, 1, 2)
+    config.model.channel_mult = (1, 1, 1.5)
     config.model.num_res_blocks = 1
     config.model.attention_resolutions = (4,)
-    config.model.num_head_channels = 32
+    config.model.num_head_channels = 24
     config.model.num_groups = 8
     config.model.dtype = "float32"
 

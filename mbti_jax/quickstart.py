@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from mbti_jax import baselines, data, pictures, train
 from mbti_jax.inpaint import Inpainter
+from mbti_jax.outputs import write_json
 from mbti_jax.preprocess import BACKGROUND
 from mbti_jax.tasks import CHANNELS, TaskConfig, make_task, sample_task
 from tfds_brats import builder, phantom
@@ -38,18 +38,21 @@ def main(config: ConfigDict, workdir: str) -> None:
             source, convention = folder / "phantom", "phantom"
             phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
         builder.build(source, convention, config.data.dataset)
+        test_slices = SliceSource(config.data.dataset, "test")
+        if not (test_slices.index.tumor_area > 0).any():
+            raise ValueError(
+                f"no slice of the test split in {config.data.dataset} holds tumour, so there is "
+                "nothing to show; use more subjects"
+            )
     with _stage("training", seconds):
-        train.main(config, str(folder / "run"))
+        if not train.main(config, str(folder / "run")):
+            return
     with _stage("sampling", seconds):
         inpainter = Inpainter.load(folder / "run", batch_size=config.evaluation.batch_size)
-        source = SliceSource(config.data.dataset, "test")
-        figure = draw_figure(inpainter, source, config, folder / "figure.png")
-        errors = healthy_tissue_errors(inpainter, source, config)
+        figure = draw_figure(inpainter, test_slices, config, folder / "figure.png")
+        errors = healthy_tissue_errors(inpainter, test_slices, config)
     total = sum(seconds.values())
-    report = json.dumps({"seconds": seconds, "mean_absolute_error": errors}, indent=1) + "\n"
-    beside = folder / "report.tmp"
-    beside.write_text(report)
-    beside.replace(folder / "report.json")
+    write_json(folder / "report.json", {"seconds": seconds, "mean_absolute_error": errors})
     print(f"\nMean absolute error in {config.evaluation.num_rois} held-out ROIs of healthy tissue,")
     print("as a share of the intensity range:")
     for name, error in errors.items():
@@ -161,6 +164,11 @@ def healthy_tissue_errors(
     draw = jax.vmap(functools.partial(sample_task, config=only_normal))
     tasks = jax.device_get(jax.jit(draw)(keys, images, labels))
     images = jax.device_get(images)
+    # Left out for all methods alike: padding, and a brain so small that the ROI swallows it.
+    brains, rois = (images != BACKGROUND).any(-1), tasks.roi_masks.any(-1)
+    kept = (batch["weight"] > 0) & (brains & ~rois).any((1, 2))
+    images, brains, rois = images[kept], brains[kept], rois[kept]
+    tasks = jax.tree.map(lambda array: array[kept], tasks)
 
     count, repeats = len(images), settings.num_samples
     with tqdm(total=100, desc="sampling held-out slices", unit="%") as bar:
@@ -175,7 +183,6 @@ def healthy_tissue_errors(
             progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
         ).reshape(count, repeats, *images.shape[1:])
     candidates = {"one sample": painted[:, 0], f"mean of {repeats}": painted.mean(1)}
-    rois, brains = tasks.roi_masks.any(-1), (images > BACKGROUND).any(-1)
     for name, fill in {
         "surrounding mean": baselines.surrounding_mean,
         "Telea (OpenCV)": baselines.telea,

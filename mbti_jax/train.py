@@ -98,8 +98,11 @@ def make_train_step(
     return step
 
 
-def main(config: ConfigDict, workdir: str) -> None:
+def main(config: ConfigDict, workdir: str) -> bool:
     """Trains in `workdir` until `config.num_steps`, going on from what is there.
+
+    Returns:
+        Whether `config.num_steps` was reached; False when a signal stopped the run, which was saved.
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
@@ -173,7 +176,9 @@ def main(config: ConfigDict, workdir: str) -> None:
             writer = MetricsWriter(workdir, start + 1)
             stack.callback(writer.close)
         stopping = stack.enter_context(_stop_on_signal())
-        _loop(config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping)
+        return _loop(
+            config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping
+        )
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -202,8 +207,12 @@ def _loop(
     validation: Validation,
     writer: MetricsWriter | None,
     stopping: Callable[[int], bool],
-) -> None:
-    """One update after another. The metrics of a step are read while the next one is computed."""
+) -> bool:
+    """One update after another. The metrics of a step are read while the next one is computed.
+
+    Returns:
+        Whether the last step was reached.
+    """
     start = int(state.step)
     bar = tqdm(
         total=config.num_steps, initial=start, unit="step", disable=writer is None, desc="training"
@@ -218,25 +227,29 @@ def _loop(
         pending = metrics
         done = step + 1
         last = done == config.num_steps
-        stop = stopping(done)
+        stop = stopping(done) and not last
         saves = last or stop or done % config.checkpoint_every == 0
-        validates = last or done % config.validate_every == 0
+        # Whoever stops a run may not wait for a validation.
+        validates = last or (done % config.validate_every == 0 and not stop)
         if saves or validates:
             # Read first: a state after a step that was not finite is neither saved nor looked at.
             log.read(step, pending)
             pending = None
-        if saves:
-            checkpointer.save(state)
         if validates:
+            # Before saving: what is killed in between does both again.
             log.pause()
             validation.run(done, state.ema, writer)
             log.resume()
+        if saves:
+            checkpointer.save(state)
         if stop:
             break
     checkpointer.wait()
     bar.close()
-    if int(state.step) < config.num_steps:
+    complete = int(state.step) >= config.num_steps
+    if not complete:
         _say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
+    return complete
 
 
 class _Log:
