@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.num_samples = 1
     config.num_steps = 50
+    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN, with N = num_steps.
+    config.spacing = "trailing"
     # Below 0: what the checkpoint recommends.
     config.guidance_weight = -1.0
     config.eta = 0.0

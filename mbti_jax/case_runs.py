@@ -29,10 +29,10 @@ def plain(config: ConfigDict, *names: str) -> dict[str, Any]:
 
 
 def sampling_settings(inpainter: Inpainter, config: ConfigDict) -> dict[str, Any]:
-    """`seed`, `num_steps`, `eta` and `guidance_weight` of a config, in JSON values."""
+    """`seed`, `num_steps`, `spacing`, `eta` and `guidance_weight` of a config, in JSON values."""
     weight = config.guidance_weight
     return {
-        **plain(config, "seed", "num_steps", "eta"),
+        **plain(config, "seed", "num_steps", "spacing", "eta"),
         "guidance_weight": inpainter.default_guidance_weight if weight < 0 else weight,
     }
 

@@ -1,5 +1,6 @@
 """Checks of what users hand in; each raises a ValueError that says what is wrong in a sentence."""
 
+import math
 import operator
 from typing import Any
 
@@ -54,6 +55,21 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
     if not least <= number < 2**31:
         raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, not {value!r}")
     return number
+
+
+def finite_number(name: str, value: Any) -> float:
+    """`value` if it is neither NaN nor infinite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}")
+    return value
+
+
+def pixel_sizes(pixel_size: Any) -> tuple[float, float]:
+    """(height, width) in millimetres of a pixel, given as such or as one number for both."""
+    sizes = np.broadcast_to(pixel_size, 2).tolist() if np.size(pixel_size) in (1, 2) else ()
+    if not (sizes and all(0 < size < np.inf for size in sizes)):
+        raise ValueError(f"pixel_size must be millimetres above 0, not {pixel_size}")
+    return float(sizes[0]), float(sizes[1])
 
 
 def box_inside(box: Any, shape: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -1,7 +1,6 @@
 """The `Inpainter`: a trained model, ready to repaint regions of slices."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
@@ -17,10 +16,10 @@ from mbti_jax.guidance import guided
 from mbti_jax.interop.inference_checkpoint import is_export, read_export
 from mbti_jax.method import Method
 from mbti_jax.noise import start_noise
-from mbti_jax.outputs import paste
+from mbti_jax.outputs import paste, standard_deviation
 from mbti_jax.rois import box_flags, check_overlap, fill_boxes, to_masks
 from mbti_jax.sampler import Sampler
-from mbti_jax.schedule import trailing_timesteps
+from mbti_jax.schedule import sampling_timesteps
 from mbti_jax.state import Params
 from tfds_brats.scale import IntensityScale
 
@@ -123,6 +122,7 @@ class Inpainter:
         seed: int = 0,
         num_samples: int = 1,
         num_steps: int = 50,
+        spacing: str = "trailing",
         guidance_weight: float | None = None,
         eta: float = 0.0,
         intensity_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
@@ -151,6 +151,7 @@ class Inpainter:
             seed: whole number >= 0. The noise is a function of (seed, sample, slice_index, position).
             num_samples: how many different results to make.
             num_steps: DDIM steps.
+            spacing: of the timesteps, "trailing" or "ddim"; see `schedule.sampling_timesteps`.
             guidance_weight: w; default the checkpoint's.
             eta: 0 (deterministic) to 1 (ancestral sampling).
             intensity_range: (low, high) in the image's units that become -1 and 1 for the model, one
@@ -195,10 +196,11 @@ class Inpainter:
             roi.shape,
             bounding_box(brain) if brain_box is None else checks.box_inside(brain_box, roi.shape),
             bounding_box(roi),
-            pixel_size if isinstance(pixel_size, tuple) else (pixel_size, pixel_size),
+            pixel_size,
         )
         weight = self.default_guidance_weight if guidance_weight is None else guidance_weight
-        settings = {"seed": seed, "num_steps": num_steps, "guidance_weight": weight, "eta": eta}
+        settings = {"seed": seed, "num_steps": num_steps, "spacing": spacing}
+        settings |= {"guidance_weight": weight, "eta": eta}
         num_samples = checks.whole_number("num_samples", num_samples, least=1)
         painted = self.repaint(
             values[None],
@@ -215,10 +217,7 @@ class Inpainter:
         )[:, 0]
         inside = roi if image.ndim == 2 else np.repeat(roi[..., None], num_sequences, axis=-1)
         images, clipped = paste(image, painted.reshape(num_samples, *image.shape), inside)
-        std = None
-        if num_samples > 1:
-            std = np.where(inside, np.std(images, axis=0, ddof=1, dtype=np.float64), 0)
-            std = std.astype(np.float32)
+        std = standard_deviation(images, inside) if num_samples > 1 else None
         details = provenance.record(
             self.checkpoint,
             sampling={**settings, "num_samples": num_samples, "slice_index": slice_index},
@@ -244,19 +243,16 @@ class Inpainter:
         shape: tuple[int, int],
         brain_box: Sequence[int],
         roi_box: Sequence[int],
-        pixel_size: tuple[float, float],
+        pixel_size: float | tuple[float, float],
     ) -> Window:
         """The window of a slice [H, W]; see `geometry`."""
-        sizes = tuple(float(size) for size in pixel_size)
-        if len(sizes) != 2 or not all(0 < size < np.inf for size in sizes):
-            raise ValueError(f"pixel_size must be millimetres above 0, not {pixel_size}")
         return Window.place(
             shape,
             brain_box,
             roi_box,
             window=self.metadata["contract"]["data"]["window"],
             image_size=self.image_size,
-            pixel_size=sizes,
+            pixel_size=checks.pixel_sizes(pixel_size),
         )
 
     def repaint(
@@ -331,6 +327,7 @@ class Inpainter:
         samples: Sequence[int] | None = None,
         slice_indices: Sequence[int] | None = None,
         num_steps: int = 50,
+        spacing: str = "trailing",
         guidance_weight: float = 0.4,
         eta: float = 0.0,
         z_sigma: float = 0.0,
@@ -347,6 +344,7 @@ class Inpainter:
             samples: ints [N], which of several samples of its slice each example is; default 0.
             slice_indices: ints [N]; default 0.
             num_steps: DDIM steps, 1 to 1000.
+            spacing: of the timesteps, "trailing" or "ddim"; see `schedule.sampling_timesteps`.
             guidance_weight: w.
             eta: 0 (deterministic) to 1 (ancestral sampling).
             z_sigma: correlates the start noise of neighbouring slices; see `noise`.
@@ -357,7 +355,7 @@ class Inpainter:
             float32 [N, S, S, C], equal to `images` outside the ROI.
 
         Raises:
-            ValueError: shapes do not fit the model, or an empty ROI.
+            ValueError: shapes do not fit the model, an empty ROI, or a setting is not as above.
         """
         count = len(images)
         expected = (count, self.image_size, self.image_size, self.num_channels)
@@ -366,11 +364,11 @@ class Inpainter:
         if not roi_masks.any(axis=(1, 2, 3)).all():
             raise ValueError("an example has an empty ROI: there is nothing to inpaint")
         seed = checks.whole_number("seed", seed)
-        if not math.isfinite(guidance_weight):
-            raise ValueError(f"guidance_weight must be a finite number, not {guidance_weight}")
+        guidance_weight = checks.finite_number("guidance_weight", guidance_weight)
         samples = np.zeros(count, int) if samples is None else np.asarray(samples)
         slice_indices = np.zeros(count, int) if slice_indices is None else np.asarray(slice_indices)
-        timesteps = trailing_timesteps(num_steps, self.method.process.schedule.num_timesteps)
+        num_timesteps = self.method.process.schedule.num_timesteps
+        timesteps = sampling_timesteps(num_steps, num_timesteps, spacing)
         batches = -(-count // self._batch_size)
         out = np.empty(expected, np.float32)
         for number in range(batches):

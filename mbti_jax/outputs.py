@@ -106,6 +106,20 @@ def paste(image: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> tuple[n
     return images, clipped
 
 
+def standard_deviation(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The standard deviation of samples, n - 1 in the denominator.
+
+    Args:
+        images: [n, ...] with n of at least 2.
+        inside: bool [...].
+
+    Returns:
+        float32 [...], 0 where not `inside`.
+    """
+    spread = np.std(images, axis=0, ddof=1, dtype=np.float64)
+    return np.where(inside, spread, 0).astype(np.float32)
+
+
 def write_nifti_like(
     source: Path,
     target: Path,

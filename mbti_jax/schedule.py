@@ -167,6 +167,33 @@ def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
     )
 
 
+_SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "trailing": trailing_timesteps,
+    "ddim": ddim_timesteps,
+}
+
+
+def sampling_timesteps(
+    num_steps: int, num_timesteps: int = 1000, spacing: str = "trailing"
+) -> np.ndarray:
+    """The timesteps of the spacing called `spacing`, 'trailing' or 'ddim'.
+
+    Args:
+        num_steps: how many.
+        num_timesteps: T.
+        spacing: see `trailing_timesteps` and `ddim_timesteps`.
+
+    Returns:
+        int64 [num_steps], strictly descending, in the order of sampling.
+
+    Raises:
+        ValueError: the name is unknown, or the spacing has no such number of steps.
+    """
+    if spacing not in _SPACINGS:
+        raise ValueError(f"Unknown spacing {spacing!r}; choose one of {sorted(_SPACINGS)}.")
+    return _SPACINGS[spacing](num_steps, num_timesteps)
+
+
 def _check_num_steps(num_steps: int, num_timesteps: int) -> None:
     if not 1 <= num_steps <= num_timesteps:
         raise ValueError(f"num_steps must be between 1 and {num_timesteps}, got {num_steps}.")

@@ -91,8 +91,8 @@ def inpaint_case(
         sample: number of the sample.
         scales: one a sequence; default the case's.
         z_sigma_mm: reach of the noise's correlation along z, see `noise`; 0 for independent slices.
-        **sampling: `seed`, `num_steps`, `guidance_weight`, `eta`, `progress`, `cancel` as of
-            `Inpainter.sample`.
+        **sampling: `seed`, `num_steps`, `spacing`, `guidance_weight`, `eta`, `progress`, `cancel` as
+            of `Inpainter.sample`.
 
     Raises:
         ValueError: no ROI in the slices, a slice that is not there, ROIs that do not go together.

@@ -68,6 +68,23 @@ def test_what_the_result_depends_on(change):
     assert (tiny_inpainter()(image, rois, **{**base, **change}).images != first).any()
 
 
+@pytest.mark.parametrize(
+    ("spacing", "visited"),
+    [("trailing", [999, 749, 499, 249]), ("ddim", [750, 500, 250, 0])],
+)
+def test_spacing_of_the_timesteps(monkeypatch, spacing, visited):
+    inpainter, seen = tiny_inpainter(), []
+    sample = inpainter._sampler
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs["timesteps"].tolist())
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(inpainter, "_sampler", watched)
+    result = inpainter(make_slice(), {"edema": make_mask()}, num_steps=4, spacing=spacing)
+    assert seen == [visited] and result.provenance["sampling"]["spacing"] == spacing
+
+
 def test_nothing_of_what_was_inside_the_roi_is_used():
     image = make_slice(dtype=np.float32)
     other = np.where(make_mask(), 12345, image)
@@ -176,6 +193,8 @@ GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
         ({"num_samples": 0}, "num_samples must be a whole number from 1"),
         ({"num_steps": 0}, "1"),
         ({"num_steps": 1001}, "1000"),
+        ({"spacing": "leading"}, "Unknown spacing 'leading'"),
+        ({"spacing": "ddim", "num_steps": 400}, "No integer stride leaves exactly 400"),
         ({"seed": -1}, "seed must be a whole number"),
         ({"seed": 1.5}, "seed must be a whole number"),
         ({"eta": 2}, "eta must be between 0 and 1"),
@@ -184,6 +203,7 @@ GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
         ({"intensity_range": (0, np.inf)}, "low < high"),
         ({"intensity_range": [(0, 1), (0, 2)]}, "each of the 1 sequences"),
         ({"pixel_size": 0}, "pixel_size must be millimetres above 0"),
+        ({"pixel_size": (1, 1, 1)}, "pixel_size must be millimetres above 0"),
         ({"slice_index": -3}, "slice_index"),
         ({"brain_box": (0, 0, 50, 2)}, "brain_box"),
     ],

@@ -64,6 +64,7 @@ def test_only_the_roi_changes(source, tmp_path):
     record = json.loads((out / "provenance.json").read_text())
     assert record["synthetic"] is True and record["rois"]["normal"]["pixels"] == roi.sum()
     assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
+    assert record["sampling"]["spacing"] == record["request"]["spacing"] == "trailing"
     assert Image.open(out / "preview.png").size[0] > 300
 
 
@@ -289,6 +290,7 @@ def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
         ({"box": ("edema box",)}, "unknown ROI 'edema box'"),
         ({"tumor": "", "roi": "nowhere.nii.gz"}, r"nowhere\.nii\.gz: is not a file"),
         ({"eta": -1.0}, "eta must be between"),
+        ({"spacing": "ddim", "num_steps": 1}, "No integer stride leaves exactly 1 of 1000"),
         ({"seed": -1}, "seed must be"),
         ({"z_sigma_mm": -1.0}, "z_sigma"),
     ],

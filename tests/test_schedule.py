@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from mbti_jax.schedule import Schedule, ddim_timesteps, make_schedule, trailing_timesteps
+from mbti_jax.schedule import (
+    Schedule,
+    ddim_timesteps,
+    make_schedule,
+    sampling_timesteps,
+    trailing_timesteps,
+)
 
 SCHEDULES = ("linear", "cosine")
 
@@ -35,7 +41,8 @@ def test_parity_of_timesteps_with_guided_diffusion(goldens):
         kept = {k.split("/ddim")[1]: v for k, v in golden.items() if k.startswith("timesteps/ddim")}
         assert kept, f"{file} holds no timesteps"
         for steps, ascending in kept.items():
-            np.testing.assert_array_equal(ddim_timesteps(int(steps)), ascending[::-1])
+            timesteps = sampling_timesteps(int(steps), spacing="ddim")
+            np.testing.assert_array_equal(timesteps, ascending[::-1])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -83,7 +90,7 @@ def test_trailing_starts_at_the_last_timestep_and_descends(num_timesteps):
 
 def test_trailing_known_values():
     # Lin et al. 2024, table 2, gives T = 1000, n = 10, counted from 1: 1000, 900, ..., 100.
-    np.testing.assert_array_equal(trailing_timesteps(10) + 1, np.arange(1000, 0, -100))
+    np.testing.assert_array_equal(sampling_timesteps(10) + 1, np.arange(1000, 0, -100))
     np.testing.assert_array_equal(trailing_timesteps(1), [999])
     np.testing.assert_array_equal(trailing_timesteps(1000), np.arange(999, -1, -1))
 
@@ -100,3 +107,8 @@ def test_ddim_spacing_without_a_stride_is_an_error():
     for num_steps in (333, 400, 501, 999):
         with pytest.raises(ValueError, match=f"No integer stride leaves exactly {num_steps} "):
             ddim_timesteps(num_steps, 1000)
+
+
+def test_unknown_spacing_is_an_error():
+    with pytest.raises(ValueError, match=r"Unknown spacing 'leading'.*ddim.*trailing"):
+        sampling_timesteps(50, spacing="leading")
