@@ -1,12 +1,16 @@
 """ROIs by name, label map and picture; what is refused, and the sentence that says why."""
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mbti_jax import rois
 from mbti_jax.pictures import COLORS
-from mbti_jax.tasks import CHANNELS
+from mbti_jax.tasks import CHANNELS, make_task
 
+_make_tasks = jax.jit(jax.vmap(make_task, in_axes=(0, None)))
 SHAPE = (9, 8)
 NONE = np.zeros(5, bool)
 
@@ -65,6 +69,17 @@ def test_boxes_are_filled_slice_by_slice():
     expected = masks.copy()
     expected[0, 2:6, 3:7, 0] = True
     np.testing.assert_array_equal(filled, expected)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_boxes_are_those_of_training(seed):
+    rng = np.random.default_rng(seed)
+    # From empty to crowded.
+    masks = rng.random((3, *SHAPE, 5)) < rng.choice([0.0, 0.02, 0.1, 0.5], 5)
+    box = rng.random(5) < 0.5
+    trained = np.asarray(_make_tasks(masks, box).roi_masks)
+    np.testing.assert_array_equal(rois.fill_boxes(masks, box), trained > 0)
 
 
 def test_overlap():
