@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from mbti_jax import pictures
-from mbti_jax.geometry import bounding_box
 from mbti_jax.outputs import write_label_map, write_nifti_like
 from mbti_jax.rois import to_label_map, to_masks
-from mbti_jax.volumes import InpaintedVolume, from_slices, to_slices
+from mbti_jax.volumes import InpaintedVolume
 from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
+from tfds_brats.slices import bounding_box, from_slices, to_slices
 from tfds_brats.volumes import read_geometry, read_volume
 
 # The local-inpainting task of BraTS: t1n with the ROI set to zero, and the ROI.

@@ -15,9 +15,10 @@ from mbti_jax.case_files import file_digest, read_roi_volume
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.rois import box_flags, fill_boxes, parse_labels
 from mbti_jax.tumors import own_tumor_masks
-from mbti_jax.volumes import InpaintedVolume, inpaint_case, to_slices, z_continuity
+from mbti_jax.volumes import InpaintedVolume, inpaint_case, z_continuity
 from tfds_brats.cases import Case, CaseFiles, find_cases
 from tfds_brats.conventions import CaseError
+from tfds_brats.slices import to_slices
 
 RECORD = "provenance.json"
 

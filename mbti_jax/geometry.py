@@ -31,15 +31,6 @@ from tfds_brats.scale import IntensityScale
 _NORMAL = CHANNELS.index("normal")
 
 
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(y0, x0, y1, x1), half-open, of bool [..., H, W] over all leading axes; None when it is empty."""
-    mask = mask.any(axis=tuple(range(mask.ndim - 2)))
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
-
-
 @dataclass(frozen=True)
 class Window:
     """The part of a slice that the network sees.

@@ -11,7 +11,7 @@ import numpy as np
 
 from mbti_jax import checks, provenance, sharding
 from mbti_jax.checkpoint import load_for_inference
-from mbti_jax.geometry import Window, bounding_box
+from mbti_jax.geometry import Window
 from mbti_jax.guidance import guided
 from mbti_jax.interop.inference_checkpoint import is_export, read_export
 from mbti_jax.method import Method
@@ -22,6 +22,7 @@ from mbti_jax.sampler import Sampler
 from mbti_jax.schedule import sampling_timesteps
 from mbti_jax.state import Params
 from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import bounding_box
 
 Progress = Callable[[int, int], None]
 Cancel = Callable[[], bool]

@@ -32,7 +32,7 @@ from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import write_json, write_label_map
 from mbti_jax.rois import box_flags
 from mbti_jax.tumors import painted_labels
-from mbti_jax.volumes import from_slices, sequences_to_paint, to_slices
+from mbti_jax.volumes import sequences_to_paint
 from tfds_brats.cases import CaseFiles, read_case
 from tfds_brats.conventions import (
     CAVITY,
@@ -42,6 +42,7 @@ from tfds_brats.conventions import (
     SEQUENCES,
     CaseError,
 )
+from tfds_brats.slices import from_slices, to_slices
 
 _LABELS = {
     "background": 0,

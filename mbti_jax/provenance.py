@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 import mbti_jax
-from mbti_jax.geometry import bounding_box
 from mbti_jax.state import Params
 from mbti_jax.tasks import CHANNELS
 from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import bounding_box
 
 
 def digest(content: Any) -> str:

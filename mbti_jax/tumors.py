@@ -3,11 +3,11 @@
 import numpy as np
 from scipy.signal import fftconvolve
 
-from mbti_jax.geometry import bounding_box
 from mbti_jax.rois import fill_boxes
 from mbti_jax.tasks import CHANNELS
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY, EDEMA, ENHANCEMENT, NECROTIC_CORE
+from tfds_brats.slices import bounding_box
 
 MODES = {
     "remove": "normal tissue where the tumour is",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from mbti_jax import provenance
-from mbti_jax.geometry import bounding_box
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.rois import check_overlap
 from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale, fit_scale
+from tfds_brats.slices import bounding_box, to_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +27,6 @@ class InpaintedVolume:
     values: dict[str, np.ndarray]
     masks: np.ndarray
     details: dict[str, Any]
-
-
-def to_slices(volume: np.ndarray) -> np.ndarray:
-    """[X, Y, Z, ...] in LPS -> [Z, H, W, ...]: row 0 anterior, column 0 the patient's right."""
-    return volume.transpose(2, 1, 0, *range(3, volume.ndim))
-
-
-# The same exchange of axes undoes it.
-from_slices = to_slices
 
 
 def sequences_to_paint(inpainter: Inpainter, case: Case, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbti_jax.geometry import Window, bounding_box
+from mbti_jax.geometry import Window
 from mbti_jax.tasks import CHANNELS
 from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import bounding_box
 
 UNIT = [IntensityScale(0.0, 2.0)]  # model = value - 1
 FREE = np.zeros(5, bool)

@@ -13,6 +13,7 @@ import numpy as np
 from tfds_brats.cases import Case, CaseFiles, is_tumor, read_case
 from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.scale import encode
+from tfds_brats.slices import bounding_box, to_slices
 
 # The paper leaves out slices whose brain bounding box is smaller, in pixels.
 MIN_BRAIN_BOX_AREA = 100
@@ -66,12 +67,12 @@ def encode_subject(files: CaseFiles) -> SubjectRecords:
 
 def encode_case(case: Case) -> SubjectRecords:
     """Encodes the slices of a case that has its labels."""
-    brain = to_slices(case.brain)
-    labels = to_slices(case.labels)
+    brain = _contiguous_slices(case.brain)
+    labels = _contiguous_slices(case.labels)
     codes, scaling = {}, []
     for sequence in SEQUENCES:
         slope, intercept = case.slope[sequence], case.intercept[sequence]
-        encoded = encode(to_slices(case.images[sequence]), brain, slope, intercept)
+        encoded = encode(_contiguous_slices(case.images[sequence]), brain, slope, intercept)
         codes[sequence] = encoded.codes
         scaling.append(
             (encoded.slope, encoded.offset, *encoded.gain_and_bias(case.scale(sequence)))
@@ -86,7 +87,7 @@ def encode_case(case: Case) -> SubjectRecords:
         )
     brain_area = brain[slice_index].sum((1, 2), dtype=np.int32)
     tumor_area = is_tumor(labels[slice_index]).sum((1, 2), dtype=np.int32)
-    brain_box = _bounding_box(brain.any(0))
+    brain_box = np.array(bounding_box(brain), np.int32)
 
     digest = hashlib.sha256(f"{case.subject}/{case.patient}/{brain.shape}".encode())
     for array in (slice_index, brain_box, code_slope, code_offset, gain, bias):
@@ -129,14 +130,14 @@ def encode_case(case: Case) -> SubjectRecords:
     )
 
 
-def to_slices(volume: np.ndarray) -> np.ndarray:
-    """[X, Y, Z] in LPS -> contiguous [Z, H, W], the axial slices."""
-    return np.ascontiguousarray(volume.transpose(2, 1, 0))
-
-
 def encode_png(plane: np.ndarray) -> bytes:
     """uint8 or uint16 [H, W] -> PNG."""
     return cv2.imencode(".png", plane, _PNG)[1].tobytes()
+
+
+def _contiguous_slices(volume: np.ndarray) -> np.ndarray:
+    """`to_slices` with every slice in one piece, as PNG and digest need it."""
+    return np.ascontiguousarray(to_slices(volume))
 
 
 def _box_areas(brain: np.ndarray) -> np.ndarray:
@@ -150,9 +151,3 @@ def _extent(occupied: np.ndarray) -> np.ndarray:
     first = occupied.argmax(1)
     last = occupied.shape[1] - occupied[:, ::-1].argmax(1)
     return np.where(occupied.any(1), last - first, 0)
-
-
-def _bounding_box(plane: np.ndarray) -> np.ndarray:
-    """[H, W] bool, not empty -> int32 (y0, x0, y1, x1), half-open."""
-    rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
-    return np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], np.int32)
