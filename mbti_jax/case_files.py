@@ -13,11 +13,10 @@ from mbti_jax.volumes import InpaintedVolume
 from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
 from tfds_brats.slices import bounding_box, from_slices, to_slices
-from tfds_brats.volumes import read_geometry, read_volume
+from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry, read_volume
 
 # The local-inpainting task of BraTS: t1n with the ROI set to zero, and the ROI.
 _VOIDED, _MASK = "-t1n-voided.nii.gz", "-mask.nii.gz"
-_AFFINE_TOLERANCE = 1e-3  # mm
 _MAX_VOXELS = 2**29
 _NIFTI_ENDINGS = (".nii.gz", ".nii")
 
@@ -89,7 +88,7 @@ def read_roi_volume(path: Path, case: Case, labels: Mapping[int, str]) -> np.nda
     if data.shape != shape:
         raise CaseError(f"{path}: has shape {data.shape}, but the images have {shape} (in LPS)")
     shift = np.abs(volume.affine - case.affine).max()
-    if shift > _AFFINE_TOLERANCE:
+    if shift > AFFINE_TOLERANCE:
         raise CaseError(f"{path}: its affine differs from that of the images by {shift:.3g} mm")
     if (volume.slope, volume.intercept) != (1, 0):
         data = np.float32(volume.slope * data.astype(np.float64) + volume.intercept)

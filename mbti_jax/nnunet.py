@@ -43,6 +43,7 @@ from tfds_brats.conventions import (
     CaseError,
 )
 from tfds_brats.slices import from_slices, to_slices
+from tfds_brats.volumes import AFFINE_TOLERANCE
 
 _LABELS = {
     "background": 0,
@@ -50,8 +51,6 @@ _LABELS = {
     "edema": EDEMA,
     "enhancement": ENHANCEMENT,
 }
-# As nnU-Net compares them.
-_AFFINE_TOLERANCE = 1e-3
 _ENDING = ".nii.gz"
 
 
@@ -138,7 +137,7 @@ def _check_grid(paths: Any) -> None:
     for path in others:
         same_shape = images[path].shape == images[first].shape
         if not same_shape or not np.allclose(
-            images[path].affine, images[first].affine, atol=_AFFINE_TOLERANCE
+            images[path].affine, images[first].affine, atol=AFFINE_TOLERANCE
         ):
             raise CaseError(f"{path.name}: shape or affine differs from that of {first.name}")
 

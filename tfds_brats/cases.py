@@ -24,11 +24,9 @@ from tfds_brats.conventions import (
     get_convention,
 )
 from tfds_brats.scale import IntensityScale, fit_scale
-from tfds_brats.volumes import Volume, read_geometry, read_volume
+from tfds_brats.volumes import AFFINE_TOLERANCE, Volume, read_geometry, read_volume
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
-# Largest difference, in mm, between the affines of the files of one case.
-_AFFINE_TOLERANCE = 1e-3
 _NIFTI = r"\.nii(?:\.gz)?"
 _LABELS = "labels"
 
@@ -307,7 +305,7 @@ def _check_same(path: Path, geometry, other: Path, reference) -> None:
     if shape != other_shape:
         raise CaseError(f"{path}: has shape {shape}, but {other.name} has {other_shape} (in LPS)")
     difference = np.abs(affine - other_affine).max()
-    if difference > _AFFINE_TOLERANCE:
+    if difference > AFFINE_TOLERANCE:
         raise CaseError(
             f"{path}: its affine differs from that of {other.name} by {difference:.3g} mm; "
             "the images of a case must share one grid"

@@ -25,6 +25,8 @@ from nibabel.wrapstruct import WrapStructError
 
 from tfds_brats.conventions import CaseError
 
+# Affines that differ by no more than this, in mm, are those of one grid.
+AFFINE_TOLERANCE = 1e-3
 _LPS = axcodes2ornt("LPS")
 # Farther than this from every anatomical axis, "the nearest orientation" is a guess.
 _MAX_OBLIQUE_DEGREES = 40.0
