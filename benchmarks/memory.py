@@ -1,0 +1,182 @@
+"""Parameters, FLOPs and peak memory of a config's train step, from XLA's analysis; nothing runs.
+
+    python -m benchmarks.memory --batches 1 2 4 --output=memory.json
+
+The step is the one that training runs (preprocessing, network, optimizer and moving average), with
+and without rematerialisation. It is compiled for the device that JAX finds; the numbers of one
+kind of device are not those of another.
+"""
+
+import argparse
+import importlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from benchmarks.timing import describe_machine
+from mbti_jax.method import Method
+from mbti_jax.models.unet import param_shapes
+from mbti_jax.state import create_state
+from mbti_jax.train import make_train_step
+
+GIB = 2**30
+# XLA's CPU compiler drops the barriers of rematerialisation before it orders the operations, and so
+# recomputes early and saves nothing. Accelerators keep the barriers; without this pass, so does the CPU.
+_CPU_COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+_PACKAGES = ("jax", "flax", "optax")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--config", default="train", help="quickstart or train")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="batch sizes")
+    parser.add_argument("--output", help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if min(options.batches) < 1:
+        parser.error("batch sizes must be at least 1")
+    config = importlib.import_module(f"configs.{options.config}").get_config()
+    report = {"config": options.config, **measure(config, options.batches)}
+    print(format_report(report))
+    if options.output:
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
+    """Lowers and compiles the step for every batch size.
+
+    Args:
+        config: training config.
+        batches: batch sizes.
+
+    Returns:
+        Plain JSON values: `machine`, `image_size`, `dtype`, `parameters`, `forward_flops` and
+        `train_flops` of a slice, and `rows`, a list with `batch_size`, `remat`, `peak_bytes`,
+        `temp_bytes` and `compile_seconds`.
+    """
+    method = Method.from_config(config)
+    params = param_shapes(method.model)
+    compiler_options = _CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else {}
+    rows = []
+    for remat in (False, True):
+        config.model.remat = remat
+        for batch_size in batches:
+            start = time.perf_counter()
+            step, *arguments = train_step(config, batch_size)
+            compiled = step.lower(*arguments).compile(compiler_options)
+            rows.append(
+                {
+                    "batch_size": batch_size,
+                    "remat": remat,
+                    "peak_bytes": peak_bytes(compiled),
+                    "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                    "compile_seconds": time.perf_counter() - start,
+                }
+            )
+    config.model.remat = False
+    forward = jax.jit(method.apply)
+    return {
+        "machine": describe_machine(_PACKAGES),
+        "image_size": method.image_size,
+        "dtype": method.model.dtype,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "forward_flops": count_flops(forward, params, *network_inputs(method, 1)),
+        "train_flops": count_flops(*train_step(config, 1)),
+        "rows": rows,
+    }
+
+
+def train_step(config: ConfigDict, batch_size: int) -> tuple[Any, Any, dict[str, Any]]:
+    """(jitted step, shapes of the state, which it takes over, shapes of the batch)."""
+    method = Method.from_config(config)
+    optimizer = optax.adam(config.optimizer.learning_rate)
+    step = make_train_step(method, optimizer, jax.random.key(0), ema_decay=config.ema_decay)
+    state = jax.eval_shape(
+        lambda params: create_state(params, optimizer), param_shapes(method.model)
+    )
+    slices, channels = (
+        (batch_size, config.data.window, config.data.window),
+        method.model.out_channels,
+    )
+    shapes = {
+        "codes": ((*slices, channels), jnp.uint16),
+        "gain": ((batch_size, channels), jnp.float32),
+        "bias": ((batch_size, channels), jnp.float32),
+        "labels": (slices, jnp.uint8),
+        "weight": ((batch_size,), jnp.float32),
+    }
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    return jax.jit(step, donate_argnums=0), state, batch
+
+
+def network_inputs(method: Method, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of the network's (x, t, class_vector)."""
+    model = method.model
+    x = (batch_size, method.image_size, method.image_size, model.in_channels)
+    shapes = (x, (batch_size,), (batch_size, model.num_classes))
+    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+
+
+def count_flops(function: Any, *arguments: Any) -> float:
+    """FLOPs of a jitted function, two a multiply-add, before XLA optimises anything.
+
+    Counted for the CPU whatever device there is, since an accelerator's plugin does not tell them
+    before compilation and afterwards not those inside its libraries' kernels.
+    """
+    with jax.default_device(jax.devices("cpu")[0]):
+        lowered = function.lower(*arguments)
+        analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
+    return analysis["flops"]
+
+
+def peak_bytes(compiled: jax.stages.Compiled) -> int:
+    """Arguments, outputs and temporaries at once; what was donated is counted once."""
+    sizes = compiled.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as a table, with a straight line through the batch sizes where there are several."""
+    machine, size = report["machine"], report["image_size"]
+    lines = [
+        f"configs/{report['config']}.py, {size} x {size}, {report['dtype']}; XLA's analysis for "
+        f"{machine['jax_device']}, jax {machine['versions']['jax']}",
+        f"{report['parameters'] / 1e6:.1f} million parameters; {report['forward_flops'] / 1e9:.1f} "
+        f"GFLOP a slice forward, {report['train_flops'] / 1e9:.1f} in a train step",
+        f"{'batch':>5}{'remat':>7}{'peak GiB':>10}{'temp GiB':>10}{'compile s':>11}",
+    ]
+    for row in report["rows"]:
+        lines.append(
+            f"{row['batch_size']:5}{'yes' if row['remat'] else 'no':>7}"
+            f"{row['peak_bytes'] / GIB:10.2f}{row['temp_bytes'] / GIB:10.2f}"
+            f"{row['compile_seconds']:11.0f}"
+        )
+    for remat in (False, True):
+        rows = [row for row in report["rows"] if row["remat"] == remat]
+        if len({row["batch_size"] for row in rows}) > 1:
+            slope, intercept = np.polyfit(
+                [row["batch_size"] for row in rows], [row["peak_bytes"] / GIB for row in rows], 1
+            )
+            lines.append(
+                f"{'with' if remat else 'without'} rematerialisation: "
+                f"about {intercept:.2f} GiB + {slope:.2f} GiB a slice"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
