@@ -39,7 +39,17 @@ class Checkpointer:
 
     def __init__(self, workdir: str | os.PathLike, metadata: dict[str, Any], max_to_keep: int = 3):
         self._metadata = metadata
-        self._manager = _open_manager(workdir, max_to_keep=max_to_keep)
+        self._manager = ocp.CheckpointManager(
+            (Path(workdir) / _FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep, cleanup_tmp_directories=True
+            ),
+            item_handlers={
+                "train": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
+                "metadata": ocp.JsonCheckpointHandler(),
+            },
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -149,44 +159,24 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
         ValueError: there is no readable checkpoint in `workdir`. One that cannot be read is reported
             and the one before it used.
     """
-    folder = Path(workdir) / _FOLDER
+    folder = Path(workdir).absolute() / _FOLDER
     if not folder.is_dir():
         raise ValueError(f"{workdir} holds no checkpoints: there is no folder {folder}")
-    with _open_manager(workdir, read_only=True) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+    items = ocp.args.Composite(
+        metadata=ocp.args.JsonRestore(),
+        ema=ocp.args.StandardRestore(
+            fallback_sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        ),
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
             try:
-                metadata = manager.restore(
-                    step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-                )["metadata"]
-                device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-                ema = manager.restore(
-                    step,
-                    args=ocp.args.Composite(ema=ocp.args.StandardRestore(fallback_sharding=device)),
-                )["ema"]
+                saved = checkpointer.restore(folder / str(step), items)
             except Exception as error:  # Orbax has no exception of its own for damaged files.
                 logging.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
                 continue
-            return ema, {**metadata, "step": step}
+            return saved["ema"], {**saved["metadata"], "step": step}
     raise ValueError(f"{folder} holds no complete, readable checkpoint")
-
-
-def _open_manager(
-    workdir: str | os.PathLike, max_to_keep: int | None = None, read_only: bool = False
-) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        (Path(workdir) / _FOLDER).absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=max_to_keep,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-        ),
-        item_handlers={
-            "train": ocp.StandardCheckpointHandler(),
-            "ema": ocp.StandardCheckpointHandler(),
-            "metadata": ocp.JsonCheckpointHandler(),
-        },
-    )
 
 
 def _differences(saved: Any, current: Any, name: str = "") -> list[str]:

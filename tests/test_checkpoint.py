@@ -224,10 +224,13 @@ def test_what_is_not_in_the_contract_may_change(workdir):
     assert_equal(restore(workdir, other("inference.x_0_bounds", [-1, 9])), make_state(7))
 
 
-def test_inference_reads_the_average_and_the_metadata(workdir):
+def test_inference_reads_the_average_and_the_metadata(workdir, caplog):
+    for name in ("8.unreadable", "9.orbax-checkpoint-tmp"):
+        shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / name)
     ema, metadata = load_for_inference(workdir)
     assert_equal(ema, make_state(7).ema)
     assert metadata == {**METADATA, "step": 7}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.usefixtures("unfinished_reads")
