@@ -80,7 +80,7 @@ def test_components_keep_their_labels(source, tmp_path):
     np.testing.assert_array_equal(written, np.where(labels == 4, 3, labels))
 
 
-def test_drawn_components_join_the_tumour_that_is_there(source, tmp_path):
+def test_drawn_components_join_the_tumor_that_is_there(source, tmp_path):
     labels = load(source / SUBJECTS[0] / f"{SUBJECTS[0]}_seg.nii.gz")
     roi = np.zeros_like(labels)
     roi[14:17, 8:12, 2] = 2

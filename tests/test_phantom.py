@@ -216,10 +216,10 @@ def test_mass_effect_pushes_outward_as_its_formula_says():
 def test_mass_effect_moves_the_brain_but_not_its_surface():
     head = phantom_anatomy.sample_head(np.random.default_rng(1))
     focus = phantom_tumor.Focus(np.array([90.0, 110.0, 85.0]), 20.0, np.eye(3))
-    plan = phantom_tumor.TumourPlan("ring", (focus,), push=0.5, edema_width=5.0, rim=3.0)
+    plan = phantom_tumor.TumorPlan("ring", (focus,), push=0.5, edema_width=5.0, rim=3.0)
     points = phantom_anatomy.lattice_points()
     depth = phantom_anatomy.template_depth(head.to_template(points))
-    shift = points - phantom_tumor.before_tumour(points, plan, head)
+    shift = points - phantom_tumor.before_tumor(points, plan, head)
     size = np.linalg.norm(shift, axis=-1)
     assert (size[depth <= 0] == 0).all()
     near = (np.linalg.norm(points - focus.centre, axis=-1) < 30) & (depth > 4)
@@ -232,24 +232,24 @@ def test_edema_prefers_white_matter_and_spares_fluid():
     rng = np.random.default_rng(2)
     head = phantom_anatomy.sample_head(rng)
     focus = phantom_tumor.Focus(np.array([92.0, 100.0, 88.0]), 10.0, np.eye(3))
-    plan = phantom_tumor.TumourPlan("ring", (focus,), push=0.3, edema_width=14.0, rim=3.0)
+    plan = phantom_tumor.TumorPlan("ring", (focus,), push=0.3, edema_width=14.0, rim=3.0)
     tissue = phantom_anatomy.sample_tissue(
-        rng, head, lambda points: phantom_tumor.before_tumour(points, plan, head)
+        rng, head, lambda points: phantom_tumor.before_tumor(points, plan, head)
     )
     total = (tissue.fluid + tissue.gray + tissue.white)[tissue.brain]
     np.testing.assert_allclose(total, 1.0, atol=1e-5)
-    tumour = phantom_tumor.grow_tumour(rng, plan, tissue)
-    core = np.isin(tumour.labels, (1, 4))
+    tumor = phantom_tumor.grow_tumor(rng, plan, tissue)
+    core = np.isin(tumor.labels, (1, 4))
     distance = ndimage.distance_transform_edt(~core)
     around = tissue.brain & ~core & (distance < 14)
-    edema = tumour.labels == 2
+    edema = tumor.labels == 2
     assert edema.sum() > 3000
     assert tissue.white[edema].mean() > 1.2 * tissue.white[around].mean()
     assert tissue.fluid[edema].mean() < 0.3 * tissue.fluid[around].mean()
     # A rim encloses the necrosis: nearly all of its neighbours outside itself are enhancing.
-    necrosis = tumour.labels == 1
+    necrosis = tumor.labels == 1
     border = ndimage.binary_dilation(necrosis) & ~necrosis
-    assert np.mean(tumour.labels[border] == 4) > 0.6
+    assert np.mean(tumor.labels[border] == 4) > 0.6
 
 
 def test_arrival_time_equals_shortest_paths():

@@ -93,7 +93,7 @@ def test_overlap():
         rois.check_overlap(masks, rois.box_flags(["edema"]))
 
 
-def test_mixed_tumour_beside_components_is_warned_of():
+def test_mixed_tumor_beside_components_is_warned_of():
     masks = np.zeros((*SHAPE, 5), bool)
     masks[1, 1, 1] = masks[5, 5, 4] = True
     assert "never trained" in rois.check_overlap(masks, NONE)[0]

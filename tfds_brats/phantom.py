@@ -28,7 +28,7 @@ from tfds_brats.phantom_anatomy import (
     sample_tissue,
     smooth_field,
 )
-from tfds_brats.phantom_tumor import Tumour, TumourPlan, before_tumour, grow_tumour, plan_tumour
+from tfds_brats.phantom_tumor import Tumor, TumorPlan, before_tumor, grow_tumor, plan_tumor
 from tfds_brats.workers import Workers, default_num_workers
 
 # Raise it whenever the same seed gives other images.
@@ -72,21 +72,21 @@ def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], 
     # The products here are small: with several threads on busy cores they take ten times as long.
     with threadpool_limits(limits=1):
         head = sample_head(head_rng)
-        plan = plan_tumour(plan_rng, head)
-        tissue = sample_tissue(tissue_rng, head, lambda points: before_tumour(points, plan, head))
-        tumour = grow_tumour(plan_rng, plan, tissue)
-        windows = _render(image_rng, plan, tissue, tumour)
+        plan = plan_tumor(plan_rng, head)
+        tissue = sample_tissue(tissue_rng, head, lambda points: before_tumor(points, plan, head))
+        tumor = grow_tumor(plan_rng, plan, tissue)
+        windows = _render(image_rng, plan, tissue, tumor)
     images = {}
     for sequence, window in windows.items():
         images[sequence] = np.zeros(GRID_SHAPE, np.int16)
         images[sequence][WINDOW] = window
     labels = np.zeros(GRID_SHAPE, np.uint8)
-    labels[WINDOW] = tumour.labels
+    labels[WINDOW] = tumor.labels
     return images, labels
 
 
 def _render(
-    rng: np.random.Generator, plan: TumourPlan, tissue: Tissue, tumour: Tumour
+    rng: np.random.Generator, plan: TumorPlan, tissue: Tissue, tumor: Tumor
 ) -> dict[str, np.ndarray]:
     """Int16 images on the window."""
     brain = np.flatnonzero(tissue.brain)
@@ -98,7 +98,7 @@ def _render(
         volume.ravel()[brain]
         for volume in (
             *(tissue.fluid, tissue.gray, tissue.white, tissue.depth, tissue.side),
-            *(tumour.core, tumour.necrosis, tumour.edema),
+            *(tumor.core, tumor.necrosis, tumor.edema),
         )
     )
     # What all sequences share: grain of the tissue, patchy edema, debris in the necrosis.

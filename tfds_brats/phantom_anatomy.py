@@ -222,17 +222,17 @@ class Tissue(NamedTuple):
 
 
 def sample_tissue(
-    rng: np.random.Generator, head: Head, before_tumour: Callable[[np.ndarray], np.ndarray]
+    rng: np.random.Generator, head: Head, before_tumor: Callable[[np.ndarray], np.ndarray]
 ) -> Tissue:
     """Reads the template through `head` and through the tumour's displacement.
 
     Args:
       rng: source of the ragged edge of skull-stripping and of the small folds.
       head: the person.
-      before_tumour: pull-back of the mass effect, points [..., 3] -> points [..., 3].
+      before_tumor: pull-back of the mass effect, points [..., 3] -> points [..., 3].
     """
     template = load_template()
-    lattice = head.to_template(before_tumour(lattice_points()))
+    lattice = head.to_template(before_tumor(lattice_points()))
     depth = upsample(template_depth(lattice), WINDOW_SHAPE, _LATTICE_STEP, 1)
     # Skull-stripping cuts a little deeper here and there.
     ragged = 0.5 * smooth_field(rng, WINDOW_SHAPE, 14) + 0.5 * smooth_field(rng, WINDOW_SHAPE, 5)

@@ -43,7 +43,7 @@ class Focus(NamedTuple):
     shape: np.ndarray
 
 
-class TumourPlan(NamedTuple):
+class TumorPlan(NamedTuple):
     """What is decided before growth.
 
     Attributes:
@@ -62,7 +62,7 @@ class TumourPlan(NamedTuple):
     rim: float
 
 
-class Tumour(NamedTuple):
+class Tumor(NamedTuple):
     """A grown tumour on the window.
 
     Attributes:
@@ -78,7 +78,7 @@ class Tumour(NamedTuple):
     edema: np.ndarray
 
 
-def plan_tumour(rng: np.random.Generator, head: Head) -> TumourPlan:
+def plan_tumor(rng: np.random.Generator, head: Head) -> TumorPlan:
     """Chooses kind, size and place; the centre lies in the white matter of the cerebrum."""
     kind = rng.choice(["ring", "solid", "low-grade"], p=[0.66, 0.12, 0.22])
     if kind == "ring":
@@ -111,7 +111,7 @@ def plan_tumour(rng: np.random.Generator, head: Head) -> TumourPlan:
             near = candidates[(distance > 1.4 * radius) & (distance < 1.4 * radius + 20)]
             if len(near):
                 foci.append(_sample_focus(rng, near, rng.uniform(3.0, max(4.0, 0.5 * radius))))
-    return TumourPlan(str(kind), tuple(foci), push, edema_width, rim)
+    return TumorPlan(str(kind), tuple(foci), push, edema_width, rim)
 
 
 def _sample_focus(rng: np.random.Generator, candidates: np.ndarray, radius: float) -> Focus:
@@ -122,7 +122,7 @@ def _sample_focus(rng: np.random.Generator, candidates: np.ndarray, radius: floa
     return Focus(centre, radius, np.diag(1.0 / stretch) @ rotation)
 
 
-def before_tumour(points: np.ndarray, plan: TumourPlan, head: Head) -> np.ndarray:
+def before_tumor(points: np.ndarray, plan: TumorPlan, head: Head) -> np.ndarray:
     """Pull-back of the mass effect, points [..., 3] in grid voxels -> the same.
 
     The skull does not move: the push fades to nothing at the brain surface.
@@ -172,7 +172,7 @@ def arrival_time(start: np.ndarray, slowness: np.ndarray, limit: float) -> np.nd
             return time[inner].copy()
 
 
-def grow_tumour(rng: np.random.Generator, plan: TumourPlan, tissue: Tissue) -> Tumour:
+def grow_tumor(rng: np.random.Generator, plan: TumorPlan, tissue: Tissue) -> Tumor:
     """Lets the planned foci grow into the (already displaced) tissue."""
     box = _growth_box(plan)
     shape = tuple(part.stop - part.start for part in box)
@@ -205,10 +205,10 @@ def grow_tumour(rng: np.random.Generator, plan: TumourPlan, tissue: Tissue) -> T
     labels[core > 0.5] = ENHANCING
     labels[(core > 0.5) & (necrosis > 0.5)] = NECROSIS
     labels[~local.brain] = 0
-    return Tumour(*(_embed(volume, box) for volume in (labels, core, necrosis, edema)))
+    return Tumor(*(_embed(volume, box) for volume in (labels, core, necrosis, edema)))
 
 
-def _growth_box(plan: TumourPlan) -> tuple[slice, ...]:
+def _growth_box(plan: TumorPlan) -> tuple[slice, ...]:
     """Part of the window that the tumour can reach; sizes are odd, so a 2 mm lattice ends on it."""
     low, high = np.array(WINDOW_SHAPE), np.zeros(3, int)
     for focus in plan.foci:
@@ -234,7 +234,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 def _core_level(
     rng: np.random.Generator,
-    plan: TumourPlan,
+    plan: TumorPlan,
     local: Tissue,
     coarse: Tissue,
     points: np.ndarray,
@@ -268,9 +268,7 @@ def _falx(tissue: Tissue) -> np.ndarray:
     return (np.abs(tissue.side) < 1.5) & (tissue.white < 0.7)
 
 
-def _rim_thickness(
-    rng: np.random.Generator, plan: TumourPlan, shape: tuple[int, ...]
-) -> np.ndarray:
+def _rim_thickness(rng: np.random.Generator, plan: TumorPlan, shape: tuple[int, ...]) -> np.ndarray:
     """Float32, mm; varies along the surface, with nodules and, where it is negative, gaps."""
     if plan.kind == "low-grade":
         specks = smooth_field(rng, shape, 5.0)
@@ -282,7 +280,7 @@ def _rim_thickness(
 
 def _edema_time(
     rng: np.random.Generator,
-    plan: TumourPlan,
+    plan: TumorPlan,
     local: Tissue,
     coarse: Tissue,
     level: np.ndarray,
