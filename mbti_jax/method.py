@@ -46,9 +46,6 @@ class Method:
         tasks: how tasks are drawn in training.
         image_size: height and width of the network's images.
         drop_rate: share of class vectors replaced by the null condition in training.
-
-    Raises:
-        ValueError: `drop_rate` lies outside [0, 1].
     """
 
     model: UNet
@@ -57,18 +54,21 @@ class Method:
     image_size: int
     drop_rate: float
 
-    def __post_init__(self):
-        if not 0 <= self.drop_rate <= 1:
-            raise ValueError(f"diffusion.drop_condition must lie in [0, 1], not {self.drop_rate}")
-
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Method":
         """Builds the parts that the entries `data`, `model`, `diffusion` and `tasks` describe.
 
         Args:
             config: a run's config, or the contract in a checkpoint's metadata.
+
+        Raises:
+            ValueError: a field has no such value.
         """
         fields = config["diffusion"]
+        if not 0 <= fields["drop_condition"] <= 1:
+            raise ValueError(
+                f"diffusion.drop_condition must lie in [0, 1], not {fields['drop_condition']}"
+            )
         num_sequences = len(config["data"]["sequences"]) if config["data"]["together"] else 1
         image_size = config["data"]["image_size"]
         return cls(
