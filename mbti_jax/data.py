@@ -45,7 +45,7 @@ class Examples:
 
     Raises:
         ValueError: an unknown sequence, or one that is named twice; an empty split; `tumor_repeats` or
-            `window` below 1.
+            `window` below 1; a subject whose brain does not fit into the window.
     """
 
     def __init__(
@@ -69,6 +69,14 @@ class Examples:
         for name, value in (("tumor_repeats", tumor_repeats), ("window", window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        # A record of each subject has the box of its whole brain. In training, the one that does not fit
+        # might be drawn only after hours.
+        for record in np.unique(source.index.subject, return_index=True)[1]:
+            content = source.read(int(record), sequences[:1])
+            try:
+                window_slices(content["labels"].shape, content["brain_box"], window)
+            except ValueError as error:
+                raise ValueError(f"subject {content['subject']}: {error}") from None
         self._source = source
         self._window = window
         self._groups = [tuple(sequences)] if together else [(name,) for name in sequences]
@@ -111,12 +119,7 @@ class Examples:
     def __getitem__(self, i: SupportsIndex) -> Batch:
         record, sequences = self.locate(i)
         content = self._source.read(record, sequences)
-        try:
-            rows, columns = window_slices(
-                content["labels"].shape, content["brain_box"], self._window
-            )
-        except ValueError as error:
-            raise ValueError(f"subject {content['subject']}: {error}") from None
+        rows, columns = window_slices(content["labels"].shape, content["brain_box"], self._window)
         return {
             "codes": cut_window(content["codes"], rows, columns),
             "gain": content["gain"],

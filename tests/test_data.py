@@ -207,11 +207,25 @@ def test_a_window_holds_the_whole_brain_and_as_much_of_the_slice_as_it_can(shape
             assert cut[i, j] == (image[row, column] if inside else 0)
 
 
-def test_a_brain_larger_than_the_window_is_an_error_that_names_the_subject():
+def test_a_brain_larger_than_the_window_is_an_error_that_names_the_subject_before_training():
     # The fake brains are 31 x 27 pixels.
     with pytest.raises(ValueError, match=r"subject_0.* 31 .*window of 30.*config\.data\.window"):
-        make_examples(window=30)[0]
+        make_examples(window=30)
     assert make_examples(window=31)[0]["codes"].shape == (31, 31, 1)
+
+
+def test_every_subject_has_to_fit_into_the_window(monkeypatch):
+    read = FakeSlices.read
+
+    def with_one_large_brain(self, i, sequences):
+        record = read(self, i, sequences)
+        large = {"brain_box": np.array([3, 0, 35, 36], np.int32)}
+        return record | large if record["subject"] == "subject_2" else record
+
+    monkeypatch.setattr(FakeSlices, "read", with_one_large_brain)
+    with pytest.raises(ValueError, match=r"subject_2.* 36 pixels .*window of 35"):
+        make_examples(window=35)
+    assert len(make_examples(window=36)) == 36
 
 
 @pytest.mark.parametrize(
