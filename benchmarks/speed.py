@@ -1,0 +1,346 @@
+"""How fast the network is beside PyTorch: forward, train step and guided sampler.
+
+    python -m benchmarks.speed --output=speed.json
+    python -m benchmarks.speed --config=train --batch=32 --rounds=20 --output=h200.json
+
+Both frameworks run in this one process, in turn, on the same device, with the same weights, batch
+and compute dtype. Needs the extra `bench`. See benchmarks/README.md for what is compared with what.
+"""
+
+import argparse
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks.timing import describe_machine, interleaved
+
+MIN_CPU_RATIO = 1.0
+MIN_ACCELERATOR_RATIO = 1.5
+MIN_ACCELERATOR_SHARE = 0.5
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
+
+# name -> (compiled, channels_last)
+TORCH_RIVALS = {
+    "torch-eager": (False, True),
+    "torch-eager-nchw": (False, False),
+    "torch-compile": (True, True),
+    "torch-compile-nchw": (True, False),
+}
+SECTIONS = {"forward": "forward", "train_step": "train step", "sampler": "sampler"}
+# Calls a round; one of the sampler is already many passes through the network.
+_CALLS = {"forward": 5, "train_step": 5, "sampler": 1}
+# Largest relative L2 distance of PyTorch's outputs (images, or losses of two steps) from JAX's. In
+# float32 an accelerator multiplies in TF32, in both frameworks.
+_TOLERANCES = {
+    "exact": {"forward": 1e-4, "train_step": 1e-3, "sampler": 1e-3},
+    "reduced": {"forward": 5e-2, "train_step": 5e-2, "sampler": 2e-1},
+}
+
+
+class DisagreementError(ValueError):
+    """The two frameworks do not compute the same, so that timing them would compare nothing."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument("--config", default="quickstart", help="whose network: quickstart or train")
+    parser.add_argument("--batch", type=int, help="examples a batch; the config's where absent")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: see README.md")
+    parser.add_argument("--rounds", type=int, default=5, help="times that each rival is timed")
+    parser.add_argument("--steps", type=int, default=25, help="steps of the sampler")
+    parser.add_argument(
+        "--rivals", nargs="+", choices=TORCH_RIVALS, default=list(TORCH_RIVALS), help="beside JAX"
+    )
+    parser.add_argument("--output", help="JSON file to write")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.steps < 1 or (options.batch or 1) < 1:
+        parser.error("at least 1 round, 1 step and 1 example are needed")
+    # JAX would otherwise take most of the accelerator's memory for itself when it starts.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        importlib.import_module("torch")
+    except ImportError as error:
+        raise SystemExit(f"PyTorch is missing ({error}): install the extra `bench`") from error
+
+    config = importlib.import_module(f"configs.{options.config}").get_config()
+    config.model.remat = False
+    config.batch_size = options.batch or config.batch_size
+    config.model.dtype = options.dtype or default_dtype()
+    report = measure(config, options.rivals, rounds=options.rounds, num_steps=options.steps)
+    report = {"config": options.config, **report}
+    print(format_report(report))
+    if options.output:
+        Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, bfloat16 on an accelerator."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def measure(
+    config: ConfigDict,
+    rivals: Sequence[str],
+    *,
+    rounds: int,
+    num_steps: int,
+    matmul_size: int | None = None,
+) -> dict[str, Any]:
+    """Takes all measurements.
+
+    Args:
+        config: training config; its `batch_size`, `model.dtype` and `seed` count.
+        rivals: names out of `TORCH_RIVALS`; JAX takes part in any case.
+        rounds: how often each rival is timed.
+        num_steps: steps of the sampler.
+        matmul_size: rows of the matrices whose product is taken for the peak; None for 2048 on a
+            CPU and 8192 on an accelerator.
+
+    Returns:
+        Plain JSON values: `machine`, `torch`, `image_size`, `batch_size`, `dtype`, `parameters`,
+        `rounds`, `num_steps`, `clock` ("cpu" or "wall", whose times rates and goals are made of),
+        `peak` (FLOP/s of each framework's matrix product and the `best`), `goals`, and `sections`,
+        each with `title`, `flops` and `floor_seconds` an image and `rows` by rival, the first being
+        JAX: `Timing.to_json()`, `flop_per_second`, `share_of_peak`, `relative_l2`,
+        `compile_seconds` and `peak_bytes` (None where nobody counts them).
+
+    Raises:
+        DisagreementError: a rival's outputs are not those of JAX.
+        ValueError: PyTorch cannot use the device that JAX uses.
+    """
+    # The extra `bench` is needed from here on.
+    import torch
+
+    from benchmarks.speed_jax import JaxSide, Problem
+    from benchmarks.speed_torch import TorchSide
+
+    device = _torch_device(torch)
+    on_cpu = device == "cpu"
+    clock = "cpu" if on_cpu else "wall"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("highest" if on_cpu else "high")
+    problem = Problem.from_config(config, num_steps)
+    size = matmul_size or (2048 if on_cpu else 8192)
+    peak = _measure_peak(torch, device, config.model.dtype, size, rounds, clock)
+    sides = {"jax": JaxSide(problem)}
+    for name in rivals:
+        compiled, channels_last = TORCH_RIVALS[name]
+        sides[name] = TorchSide(problem, device, compiled, channels_last)
+    exact = on_cpu and config.model.dtype == "float32"
+    tolerances = _TOLERANCES["exact" if exact else "reduced"]
+    flops = problem.flops()
+    sections = {}
+    for section, title in SECTIONS.items():
+        programs = {name: side.prepare(section) for name, side in sides.items()}
+        outputs = {name: program.first_outputs for name, program in programs.items()}
+        distances = check_agreement(title, outputs, tolerances[section])
+        calls = _CALLS[section]
+        timings = interleaved(
+            {name: _timed(p, calls, problem.batch_size) for name, p in programs.items()}, rounds
+        )
+        per_image = flops[section] / problem.batch_size
+        rows = {}
+        for name, timing in timings.items():
+            rate = per_image / getattr(timing, f"{clock}_seconds")
+            rows[name] = {
+                **timing.to_json(),
+                "flop_per_second": rate,
+                "share_of_peak": rate / peak["best"],
+                "relative_l2": distances[name],
+                "compile_seconds": programs[name].compile_seconds,
+                "peak_bytes": programs[name].peak_bytes,
+            }
+        sections[section] = {
+            "title": f"{title} of {num_steps} steps" if section == "sampler" else title,
+            "flops": per_image,
+            "floor_seconds": per_image / peak["best"],
+            "rows": rows,
+        }
+    return {
+        "machine": describe_machine(_PACKAGES),
+        "torch": {
+            "device": device if on_cpu else torch.cuda.get_device_name(),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        },
+        "image_size": problem.method.image_size,
+        "batch_size": problem.batch_size,
+        "dtype": config.model.dtype,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
+        "rounds": rounds,
+        "num_steps": num_steps,
+        "clock": clock,
+        "peak": peak,
+        "goals": _goals(sections, clock),
+        "sections": sections,
+    }
+
+
+def check_agreement(
+    title: str, outputs: Mapping[str, np.ndarray], tolerance: float
+) -> dict[str, float]:
+    """Relative L2 distance of each rival's outputs from those of the first.
+
+    Raises:
+        DisagreementError: one is above `tolerance`, or not a number.
+    """
+    reference = next(iter(outputs.values()))
+    distances = {
+        name: float(np.linalg.norm(output - reference) / np.linalg.norm(reference))
+        for name, output in outputs.items()
+    }
+    for name, distance in distances.items():
+        if not distance <= tolerance:
+            raise DisagreementError(
+                f"{title}: {name} differs from JAX by {distance:.2g} in relative L2, more than "
+                f"{tolerance:g}"
+            )
+    return distances
+
+
+def _torch_device(torch: Any) -> str:
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "cpu"
+    if backend == "gpu" and torch.cuda.is_available():
+        return "cuda"
+    raise ValueError(
+        f"JAX computes on {backend}, where this PyTorch ({torch.__version__}) cannot: install one "
+        "that can, or set JAX_PLATFORMS=cpu"
+    )
+
+
+def _measure_peak(
+    torch: Any, device: str, dtype: str, size: int, rounds: int, clock: str
+) -> dict[str, Any]:
+    """FLOP/s of a product of two random square matrices, in each framework."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((size, size), np.float32) for _ in range(2))
+    jax_matrices = [jnp.asarray(matrix, dtype) for matrix in (a, b)]
+    torch_matrices = [
+        torch.tensor(matrix, device=device, dtype=getattr(torch, dtype)) for matrix in (a, b)
+    ]
+    matmul = jax.jit(jnp.matmul)
+    calls = 2 if device == "cpu" else 20
+
+    def jax_products() -> int:
+        products = [matmul(*jax_matrices) for _ in range(calls)]
+        jax.block_until_ready(products)
+        return calls
+
+    def torch_products() -> int:
+        for _ in range(calls):
+            torch.mm(*torch_matrices)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return calls
+
+    timings = interleaved({"jax": jax_products, "torch": torch_products}, rounds)
+    rates = {
+        name: 2 * size**3 / getattr(timing, f"{clock}_seconds") for name, timing in timings.items()
+    }
+    return {"matmul_size": size, **rates, "best": max(rates.values())}
+
+
+def _timed(program: Any, calls: int, batch_size: int) -> Callable[[], int]:
+    def run() -> int:
+        for _ in range(calls):
+            output = program.run()
+        program.wait(output)
+        return calls * batch_size
+
+    return run
+
+
+def _goals(sections: Mapping[str, Any], clock: str) -> list[dict[str, Any]]:
+    """What issue and README aim at, as far as the rivals that took part allow to tell."""
+
+    def slowest_lead(section: str, kind: str) -> float | None:
+        ratios = [
+            row[f"{clock}_ratio"]
+            for name, row in sections[section]["rows"].items()
+            if name.startswith(kind)
+        ]
+        return min(ratios, default=None)
+
+    if clock == "cpu":
+        measured = {
+            "train step: time of the faster PyTorch eager over that of JAX": (
+                slowest_lead("train_step", "torch-eager"),
+                MIN_CPU_RATIO,
+            )
+        }
+    else:
+        measured = {
+            f"{title}: time of the faster torch.compile over that of JAX": (
+                slowest_lead(section, "torch-compile"),
+                MIN_ACCELERATOR_RATIO,
+            )
+            for section, title in SECTIONS.items()
+            if section != "forward"
+        }
+        share = sections["train_step"]["rows"]["jax"]["share_of_peak"]
+        measured["train step: JAX's share of the measured peak"] = share, MIN_ACCELERATOR_SHARE
+    return [
+        {"goal": goal, "measured": value, "at_least": least}
+        for goal, (value, least) in measured.items()
+        if value is not None
+    ]
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as tables; times in milliseconds an image."""
+    machine, torch, peak = report["machine"], report["torch"], report["peak"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    rate = "GFLOP/s/core" if report["clock"] == "cpu" else "GFLOP/s"
+    lines = [
+        f"{machine['cpu']}, {machine['cores']} cores (load {machine['load_average']:.1f}); "
+        f"JAX on {machine['jax_device']}, PyTorch on {torch['device']} with {torch['threads']} "
+        f"threads (CUDA {torch['cuda']}, cuDNN {torch['cudnn']})",
+        f"{machine['system']}, Python {machine['python']}, {versions}",
+        f"configs/{report['config']}.py: {report['parameters'] / 1e6:.2f} million parameters, "
+        f"{report['image_size']} x {report['image_size']}, batch {report['batch_size']}, "
+        f"{report['dtype']}; medians of {report['rounds']} rounds",
+        f"matrix product of {peak['matmul_size']}: JAX {peak['jax'] / 1e9:.1f}, PyTorch "
+        f"{peak['torch'] / 1e9:.1f} {rate}; the larger is the peak",
+    ]
+    for section in report["sections"].values():
+        lines += [
+            "",
+            f"{section['title']}: {section['flops'] / 1e9:.2f} GFLOP an image, floor "
+            f"{1e3 * section['floor_seconds']:.3f} {report['clock']} ms (x: ratio to JAX)",
+            f"{'':20}{'CPU ms':>10}{'x':>7}{'wall ms':>10}{'x':>7}{'images/s':>10}{rate:>13}"
+            f"{'of peak':>9}{'rel. L2':>9}{'compile s':>11}{'peak MiB':>10}",
+        ]
+        for name, row in section["rows"].items():
+            memory = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:.0f}"
+            lines.append(
+                f"{name:20}{1e3 * row['cpu_seconds']:10.3f}{row['cpu_ratio']:7.2f}"
+                f"{1e3 * row['wall_seconds']:10.3f}{row['wall_ratio']:7.2f}"
+                f"{row['per_second']:10.4g}{row['flop_per_second'] / 1e9:13.4g}"
+                f"{row['share_of_peak']:9.1%}{row['relative_l2']:9.1e}"
+                f"{row['compile_seconds']:11.1f}{memory:>10}"
+            )
+    lines.append("")
+    for goal in report["goals"]:
+        verdict = "reached" if goal["measured"] >= goal["at_least"] else "missed"
+        lines.append(
+            f"goal: {goal['goal']} at least {goal['at_least']:g}; "
+            f"measured {goal['measured']:.2f}, {verdict}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What `benchmarks.speed` times, and the JAX side of it.
+
+Written as a user would write it, with this package's functions; `benchmarks.speed_torch` is the rival.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
+
+from benchmarks.memory import count_flops, peak_bytes
+from mbti_jax import diffusion
+from mbti_jax.guidance import guided
+from mbti_jax.method import Method
+from mbti_jax.models.blocks import ZERO_INIT
+from mbti_jax.models.unet import init_params
+from mbti_jax.sampler import Sampler, step_table
+from mbti_jax.schedule import trailing_timesteps
+from mbti_jax.state import Params, TrainState, apply_update, create_state
+
+CLIP = (-1.0, 1.0)
+
+
+class Inputs(NamedTuple):
+    """A batch as numpy arrays: images float32 [B, H, W, C or 5], t int32 [B], classes [B, 5]."""
+
+    x_0: np.ndarray
+    eps: np.ndarray
+    t: np.ndarray
+    roi_masks: np.ndarray
+    class_vector: np.ndarray
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What both sides compute with: settings, weights (numpy) and inputs."""
+
+    method: Method
+    params: Params
+    inputs: Inputs
+    num_steps: int
+    guidance_weight: float
+    learning_rate: float
+    ema_decay: float
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, num_steps: int) -> "Problem":
+        """Random weights and inputs of `config.batch_size` examples, from `config.seed`.
+
+        The layers that start at zero get random weights as well: with zeros the network's output is 0.
+        """
+        method = Method.from_config(config)
+        rng = np.random.default_rng(config.seed)
+        initial = jax.jit(functools.partial(init_params, method.model))(jax.random.key(config.seed))
+        params = {}
+        for path, value in flatten_dict(jax.device_get(initial)).items():
+            if path[-2] in ZERO_INIT and path[-1] == "kernel":
+                bound = np.prod(value.shape[:-1]) ** -0.5
+                value = rng.uniform(-bound, bound, value.shape).astype(np.float32)
+            params[path] = value
+        return cls(
+            method,
+            unflatten_dict(params),
+            _random_inputs(method, config.batch_size, rng),
+            num_steps,
+            config.guidance_weight,
+            config.optimizer.learning_rate,
+            config.ema_decay,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.inputs.t)
+
+    def timesteps(self) -> np.ndarray:
+        return trailing_timesteps(self.num_steps, self.method.process.schedule.num_timesteps)
+
+    def flops(self) -> dict[str, float]:
+        """FLOPs of one call of each piece of work, from XLA's count of the JAX program."""
+        x_0, eps, t, roi_masks, class_vector = self.inputs
+        params, method = self.params, self.method
+        x = np.concatenate([x_0, roi_masks], axis=-1)
+        denoise = jax.jit(guided(method.apply, method.process))
+        weight = np.zeros(self.batch_size, np.float32)
+        step, state = jax_train_step(self)
+        a_step = count_flops(denoise, params, eps, t, roi_masks, class_vector, weight)
+        return {
+            "forward": count_flops(jax.jit(method.apply), params, x, t, class_vector),
+            "sampler": self.num_steps * a_step,
+            "train_step": count_flops(step, jax.eval_shape(state), self.inputs),
+        }
+
+
+def _random_inputs(method: Method, batch_size: int, rng: np.random.Generator) -> Inputs:
+    """Noise as images, and in each example a disc of half the width as the only ROI."""
+    size = method.image_size
+    shape = (batch_size, size, size, method.model.out_channels)
+    channels = rng.integers(0, method.model.num_classes, batch_size)
+    class_vector = np.ones((batch_size, method.model.num_classes), np.float32)
+    class_vector[np.arange(batch_size), channels] = 2
+    y, x = np.ogrid[:size, :size]
+    disc = np.hypot(y - size / 2, x - size / 2) < size / 4
+    return Inputs(
+        x_0=rng.uniform(-1, 1, shape).astype(np.float32),
+        eps=rng.standard_normal(shape, np.float32),
+        t=rng.integers(0, method.process.schedule.num_timesteps, batch_size).astype(np.int32),
+        roi_masks=(disc[None, ..., None] & (class_vector == 2)[:, None, None]).astype(np.float32),
+        class_vector=class_vector,
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A piece of work that is ready to run.
+
+    Attributes:
+        run: does it once and returns the output, perhaps before it has been computed.
+        wait: waits until an output has been computed.
+        compile_seconds: elapsed time of the preparations and of what the first call took beyond the
+            second.
+        peak_bytes: device memory, or None where nobody counts it.
+        first_outputs: of the first two calls: float32 [2, B, H, W, C], or losses [2].
+    """
+
+    run: Callable[[], Any]
+    wait: Callable[[Any], None]
+    compile_seconds: float
+    peak_bytes: int | None
+    first_outputs: np.ndarray
+
+
+class JaxSide:
+    """This package's functions, each compiled for the batch."""
+
+    def __init__(self, problem: Problem):
+        self._problem = problem
+
+    def prepare(self, section: str) -> Program:
+        """Compiles and runs twice the work called 'forward', 'sampler' or 'train_step'."""
+        start = time.perf_counter()
+        run, peak = getattr(self, f"_{section}")()
+        outputs, extra = run_twice(run, jax.block_until_ready, start)
+        return Program(run, jax.block_until_ready, extra, peak, np.stack(outputs))
+
+    def _forward(self):
+        problem = self._problem
+        x_0, eps, t, roi_masks, class_vector = jax.device_put(problem.inputs)
+        roi = diffusion.union(roi_masks)
+        x = diffusion.model_input(problem.method.process.q_sample(x_0, eps, t, roi), roi_masks)
+        arguments = jax.device_put(problem.params), x, t, class_vector
+        compiled = jax.jit(problem.method.apply).lower(*arguments).compile()
+        return lambda: compiled(*arguments), peak_bytes(compiled)
+
+    def _sampler(self):
+        problem, process = self._problem, self._problem.method.process
+        params = jax.device_put(problem.params)
+        x_0, eps, _, roi_masks, class_vector = jax.device_put(problem.inputs)
+        keys = jax.random.split(jax.random.key(0), problem.batch_size)
+        sampler = Sampler(guided(problem.method.apply, process), process.schedule)
+        timesteps = problem.timesteps()
+        # The program inside the sampler; its memory does not depend on the values given here.
+        compiled = sampler._steps.lower(
+            *(params, eps, x_0, roi_masks, class_vector, keys),
+            np.zeros(problem.batch_size, np.float32),
+            np.array(CLIP, np.float32),
+            step_table(process.schedule, timesteps, eta=0.0),
+            np.zeros(2, np.int32),
+        ).compile()
+
+        def run():
+            return sampler(
+                *(params, eps, x_0, roi_masks, class_vector, keys),
+                timesteps=timesteps,
+                weight=problem.guidance_weight,
+                clip=CLIP,
+            )
+
+        return run, peak_bytes(compiled)
+
+    def _train_step(self):
+        step, state = jax_train_step(self._problem)
+        state, inputs = state(), jax.device_put(self._problem.inputs)
+        compiled = step.lower(state, inputs).compile()
+
+        def run():
+            nonlocal state
+            state, loss = compiled(state, inputs)
+            return loss
+
+        return run, peak_bytes(compiled)
+
+
+def jax_train_step(problem: Problem) -> tuple[Any, Callable[[], TrainState]]:
+    """The body of the training step between the preparation of the data and the metrics.
+
+    Timesteps and noise are given, so that the losses of both sides can be compared.
+
+    Returns:
+        (jitted step(state, inputs) -> (state, loss), function that makes the first state).
+    """
+    method, process = problem.method, problem.method.process
+    optimizer = optax.adam(problem.learning_rate)
+
+    def loss_of(params, inputs):
+        x_0, eps, t, roi_masks, class_vector = inputs
+        roi = diffusion.union(roi_masks)
+        x = diffusion.model_input(process.q_sample(x_0, eps, t, roi), roi_masks)
+        prediction = method.apply(params, x, t, class_vector)
+        target = process.target(x_0, eps, t)
+        sums, counts = diffusion.squared_error_terms(prediction, target, roi, jnp.ones(len(t)))
+        return sums.sum() / counts.sum()
+
+    def step(state, inputs):
+        loss, grads = jax.value_and_grad(loss_of)(state.params, inputs)
+        return apply_update(state, grads, optimizer, problem.ema_decay), loss
+
+    def first_state():
+        return create_state(jax.tree.map(jnp.array, problem.params), optimizer)
+
+    return jax.jit(step, donate_argnums=0), first_state
+
+
+def run_twice(run, wait, start, before_second=lambda: None):
+    """(outputs of two calls, seconds from `start` to the end of the first less those of the second)."""
+    first = run()
+    wait(first)
+    middle = time.perf_counter()
+    before_second()
+    second = run()
+    wait(second)
+    return [first, second], (middle - start) - (time.perf_counter() - middle)
