@@ -51,11 +51,11 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.ema_decay = 0.995
     config.batch_size = 8
-    config.num_steps = 1200
+    config.num_steps = 1000
 
     config.log_every = 50
-    config.checkpoint_every = 300
-    config.validate_every = 600
+    config.checkpoint_every = 250
+    config.validate_every = 500
     config.validation_batches = 8
     config.num_pictures = 8
     config.picture_steps = 25
