@@ -220,8 +220,13 @@ def _loop(
     log = _Log(writer, bar, config.batch_size, config.log_every)
     pending = None
     for step in range(start, config.num_steps):
+        began = time.perf_counter()
         batch = sharding.put_batch(next(batches), mesh)
         state, metrics = train_step(state, batch)
+        if step == start:
+            jax.block_until_ready(metrics)
+            _say(f"compilation and first step: {time.perf_counter() - began:.0f} s")
+            log.restart_clock()
         if pending is not None:
             log.read(step - 1, pending)
         pending = metrics
@@ -285,6 +290,11 @@ class _Log:
         if self._writer is not None:
             self._writer.scalars(step + 1, {f"train/{name}": v for name, v in means.items()})
         self._values.clear()
+        self._since = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Forgets the time so far: neither images per second nor the time left include compilation."""
+        self._bar.unpause()
         self._since = time.perf_counter()
 
     def pause(self) -> None:
