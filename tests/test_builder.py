@@ -19,6 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 from synthetic_cases import make_arrays, write_case, write_volume
 
+from configs.data import get_config
 from tfds_brats import builder
 from tfds_brats.cases import find_cases, read_case
 from tfds_brats.conventions import SEQUENCES, CaseError
@@ -390,9 +391,6 @@ def test_unknown_split(dummy):
 
 
 def test_config_and_task(tmp_path):
-    sys.path.insert(0, str(ROOT))
-    from configs.data import get_config
-
     config = get_config()
     with pytest.raises(ValueError, match=r"--config\.source"):
         builder.main(config, config.workdir)
