@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.steps < 1 or (options.batch or 1) < 1:
+    counts = (options.rounds, options.steps, options.batch)
+    if min(count for count in counts if count is not None) < 1:
         parser.error("at least 1 round, 1 step and 1 example are needed")
     # JAX would otherwise take most of the accelerator's memory for itself when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         importlib.import_module("torch")
     except ImportError as error:
-        raise SystemExit(f"PyTorch is missing ({error}): install the extra `bench`") from error
+        sys.exit(f"PyTorch is missing ({error}): install the extra `bench`")
 
     config = importlib.import_module(f"configs.{options.config}").get_config()
     config.model.remat = False
