@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import memory, speed
+from benchmarks.speed_jax import Problem
 from configs.train import get_config
 
 
@@ -34,13 +35,20 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
-def test_both_frameworks_compute_the_same_and_the_report_is_whole(prediction):
+@pytest.fixture
+def single_torch_thread():
+    """Several would spin in wait for each other where other processes have the cores."""
+    torch = pytest.importorskip("torch", reason="the PyTorch rivals need the extra `bench`")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("quick_compilation", "single_torch_thread")
+def test_both_frameworks_compute_the_same_and_the_report_is_whole():
     """`measure` itself refuses where images, samples or the losses of two steps differ."""
-    pytest.importorskip("torch", reason="the PyTorch rivals need the extra `bench`")
     config = tiny_config()
-    config.diffusion.prediction = prediction
     rivals = ["torch-eager", "torch-eager-nchw"]
 
     report = speed.measure(config, rivals, rounds=1, num_steps=3, matmul_size=64)
@@ -69,8 +77,7 @@ def test_both_frameworks_compute_the_same_and_the_report_is_whole(prediction):
 
 def test_weights_leave_no_layer_silent():
     """Layers that start at zero would hide from the comparison what comes before them."""
-    speed_jax = pytest.importorskip("benchmarks.speed_jax")
-    problem = speed_jax.Problem.from_config(tiny_config(), num_steps=1)
+    problem = Problem.from_config(tiny_config(), num_steps=1)
     kernels = [leaf for leaf in jax.tree.leaves(problem.params) if leaf.ndim > 1]
     assert all(np.abs(kernel).max() > 0 for kernel in kernels)
 
@@ -103,15 +110,22 @@ def test_flops_are_two_a_multiply_add():
     assert memory.count_flops(jax.jit(jnp.matmul), a, b) == 2 * 3 * 5 * 7
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_memory_report_at_tiny_size():
     config = tiny_config()
+    config.model.channel_mult = (1,)
+    config.model.attention_resolutions = ()
     config.model.num_res_blocks = 3
-    report = memory.measure(config, [4, 16])
+    report = memory.measure(config, [16])
     assert json.loads(json.dumps(report)) == report
-    peaks = {(row["batch_size"], row["remat"]): row["peak_bytes"] for row in report["rows"]}
+    without, with_remat = (row["peak_bytes"] for row in report["rows"])
     # Parameters, their average and the two moments of Adam are there all the time.
-    assert min(peaks.values()) > 4 * 4 * report["parameters"]
-    assert peaks[16, False] > peaks[4, False]
-    assert peaks[16, True] < 0.8 * peaks[16, False]
+    assert with_remat > 4 * 4 * report["parameters"]
+    assert with_remat < 0.9 * without
     assert 2.5 < report["train_flops"] / report["forward_flops"] < 4
-    assert "rematerialisation" in memory.format_report({"config": "train", **report})
+    assert "rematerialisation" not in memory.format_report({"config": "train", **report})
+    # A line needs two batch sizes.
+    report["rows"] += [
+        {**row, "batch_size": 32, "peak_bytes": row["peak_bytes"] + 2**34} for row in report["rows"]
+    ]
+    assert "+ 1.00 GiB a slice" in memory.format_report({"config": "train", **report})
