@@ -16,10 +16,13 @@ from ml_collections import ConfigDict, config_flags
 # Task -> the module whose `main(config, workdir)` runs it.
 TASKS = {
     "data": "tfds_brats.builder",
+    "evaluate": "mbti_jax.evaluate",
     "export": "mbti_jax.interop.export",
+    "figures": "mbti_jax.figures",
     "import_torch": "mbti_jax.interop.import_torch",
     "inpaint": "mbti_jax.inpaint_files",
     "quickstart": "mbti_jax.quickstart",
+    "serve": "mbti_jax.serve",
     "train": "mbti_jax.train",
 }
 

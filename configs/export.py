@@ -17,6 +17,9 @@ def get_config() -> ConfigDict:
     # How the tensors are called: "mbti_jax", or "guided_diffusion" for PyTorch.
     config.names = "mbti_jax"
 
+    # A sentence that every output of the model carries: in its provenance record and under pictures.
+    config.note = ""
+
     # For the model card: what the model was trained on, and under which licence the weights are.
     config.card = ConfigDict()
     config.card.title = "Multitask brain-tumour inpainting"

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 
 from mbti_jax import checks, provenance, sharding
-from mbti_jax.checkpoint import load_for_inference
 from mbti_jax.geometry import Window
 from mbti_jax.guidance import guided
-from mbti_jax.interop.inference_checkpoint import is_export, read_export
+from mbti_jax.interop.load import load_model
 from mbti_jax.method import Method
 from mbti_jax.noise import start_noise
 from mbti_jax.outputs import paste, standard_deviation
@@ -74,7 +73,7 @@ class Inpainter:
         batch_size: int = 32,
         path: str | os.PathLike = "",
     ):
-        """Wraps averaged parameters and metadata as `load_for_inference` returns them.
+        """Wraps averaged parameters and metadata as `load_model` returns them.
 
         Args:
             batch_size: slices sampled at once over all local devices. Every call is padded to it, so
@@ -96,13 +95,12 @@ class Inpainter:
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int = 32) -> "Inpainter":
-        """Loads the newest checkpoint of the training run in the folder `path`, or an exported model.
+        """Loads a training run's newest checkpoint, an exported model, or "phantom", which comes along.
 
         Raises:
-            ValueError: there is nothing readable.
+            ValueError: there is nothing readable; see `load_model`.
         """
-        read = read_export if is_export(path) else load_for_inference
-        return cls(*read(path), batch_size, path)
+        return cls(*load_model(path), batch_size, path)
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mbti_jax.checkpoint import load_for_inference
-from mbti_jax.interop.inference_checkpoint import is_export, read_export, write_export
+from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.interop.load import load_model
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -13,7 +13,8 @@ def main(config: ConfigDict, workdir: str) -> None:
 
     Args:
         config: `source`, a training run's folder or another export; `names`, "mbti_jax" or
-            "guided_diffusion"; `card`, the model card's `title`, `data` and `licence`.
+            "guided_diffusion"; `note`, what every output shall say about the model; `card`, the model
+            card's `title`, `data` and `licence`.
         workdir: the folder to write.
 
     Raises:
@@ -23,8 +24,9 @@ def main(config: ConfigDict, workdir: str) -> None:
         raise ValueError(
             "say what to export with --config.source=DIR, the folder of a training run"
         )
-    load = read_export if is_export(config.source) else load_for_inference
-    params, metadata = load(config.source)
+    params, metadata = load_model(config.source)
     metadata = {key: metadata[key] for key in ("contract", "inference", "step") if key in metadata}
+    if config.note:
+        metadata["inference"] = {**metadata["inference"], "note": config.note}
     write_export(workdir, params, metadata, config.card.to_dict(), config.names)
     print(f"Wrote {Path(workdir).absolute()}")
