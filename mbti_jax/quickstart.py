@@ -7,20 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from mbti_jax import baselines, data, pictures, train
+from mbti_jax import baselines, data, pictures, showcase, train
+from mbti_jax.case_runs import progress_bar
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import write_json
 from mbti_jax.preprocess import BACKGROUND
-from mbti_jax.tasks import CHANNELS, TaskConfig, make_task, sample_task
+from mbti_jax.tasks import TaskConfig, sample_task
 from tfds_brats import builder, phantom
 from tfds_brats.reading import SliceSource
-
-_NORMAL, *_COMPONENTS, _TUMOR = range(len(CHANNELS))
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -84,36 +81,28 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
 
     The slice is the one with the largest tumour that shows all three components.
     """
-    images, labels, subject = _slice_that_shows_most(source, inpainter, config)
-    components = np.stack([labels == k for k in (1, 2, 3)], axis=-1)
-    masks = np.zeros((*labels.shape, len(CHANNELS)), np.float32)
-
-    def task(channels: dict[int, np.ndarray], box: bool):
-        filled = masks.copy()
-        for channel, mask in channels.items():
-            filled[..., channel] = mask
-        return jax.device_get(make_task(jnp.asarray(filled), jnp.full(len(CHANNELS), box)))
-
-    tumor = components.any(-1)
+    record = _record_that_shows_most(source)
+    examples = showcase.model_examples(inpainter, source)
+    shown = showcase.shown_slice(inpainter, source, examples, record)
     tasks = [
-        task({_NORMAL: tumor}, box=True),
-        task({c: components[..., i] for i, c in enumerate(_COMPONENTS)}, box=False),
-        task({_TUMOR: tumor}, box=True),
+        showcase.own_tumor_task(shown, "remove", box=("normal",)),
+        showcase.own_tumor_task(shown, "replace"),
+        showcase.own_tumor_task(shown, "random", box=("tumor",)),
     ]
-    count = len(images)
-    with tqdm(total=100, desc="sampling", unit="%") as bar:
+    count = len(shown.images)
+    with progress_bar("sampling") as progress:
         painted = inpainter.sample(
-            np.concatenate([images] * len(tasks)),
+            np.concatenate([shown.images] * len(tasks)),
             np.concatenate([np.repeat(t.roi_masks[None], count, 0) for t in tasks]),
             np.concatenate([np.repeat(t.class_vector[None], count, 0) for t in tasks]),
             slice_indices=np.tile(np.arange(count), len(tasks)),
             num_steps=config.evaluation.figure_steps,
             guidance_weight=config.guidance_weight,
-            progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
-        ).reshape(len(tasks), *images.shape)
+            progress=progress,
+        ).reshape(len(tasks), *shown.images.shape)
     cells = []
     marks = np.maximum(*(pictures.enlarge(t.roi_masks) for t in tasks[1:]))
-    for before, *after in zip(*map(_by_sequence, (images, *painted)), strict=True):
+    for before, *after in zip(*map(shown.by_sequence, (shown.images, *painted)), strict=True):
         before, *after = (pictures.enlarge(pictures.gray(image)) for image in (before, *after))
         cells.append([before, pictures.with_rois(before, marks, fill=0.15), *after])
     return pictures.figure(
@@ -121,31 +110,20 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
         cells,
         rows=[name.upper() for name in config.data.sequences],
         columns=["input", "ROIs", "healthy tissue", "components", "mixed tumour"],
-        title=f"Held-out slice of {subject}, inpainted",
+        title=f"Held-out slice of {shown.subject}, inpainted",
         footnote="synthetic, not for diagnosis",
     )
 
 
-def _by_sequence(images: np.ndarray) -> np.ndarray:
-    """[n, S, S, C] -> [n * C, S, S]: a slice's sequences, be they examples or channels."""
-    return np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
-
-
-def _slice_that_shows_most(
-    source: SliceSource, inpainter: Inpainter, config: ConfigDict
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """Images [n, S, S, C], labels [S, S] and subject of the slice that shows all components best."""
+def _record_that_shows_most(source: SliceSource) -> int:
+    """The record that shows all components best."""
     best, best_score = 0, -1.0
     for record in np.argsort(-source.index.tumor_area)[:32]:
-        labels = source.read(int(record), source.sequences[:1])["labels"]
-        areas = [np.count_nonzero(labels == k) for k in (1, 2, 3)]
+        areas = showcase.component_areas(source, int(record))
         score = min(areas) + 0.01 * sum(areas)
         if score > best_score:
             best, best_score = int(record), score
-    examples = train.make_examples(source, config)
-    batch = data.stack([examples[i] for i in examples.of_record(best)])
-    images, labels = jax.device_get(jax.jit(inpainter.method.resized)(batch))
-    return images, labels[0], str(source.index.subject[best])
+    return best
 
 
 def healthy_tissue_errors(
@@ -171,7 +149,7 @@ def healthy_tissue_errors(
     tasks = jax.tree.map(lambda array: array[kept], tasks)
 
     count, repeats = len(images), settings.num_samples
-    with tqdm(total=100, desc="sampling held-out slices", unit="%") as bar:
+    with progress_bar("sampling held-out slices") as progress:
         painted = inpainter.sample(
             np.repeat(images, repeats, 0),
             np.repeat(tasks.roi_masks, repeats, 0),
@@ -180,7 +158,7 @@ def healthy_tissue_errors(
             slice_indices=np.repeat(np.arange(count), repeats),
             num_steps=settings.num_steps,
             guidance_weight=config.guidance_weight,
-            progress=lambda done, total: bar.update(int(100 * done / total) - bar.n),
+            progress=progress,
         ).reshape(count, repeats, *images.shape[1:])
     candidates = {"one sample": painted[:, 0], f"mean of {repeats}": painted.mean(1)}
     for name, fill in {

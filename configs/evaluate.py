@@ -1,0 +1,37 @@
+r"""Measures a trained model on cases that it has not seen, and writes one report.
+
+    # The model that comes with the package, on the phantoms that it was trained and tested with:
+    python run.py --config=configs/evaluate.py
+
+    # Your own:
+    python run.py --config=configs/evaluate.py --config.checkpoint=runs/paper --config.source=DIR \
+        --config.convention=brats2021 --config.data_dir=data/slices
+
+Writes `report.md`, `report.json` and the pictures behind them to the workdir. The same command again
+goes on where it stopped. Give the cases that the model was trained with: they are split by patient as
+for training, and only the test split is scored.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = "evaluate"
+    config.workdir = "evaluation"
+    # Folder of a training run, an exported model, or "phantom".
+    config.checkpoint = "phantom"
+    # Slices sampled at once over all devices.
+    config.batch_size = 16
+    config.seed = 0
+
+    # Folder of cases and their convention; empty for the phantoms below.
+    config.source = ""
+    config.convention = ""
+    config.phantom = ConfigDict({"num_subjects": 64, "seed": 0})
+    # The dataset of these cases, as `configs/data.py` writes it; empty to build it in the workdir.
+    config.data_dir = ""
+
+    # Which parts to do; empty for all.
+    config.parts = ()
+    return config

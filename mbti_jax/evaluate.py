@@ -1,0 +1,65 @@
+"""The task that measures a model (`configs/evaluate.py`): parts, one after the other, and a report."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mbti_jax.case_runs import is_done
+from mbti_jax.evaluation.setting import Setting
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.outputs import new_folder, write_json
+from tfds_brats import builder, phantom
+
+# run(setting, the part's fields of the config, folder for its pictures) -> findings in JSON values.
+Part = Callable[[Setting, ConfigDict, Path], dict[str, Any]]
+
+PARTS: dict[str, Part] = {}
+
+_RESULT = "result.json"
+
+
+def main(config: ConfigDict, workdir: str) -> None:
+    """Measures `config.checkpoint` on the cases of `config.source` and writes `report.md` to `workdir`.
+
+    A part whose result is there is not done again, and what was sampled for a part that was stopped is
+    not sampled again.
+
+    Raises:
+        ValueError, OSError: config, model or cases cannot be used, or `workdir` holds the result of
+            another request.
+    """
+    unknown = set(config.parts) - PARTS.keys()
+    if unknown:
+        raise ValueError(
+            f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}"
+        )
+    folder = Path(workdir)
+    inpainter = Inpainter.load(config.checkpoint, config.batch_size)
+    source, convention = config.source, config.convention
+    if not source:
+        source, convention = folder / "phantom", "phantom"
+        phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
+    dataset = builder.build(source, convention, config.data_dir or folder / "slices")
+    setting = Setting(inpainter, dataset, source, convention, folder / "samples", config.seed)
+    common = {
+        "checkpoint": inpainter.checkpoint,
+        "dataset": {split: setting.fingerprint(split) for split in ("train", "test")},
+        "seed": config.seed,
+    }
+    for name in config.parts or PARTS:
+        settings = config[name]
+        request = json.loads(json.dumps({**common, "settings": settings.to_dict()}))
+        if is_done(folder / name / _RESULT, request):
+            print(f"{name}: is there")
+            continue
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        with new_folder(folder / name) as target:
+            result = PARTS[name](setting, settings, target)
+            seconds = time.perf_counter() - start
+            write_json(target / _RESULT, {"request": request, "seconds": seconds, "result": result})
+        print(f"== {name}: {seconds:.0f} s", flush=True)

@@ -1,0 +1,90 @@
+"""What figures show: slices of a dataset in the model's size, and tasks made of their own tumour."""
+
+import dataclasses
+from collections.abc import Collection
+
+import jax
+import numpy as np
+
+from mbti_jax import data
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.preprocess import BACKGROUND
+from mbti_jax.rois import box_flags
+from mbti_jax.tasks import Task, make_task
+from mbti_jax.tumors import own_tumor_masks
+from tfds_brats.reading import SliceSource
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownSlice:
+    """A record of a dataset as the model sees it.
+
+    Attributes:
+        record: its number in the split.
+        subject: name of the case.
+        slice_index: number of the slice in its volume.
+        images: float32 [n, S, S, C] in model units: an example for each sequence (C = 1), or one with
+            all of them (n = 1).
+        labels: uint8 [S, S], canonical.
+    """
+
+    record: int
+    subject: str
+    slice_index: int
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def brain(self) -> np.ndarray:
+        """bool [S, S]."""
+        return (self.images != BACKGROUND).any((0, -1))
+
+    def by_sequence(self, images: np.ndarray) -> np.ndarray:
+        """[n, S, S, C] -> [n * C, S, S]: the sequences, be they examples or channels."""
+        return np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
+
+
+def model_examples(inpainter: Inpainter, source: SliceSource) -> data.Examples:
+    """The examples of a split as the model was trained on them.
+
+    Raises:
+        ValueError: as `data.Examples` does.
+    """
+    return data.Examples(
+        source,
+        inpainter.sequences,
+        together=inpainter.num_channels > 1,
+        window=inpainter.metadata["contract"]["data"]["window"],
+    )
+
+
+def shown_slice(
+    inpainter: Inpainter, source: SliceSource, examples: data.Examples, record: int
+) -> ShownSlice:
+    """A record of `source`, of which `examples` are the model's examples."""
+    batch = data.stack([examples[i] for i in examples.of_record(record)])
+    images, labels = jax.device_get(jax.jit(inpainter.method.resized)(batch))
+    index = source.index
+    subject, number = str(index.subject[record]), int(index.slice_index[record])
+    return ShownSlice(record, subject, number, images, labels[0])
+
+
+def component_areas(source: SliceSource, record: int) -> list[int]:
+    """Pixels of necrotic core, edema and enhancement in a record."""
+    labels = source.read(record, source.sequences[:1])["labels"]
+    return [int(np.count_nonzero(labels == k)) for k in (1, 2, 3)]
+
+
+def own_tumor_task(shown: ShownSlice, mode: str, box: Collection[str] = ()) -> Task:
+    """The task of a slice's own tumour.
+
+    Args:
+        mode: as of `tumors.own_tumor_masks`.
+        box: names of the ROIs that are bounding boxes.
+
+    Returns:
+        `Task` of numpy arrays, float32 [S, S, 5] and [5].
+    """
+    flags = box_flags(box)
+    masks = own_tumor_masks(shown.labels[None], shown.brain[None], mode, flags)[0]
+    return jax.device_get(make_task(masks, flags))
