@@ -86,11 +86,14 @@ def figure(
     Args:
         path: file to write; written beside and renamed.
         cells: rows of uint8 [H, W, 3] pictures.
-        rows, columns: labels.
+        rows, columns: labels; those of columns may have several lines, as the title may.
         title, footnote: text above and below.
     """
     inch = 1.9
-    height, width = inch * len(rows) + 1.0, inch * len(columns) + 0.5
+    # Room above: a line of the title takes 0.17 inch, one of the labels 0.15.
+    lines = max(label.count("\n") + 1 for label in columns)
+    top = 0.23 + 0.17 * title.count("\n") + 0.17 + 0.15 * lines
+    height, width = inch * len(rows) + 0.45 + top, inch * len(columns) + 0.5
     fig = Figure(figsize=(width, height), facecolor="white")
     axes = fig.subplots(
         len(rows),
@@ -99,7 +102,7 @@ def figure(
         gridspec_kw={
             "left": 0.45 / width,
             "right": 1 - 0.05 / width,
-            "top": 1 - 0.55 / height,
+            "top": 1 - top / height,
             "bottom": 0.45 / height,
             "wspace": 0.03,
             "hspace": 0.03,

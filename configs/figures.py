@@ -1,0 +1,57 @@
+r"""The paper's figures 3 to 7, and its scheme 1B as a sixth, on slices of a test split.
+
+    python run.py --config=configs/figures.py --config.num_steps=25
+
+needs no data: it makes phantom subjects that the shipped model has not seen and draws with that model.
+With your own, the paper's 1000 steps:
+
+    python run.py --config=configs/figures.py --workdir=runs/figures \
+        --config.checkpoint=runs/paper --config.data_dir=data/slices
+
+Each figure has a row for each sequence of the model, T1, T1CE, T2 and FLAIR: a random slice that shows
+all three tumour components. WORKDIR gets figure_N.png and figure_N.json, which says how it was made.
+Run again, the same command draws what is missing.
+
+    3   components, free-form; with edema as a box
+    4   a tumour whose components the model chooses, free-form; in a box
+    5   tumour-less tissue, free-form; in a box
+    6   a tumour in a box, one seed, rising guidance weight
+    7   a tumour in a box, different seeds
+    1b  tumour-less tissue and a tumour elsewhere in the same pass, free-form and boxes mixed
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = "figures"
+    config.workdir = "figures"
+    # Folder of a training run or an exported model, or "phantom" for the model that is shipped.
+    config.checkpoint = "phantom"
+    # Slices sampled at once over all devices; a prediction has one for each sequence.
+    config.batch_size = 4
+    config.figures = ("3", "4", "5", "6", "7", "1b")
+
+    # Where configs/data.py wrote the slices; empty for phantoms, made in the workdir.
+    config.data_dir = ""
+    config.split = "test"
+    config.phantom = ConfigDict()
+    # The shipped model was trained on phantoms of seed 0.
+    config.phantom.seed = 1
+    config.phantom.num_subjects = 15
+    # How many pixels of a slice each component has to have.
+    config.min_component_area = 50
+
+    # Also chooses the slices, and the places where figure 1b inserts a tumour.
+    config.seed = 0
+    config.num_steps = 1000
+    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN, with N = num_steps.
+    config.spacing = "trailing"
+    config.guidance_weight = 0.4
+    config.eta = 0.0
+    # Of figure 6; the paper gives the first and the last.
+    config.weights = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
+    # Of figure 7: seed, seed + 1, ...
+    config.num_seeds = 6
+    return config
