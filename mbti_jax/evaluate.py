@@ -2,22 +2,23 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from mbti_jax.case_runs import is_done
+from mbti_jax.evaluation import report
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import new_folder, write_json
 from tfds_brats import builder, phantom
 
-# run(setting, the part's fields of the config, folder for its pictures) -> findings in JSON values.
-Part = Callable[[Setting, ConfigDict, Path], dict[str, Any]]
-
-PARTS: dict[str, Part] = {}
+# In the order of the report. Each module has
+#   run(setting, the part's fields of the config, folder for its pictures) -> findings in JSON values
+#   tables(findings) -> its section of the report in Markdown, pictures as PART/NAME.png
+PARTS: dict[str, ModuleType] = {}
 
 _RESULT = "result.json"
 
@@ -45,6 +46,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
     dataset = builder.build(source, convention, config.data_dir or folder / "slices")
     setting = Setting(inpainter, dataset, source, convention, folder / "samples", config.seed)
+    head = report.header(setting, dataset, convention)
     common = {
         "checkpoint": inpainter.checkpoint,
         "dataset": {split: setting.fingerprint(split) for split in ("train", "test")},
@@ -55,11 +57,24 @@ def main(config: ConfigDict, workdir: str) -> None:
         request = json.loads(json.dumps({**common, "settings": settings.to_dict()}))
         if is_done(folder / name / _RESULT, request):
             print(f"{name}: is there")
-            continue
-        print(f"\n== {name}", flush=True)
-        start = time.perf_counter()
-        with new_folder(folder / name) as target:
-            result = PARTS[name](setting, settings, target)
-            seconds = time.perf_counter() - start
-            write_json(target / _RESULT, {"request": request, "seconds": seconds, "result": result})
-        print(f"== {name}: {seconds:.0f} s", flush=True)
+        else:
+            print(f"\n== {name}", flush=True)
+            start = time.perf_counter()
+            with new_folder(folder / name) as target:
+                result = PARTS[name].run(setting, settings, target)
+                seconds = time.perf_counter() - start
+                part = {"seconds": seconds, "machine": report.machine(), "result": result}
+                write_json(target / _RESULT, {"request": request, **part})
+            print(f"== {name}: {seconds:.0f} s", flush=True)
+        # After each part, so that a run that is stopped leaves a report of what it has.
+        _write_report(folder, head, common)
+    print(f"\n{folder / 'report.md'}")
+
+
+def _write_report(folder: Path, head: dict[str, Any], common: dict[str, Any]) -> None:
+    """The report of all parts that are there, asked for now or before."""
+    common = json.loads(json.dumps(common))
+    there = [name for name in PARTS if is_done(folder / name / _RESULT, common)]
+    parts = {name: json.loads((folder / name / _RESULT).read_text()) for name in there}
+    text = "\n\n".join(PARTS[name].tables(part["result"]).strip() for name, part in parts.items())
+    report.write(folder, head, parts, text)

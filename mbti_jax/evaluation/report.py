@@ -1,0 +1,185 @@
+"""The report of an evaluation: `report.json` with every number, `report.md` for a person to read."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import mbti_jax
+from mbti_jax.evaluation.setting import Setting
+from mbti_jax.outputs import replacing, write_json
+from tfds_brats.reading import SliceSource
+
+SPLITS = ("train", "validation", "test")
+_PACKAGES = ("jax", "flax", "numpy", "scipy", "scikit-image")
+
+_LIMITS = """## What this report does not show
+
+- One trained model was measured, not a way of training: how much the numbers would change if it were
+  trained again with another seed is unknown.
+- Intervals come from resampling the test subjects, so they hold for subjects like these, from the same
+  scanners, prepared in the same way. With as few subjects as above they are rather too narrow.
+- Nobody trained to read MR images looked at the samples. None of the numbers says that a sample could
+  be used for a diagnosis, and it must not be.
+- Slices are painted by a model that sees one slice at a time.
+"""
+_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, bent, with tumours that a program
+  drew. Numbers on them show that the method works and how settings compare; they are no estimate for
+  patients.
+"""
+_UNKNOWN_LIMIT = """- The model was not trained on this dataset's training split, so it is **not known**
+  whether it has seen the test subjects.
+"""
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers and the seconds were made on, in JSON values."""
+    device = jax.local_devices()[0]
+    return {
+        "devices": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
+        "cpu_cores": os.cpu_count(),
+        "architecture": platform.machine(),
+        "versions": {
+            "mbti-jax": mbti_jax.__version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+    }
+
+
+def header(setting: Setting, dataset: str | os.PathLike, convention: str) -> dict[str, Any]:
+    """Model, data and seed of an evaluation, in JSON values."""
+    contract = setting.inpainter.metadata["contract"]
+    step = setting.inpainter.checkpoint["step"]
+    sizes = {}
+    for split in SPLITS:
+        index = SliceSource(dataset, split).index
+        sizes[split] = {
+            "subjects": len(np.unique(index.subject)),
+            "slices": len(index.subject),
+            "slices_with_tumor": int((index.tumor_area > 0).sum()),
+        }
+    return {
+        "model": {
+            **setting.inpainter.checkpoint,
+            "image_size": setting.inpainter.image_size,
+            "sequences": list(setting.sequences),
+            "sequences_painted_together": setting.inpainter.num_channels > 1,
+            "images_seen": images_seen(contract, step),
+            "guidance_weight": setting.inpainter.default_guidance_weight,
+        },
+        "dataset": {"convention": convention, "splits": sizes, "held_out": setting.held_out},
+        "seed": setting.seed,
+    }
+
+
+def images_seen(contract: Mapping[str, Any], step: int | None) -> int | None:
+    """Training images up to a step, repeated ones counted again; None for imported weights."""
+    return step * contract["batch_size"] if step and "batch_size" in contract else None
+
+
+def write(folder: Path, head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> None:
+    """Writes both files of the report.
+
+    Args:
+        head: as of `header`.
+        parts: name -> what `evaluate` keeps of a part: request, seconds, machine, result.
+        text: the parts' sections in Markdown.
+    """
+    write_json(folder / "report.json", {**head, "parts": dict(parts)})
+    with replacing(folder / "report.md") as beside:
+        beside.write_text(markdown(head, parts, text))
+
+
+def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> str:
+    """The whole report."""
+    limits = _LIMITS
+    if head["dataset"]["convention"] == "phantom":
+        limits += _PHANTOM_LIMIT
+    if not head["dataset"]["held_out"]:
+        limits += _UNKNOWN_LIMIT
+    sections = [_introduction(head), text.strip(), _budget(parts), limits.strip()]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table; all columns but the first are aligned to the right.
+
+    Raises:
+        ValueError: a row is longer or shorter than the columns.
+    """
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    if any(len(line) != len(columns) for line in lines):
+        raise ValueError(f"every row of a table needs the {len(columns)} cells of its head")
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def _introduction(head: Mapping[str, Any]) -> str:
+    model, dataset = head["model"], head["dataset"]
+    together = "together" if model["sequences_painted_together"] else "one at a time"
+    seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
+    note = f" {model['note']}" if model["note"] else ""
+    known = (
+        "The model was trained on this training split, so the test subjects are **held out**"
+        if dataset["held_out"]
+        else "The model comes from other data: whether it saw the test subjects is **not known**"
+    )
+    size = model["image_size"]
+    return f"""# Evaluation of {model["name"]}
+
+Model: `{model["name"]}`, step {model["step"]}, weights `{model["weights_sha256"][:16]}`; {size} x {
+        size
+    }
+pixels; {", ".join(model["sequences"])}, {together}; trained on {seen} images.{note}
+
+Data: convention {dataset["convention"]}, split by patient. {known}; only they are scored.
+
+{
+        table(
+            ["split", "subjects", "slices", "with tumour"],
+            [
+                [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
+                for split, n in dataset["splits"].items()
+            ],
+        )
+    }
+
+Intervals in brackets are 95% bootstrap intervals of a mean, resampling test subjects. Where nothing else
+is said, samples are made with the checkpoint's guidance weight, w = {
+        model["guidance_weight"]:g}."""
+
+
+def _budget(parts: Mapping[str, Any]) -> str:
+    if not parts:
+        return ""
+    rows = []
+    for name, part in parts.items():
+        settings = ", ".join(f"{k} {_short(v)}" for k, v in part["request"]["settings"].items())
+        rows.append([name, f"{part['seconds'] / 60:.1f}", part["request"]["seed"], settings])
+    machines = {
+        f"{m['devices']}, {m['cpu_cores']} CPU cores, {m['architecture']}; "
+        + ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+        for m in (part["machine"] for part in parts.values())
+    }
+    minutes = sum(part["seconds"] for part in parts.values()) / 60
+    return f"""## Budget
+
+{table(["part", "minutes", "seed", "settings"], rows)}
+
+In all {minutes:.0f} minutes on: {"; and ".join(sorted(machines))}."""
+
+
+def _short(value: Any) -> str:
+    """A setting as the table shows it: of a path only its end, since folders are a machine's own."""
+    if isinstance(value, list | tuple):
+        return "/".join(str(entry) for entry in value) or "none"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} {_short(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, str):
+        return Path(value).name or "none"
+    return str(value)
