@@ -184,6 +184,12 @@ def make_record(
     )
 
 
+def preview_title(name: str, inpainter: Inpainter) -> str:
+    """What the preview of a result says above its pictures."""
+    note = inpainter.checkpoint["note"]
+    return f"{name}: synthetic inside the ROIs" + (f"\n{note}" if note else "")
+
+
 @contextlib.contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar, as the function that moves it."""

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbti_jax import case_files, nnunet, pictures, slice_files
+from mbti_jax import case_files, nnunet, slice_files
 from mbti_jax.case_runs import (
     RECORD,
     chosen_cases,
     is_done,
     make_record,
     make_request,
+    preview_title,
     progress_bar,
     roi_masks,
     roi_path,
@@ -19,7 +20,7 @@ from mbti_jax.case_runs import (
     sampling_settings,
 )
 from mbti_jax.checks import whole_number
-from mbti_jax.inpaint import Inpainted, Inpainter
+from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import new_folder, write_json
 from mbti_jax.rois import box_flags, fill_boxes, parse_labels
 from mbti_jax.volumes import InpaintedVolume, sequences_to_paint
@@ -102,7 +103,7 @@ def _inpaint_case(inpainter: Inpainter, files: CaseFiles, config: ConfigDict, fo
             clipped = case_files.write_case(target, case, result)
             record = make_record(inpainter, case, result, continuity, request, clipped)
             case_files.draw_preview(
-                target / "preview.png", case, result, _title(case.subject, inpainter)
+                target / "preview.png", case, result, preview_title(case.subject, inpainter)
             )
             write_json(target / RECORD, record)
     print(f"{files.subject}: {'' if missing else 'is there, '}{folder / files.subject}")
@@ -129,7 +130,7 @@ def _inpaint_voided(
             ((written, count),) = case_files.write_case(target, case, result).items()
             record = make_record(inpainter, case, result, continuity, request, {name: count})
             case_files.draw_preview(
-                target / "preview.png", case, result, _title(case.subject, inpainter)
+                target / "preview.png", case, result, preview_title(case.subject, inpainter)
             )
             write_json(target / RECORD, record)
             (target / written).replace(folder / name)
@@ -161,26 +162,10 @@ def _inpaint_slice(inpainter: Inpainter, config: ConfigDict, folder: Path) -> No
             for number, sample in enumerate(result.images):
                 name = f"{source.stem}-inpainted-{number:03d}{source.suffix}"
                 slice_files.write_slice(beside / name, sample)
-            _draw_slices(beside / "preview.png", image, result, _title(source.stem, inpainter))
+            title = preview_title(source.stem, inpainter)
+            slice_files.draw_preview(beside / "preview.png", image, result, title)
             write_json(
                 beside / RECORD,
                 {**result.provenance, "inputs": request["inputs"], "request": request},
             )
     print(f"{source.stem}: {target}")
-
-
-def _draw_slices(path: Path, image: np.ndarray, result: Inpainted, title: str) -> None:
-    cells = []
-    before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
-    for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
-        picture = pictures.gray(before[..., c], low, high)
-        marked = pictures.with_rois(picture, result.roi_masks)
-        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
-    rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
-    columns = ["input", "ROIs", "inpainted"]
-    pictures.figure(path, cells, rows=rows, columns=columns, title=title)
-
-
-def _title(name: str, inpainter: Inpainter) -> str:
-    note = inpainter.checkpoint["note"]
-    return f"{name}: synthetic inside the ROIs" + (f"\n{note}" if note else "")

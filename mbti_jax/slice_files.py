@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from mbti_jax import pictures
+from mbti_jax.inpaint import Inpainted
 from mbti_jax.outputs import replacing
 
 _MAX_PIXELS = 2**26
@@ -46,6 +48,19 @@ def write_slice(path: Path, image: np.ndarray) -> None:
             np.save(beside, image)
         else:
             Image.fromarray(image).save(beside)
+
+
+def draw_preview(path: Path, image: np.ndarray, result: Inpainted, title: str) -> None:
+    """Draws a slice before, with its ROIs, and after (the first sample), a sequence a row."""
+    cells = []
+    before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
+    for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
+        picture = pictures.gray(before[..., c], low, high)
+        marked = pictures.with_rois(picture, result.roi_masks)
+        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
+    rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
+    columns = ["input", "ROIs", "inpainted"]
+    pictures.figure(path, cells, rows=rows, columns=columns, title=title)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -64,13 +64,30 @@ def inpaint_case(
     box: np.ndarray,
     sequences: Sequence[str],
     *,
-    slices: Sequence[int] = (),
     sample: int = 0,
+    **settings: Any,
+) -> InpaintedVolume:
+    """Repaints the ROIs in one sample of a case; arguments as of `inpaint_samples`."""
+    (result,) = inpaint_samples(
+        inpainter, case, masks, box, sequences, samples=[sample], **settings
+    )
+    return result
+
+
+def inpaint_samples(
+    inpainter: Inpainter,
+    case: Case,
+    masks: np.ndarray,
+    box: np.ndarray,
+    sequences: Sequence[str],
+    *,
+    samples: Sequence[int],
+    slices: Sequence[int] = (),
     scales: Sequence[IntensityScale] | None = None,
     z_sigma_mm: float = 0.0,
     **sampling: Any,
-) -> InpaintedVolume:
-    """Repaints the ROIs in one sample of a case.
+) -> list[InpaintedVolume]:
+    """Repaints the ROIs in several samples of a case, which share the inpainter's batches.
 
     Args:
         inpainter: the model.
@@ -78,8 +95,8 @@ def inpaint_case(
         masks: bool [Z, H, W, 5], boxes filled.
         box: bool [5].
         sequences: as of `sequences_to_paint`.
+        samples: numbers of the samples.
         slices: numbers of the slices to repaint; empty for all that have an ROI.
-        sample: number of the sample.
         scales: one a sequence; default the case's.
         z_sigma_mm: reach of the noise's correlation along z, see `noise`; 0 for independent slices.
         **sampling: `seed`, `num_steps`, `spacing`, `guidance_weight`, `eta`, `progress`, `cancel` as
@@ -107,16 +124,12 @@ def inpaint_case(
         scales,
         window,
         slice_indices=numbers,
-        samples=[sample],
+        samples=samples,
         z_sigma=z_sigma_mm / spacing[2],
         **sampling,
-    )[0]
-    out = {name: np.zeros(brain.shape) for name in sequences}
-    for c, name in enumerate(sequences):
-        out[name][numbers] = painted[..., c]
+    )
     reported = {name: value for name, value in sampling.items() if not callable(value)}
     details = {
-        "sampling": {**reported, "sample": sample, "z_sigma_mm": z_sigma_mm},
         "slices": numbers.tolist(),
         "rois": provenance.roi_record(chosen, box),
         "geometry": window.record(),
@@ -132,7 +145,14 @@ def inpaint_case(
         },
         "warnings": warnings,
     }
-    return InpaintedVolume(out, chosen, details)
+    results = []
+    for sample, images in zip(samples, painted, strict=True):
+        out = {name: np.zeros(brain.shape) for name in sequences}
+        for c, name in enumerate(sequences):
+            out[name][numbers] = images[..., c]
+        drawn = {"sampling": {**reported, "sample": sample, "z_sigma_mm": z_sigma_mm}}
+        results.append(InpaintedVolume(out, chosen, {**drawn, **details}))
+    return results
 
 
 def z_continuity(values: np.ndarray, masks: np.ndarray, scale: IntensityScale) -> float | None:
