@@ -72,6 +72,7 @@ class Inpainter:
         metadata: dict[str, Any],
         batch_size: int = 32,
         path: str | os.PathLike = "",
+        report_every: int = 10,
     ):
         """Wraps averaged parameters and metadata as `load_model` returns them.
 
@@ -79,6 +80,7 @@ class Inpainter:
             batch_size: slices sampled at once over all local devices. Every call is padded to it, so
                 that one compiled program serves all.
             path: where they come from, for the provenance record.
+            report_every: steps between two calls of `progress` and `cancel`.
         """
         self.metadata = metadata
         self.method = Method.from_config(metadata["contract"])
@@ -89,9 +91,9 @@ class Inpainter:
         self._mesh = sharding.make_mesh(jax.local_devices())
         self._batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
-        self._sampler = Sampler(
-            guided(self.method.apply, self.method.process), self.method.process.schedule
-        )
+        process = self.method.process
+        self._sampler = Sampler(guided(self.method.apply, process), process.schedule)
+        self._report_every = report_every
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int = 32) -> "Inpainter":
@@ -390,6 +392,7 @@ class Inpainter:
                 weight=guidance_weight,
                 eta=eta,
                 clip=tuple(self.metadata["inference"]["x_0_bounds"]),
+                chunk=self._report_every,
                 progress=report,
                 cancel=cancel,
             )
