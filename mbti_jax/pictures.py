@@ -1,6 +1,7 @@
 """Pictures a person can look at: grey slices, coloured ROIs, sheets and figures."""
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,14 +87,16 @@ def figure(
     Args:
         path: file to write; written beside and renamed.
         cells: rows of uint8 [H, W, 3] pictures.
-        rows, columns: labels; those of columns may have several lines, as the title may.
+        rows, columns: labels; those of columns are wrapped, as the title is.
         title, footnote: text above and below.
     """
     inch = 1.9
-    # Room above: a line of the title takes 0.17 inch, one of the labels 0.15.
+    width = inch * len(columns) + 0.5
+    title, columns = _wrapped(title, width / 0.085), [_wrapped(c, inch / 0.066) for c in columns]
+    # Of the title a line takes 0.17 inch, of the labels 0.15.
     lines = max(label.count("\n") + 1 for label in columns)
-    top = 0.23 + 0.17 * title.count("\n") + 0.17 + 0.15 * lines
-    height, width = inch * len(rows) + 0.45 + top, inch * len(columns) + 0.5
+    top, bottom = 0.4 + 0.17 * title.count("\n") + 0.15 * lines, 0.55
+    height = inch * len(rows) + top + bottom
     fig = Figure(figsize=(width, height), facecolor="white")
     axes = fig.subplots(
         len(rows),
@@ -103,7 +106,7 @@ def figure(
             "left": 0.45 / width,
             "right": 1 - 0.05 / width,
             "top": 1 - top / height,
-            "bottom": 0.45 / height,
+            "bottom": bottom / height,
             "wspace": 0.03,
             "hspace": 0.03,
         },
@@ -123,9 +126,14 @@ def figure(
         Patch(color=np.array(color) / 255, label=name.replace("_", " "))
         for name, color in COLORS.items()
     ]
-    fig.legend(handles=handles, loc="lower left", ncols=len(handles), fontsize=8, frameon=False)
-    fig.text(1 - 0.05 / width, 0.12 / height, footnote, ha="right", fontsize=8)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, (bottom - 0.02) / height)}
+    fig.legend(handles=handles, **place, ncols=len(handles), fontsize=8, frameon=False)
+    fig.text(1 - 0.05 / width, 0.08 / height, footnote, ha="right", fontsize=8)
     FigureCanvasAgg(fig)
     with replacing(path) as beside:
         fig.savefig(beside, format="png", dpi=110)
     return Path(path)
+
+
+def _wrapped(text: str, characters: float) -> str:
+    return "\n".join(textwrap.fill(line, int(characters)) for line in text.split("\n"))

@@ -105,3 +105,19 @@ def test_a_figure_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_figure(path)
     assert path.read_bytes() == before
+
+
+def test_long_titles_and_labels_are_wrapped_and_not_cut_off(tmp_path):
+    cell = np.zeros((16, 16, 3), np.uint8)
+    path = pictures.figure(
+        tmp_path / "figure.png",
+        [[cell] * 3],
+        rows=["T1"],
+        columns=["input", "prediction 1, box: necrotic core, edema, enhancement\nseed 0", "x"],
+        title="Components in given ROIs\n" + "This model knows digital phantoms only. " * 3,
+        footnote="synthetic inside the ROIs, not for diagnosis; 1000 steps",
+    )
+    shown = np.asarray(PIL.Image.open(path).convert("L"))
+    # Nothing is drawn on the margins, so no letter is cut.
+    for margin in (shown[:3], shown[-3:], shown[:, :3], shown[:, -3:]):
+        assert (margin == 255).all()
