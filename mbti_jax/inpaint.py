@@ -11,7 +11,6 @@ import numpy as np
 
 from mbti_jax import checks, provenance, sharding
 from mbti_jax.geometry import Window
-from mbti_jax.guidance import guided
 from mbti_jax.interop.load import load_model
 from mbti_jax.method import Method
 from mbti_jax.noise import start_noise
@@ -91,8 +90,7 @@ class Inpainter:
         self._mesh = sharding.make_mesh(jax.local_devices())
         self._batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
-        process = self.method.process
-        self._sampler = Sampler(guided(self.method.apply, process), process.schedule)
+        self._sampler = Sampler(self.method.denoise, self.method.process.schedule)
         self._report_every = report_every
 
     @classmethod
@@ -367,6 +365,7 @@ class Inpainter:
         seed = checks.whole_number("seed", seed)
         guidance_weight = checks.finite_number("guidance_weight", guidance_weight)
         samples = np.zeros(count, int) if samples is None else np.asarray(samples)
+        self.method.check_sampling(samples, guidance_weight)
         slice_indices = np.zeros(count, int) if slice_indices is None else np.asarray(slice_indices)
         num_timesteps = self.method.process.schedule.num_timesteps
         timesteps = sampling_timesteps(num_steps, num_timesteps, spacing)

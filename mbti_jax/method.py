@@ -4,7 +4,7 @@ Training, validation and inference all build theirs here, the last one from what
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from mbti_jax import diffusion, guidance
 from mbti_jax.augment import augment
 from mbti_jax.models.unet import UNet
 from mbti_jax.preprocess import area_resize, decode, nearest_resize
+from mbti_jax.regression import Regression, regressed
 from mbti_jax.schedule import make_schedule
 from mbti_jax.state import Params
 from mbti_jax.tasks import CHANNELS, TaskConfig, sample_task
@@ -73,13 +74,26 @@ class Method:
         image_size = config["data"]["image_size"]
         return cls(
             model=make_unet(config["model"], num_sequences, image_size),
-            process=diffusion.Diffusion(
-                make_schedule(fields["schedule"], fields["num_timesteps"]), fields["prediction"]
-            ),
+            process=make_process(fields),
             tasks=TaskConfig(**config["tasks"]),
             image_size=image_size,
             drop_rate=fields["drop_condition"],
         )
+
+    @property
+    def denoise(self) -> guidance.Denoise:
+        """What a sampler asks for x_0."""
+        if isinstance(self.process, Regression):
+            return regressed(self.apply)
+        return guidance.guided(self.apply, self.process)
+
+    def check_sampling(self, samples: Sequence[int], guidance_weight: float) -> None:
+        """Raises ValueError if a regressor is asked for a second sample or for guidance."""
+        if isinstance(self.process, Regression) and (any(samples) or guidance_weight):
+            raise ValueError(
+                "this model is a regressor, which has one result and no guidance: ask for one sample "
+                "and a guidance weight of 0"
+            )
 
     def apply(
         self, params: Params, x: jax.Array, t: jax.Array, class_vector: jax.Array
@@ -166,6 +180,22 @@ class Method:
         sums, counts = diffusion.squared_error_terms(prediction, target, roi, weight)
         quarter = jax.nn.one_hot(t * QUARTERS // num_timesteps, QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)
+
+
+def make_process(fields: Mapping[str, Any]) -> diffusion.Diffusion:
+    """The process of a config's `diffusion` fields; the prediction "regression" stands for none.
+
+    Raises:
+        ValueError: a field has no such value.
+    """
+    schedule = make_schedule(fields["schedule"], fields["num_timesteps"])
+    if fields["prediction"] != "regression":
+        return diffusion.Diffusion(schedule, fields["prediction"])
+    if fields["drop_condition"]:
+        raise ValueError(
+            "a regressor has no null condition to train: set --config.diffusion.drop_condition=0"
+        )
+    return Regression(schedule)
 
 
 def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:

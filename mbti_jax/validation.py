@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mbti_jax import data, pictures, sharding
-from mbti_jax.guidance import guided
 from mbti_jax.method import Method, example_keys, losses
 from mbti_jax.sampler import Sampler, noise_for
 from mbti_jax.schedule import trailing_timesteps
@@ -63,9 +62,10 @@ class Validation:
         self._pictured = jax.device_get(prepare(pictured, keys))
         self._bounds = x_0_bounds
         schedule = method.process.schedule
-        # Before training: a number of steps that cannot be is said at once.
+        # Before training: what sampling will refuse is said at once.
+        method.check_sampling([], config.guidance_weight)
         self._timesteps = trailing_timesteps(config.picture_steps, schedule.num_timesteps)
-        self._sampler = Sampler(guided(method.apply, method.process), schedule)
+        self._sampler = Sampler(method.denoise, schedule)
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
         sums, counts = 0.0, 0.0

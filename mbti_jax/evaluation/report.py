@@ -28,9 +28,9 @@ _LIMITS = """## What this report does not show
   be used for a diagnosis, and it must not be.
 - Slices are painted by a model that sees one slice at a time.
 """
-_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, bent, with tumours that a program
-  drew. Numbers on them show that the method works and how settings compare; they are no estimate for
-  patients.
+_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, bent, with tumours that a
+  program drew. Numbers on them show that the method works and how settings compare; they are no estimate
+  for patients.
 """
 _UNKNOWN_LIMIT = """- The model was not trained on this dataset's training split, so it is **not known**
   whether it has seen the test subjects.

@@ -1,0 +1,29 @@
+"""Trains a plain regressor of healthy tissue, to compare the diffusion model with.
+
+    python run.py --config=configs/baseline.py --config.data.dataset=DIR --workdir=runs/baseline
+
+The network, data, batch, number of steps and everything else not named here are those of `train.py`; a
+smaller diffusion model needs the same overrides here, so that both have seen the same number of images.
+The network gets the image with the ROI set to 0, at a time that is always 0, and is trained with the
+squared error inside the ROI. All of its ROIs are of healthy tissue, also in slices with tumour, which
+then is context; the diffusion model has spent part of its images on tumours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import train
+
+
+def get_config() -> ConfigDict:
+    config = train.get_config()
+    config.workdir = "runs/baseline"
+
+    config.diffusion.prediction = "regression"
+    # One timestep; only the cosine schedule can be that short.
+    config.diffusion.schedule = "cosine"
+    config.diffusion.num_timesteps = 1
+    config.diffusion.drop_condition = 0.0
+    config.tasks.prob_tumor = 0.0
+    config.picture_steps = 1
+    config.guidance_weight = 0.0
+    return config
