@@ -20,8 +20,8 @@ import numpy as np
 from nibabel.orientations import apply_orientation
 
 from tfds_brats.conventions import CaseError
+from tfds_brats.volumes import read_content
 
-_GZIP = b"\x1f\x8b"
 # Of 1 to 9. Higher levels take several times longer for a few per cent.
 _COMPRESSION = 4
 
@@ -141,10 +141,9 @@ def write_nifti_like(
         How many values were clipped to the file's data type.
 
     Raises:
-        CaseError: `source` is truncated.
+        CaseError: `source` is truncated or otherwise damaged.
     """
-    content = source.read_bytes()
-    raw = bytearray(gzip.decompress(content) if content[:2] == _GZIP else content)
+    raw = read_content(source)
     header = _header(raw)
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
     offset, count = int(header["vox_offset"]), math.prod(shape)

@@ -1,5 +1,6 @@
 """Damaged inputs: a clear ValueError or a readable result, never another exception."""
 
+import gzip
 import io
 
 import nibabel as nib
@@ -94,3 +95,23 @@ def test_records(tmp_path):
             assert is_done(path, request)
         except ValueError as error:
             assert "provenance.json" in str(error)
+
+
+def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path):
+    images, _ = make_arrays(0)
+    content = nib.Nifti1Image(images["t1"], AFFINE).to_bytes()
+    path = tmp_path / "t1.nii.gz"
+    path.write_bytes(gzip.compress(content + bytes(2**26)))
+    assert path.stat().st_size < 2**18
+    files = case_files.named_files({"t1": str(path)})
+    with pytest.raises(ValueError, match=r"t1\.nii\.gz: holds more than the \d+ bytes"):
+        read_case(files, ("t1",), labels=False)
+
+
+def test_a_header_cannot_promise_more_than_the_memory_holds(tmp_path):
+    image = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), AFFINE)
+    image.header.set_data_shape((4000, 4000, 4000))
+    path = tmp_path / "t1.nii.gz"
+    path.write_bytes(gzip.compress(image.header.binaryblock + bytes(2**12)))
+    with pytest.raises(ValueError, match=r"t1\.nii\.gz: .*shape is \(4000, 4000, 4000\)"):
+        case_files.named_files({"t1": str(path)})

@@ -3,9 +3,12 @@
 LPS: voxel index i grows to the patient's left, j to posterior, k to superior, as BraTS stores it.
 """
 
+import contextlib
 import gzip
 import io
+import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +33,11 @@ AFFINE_TOLERANCE = 1e-3
 _LPS = axcodes2ornt("LPS")
 # Farther than this from every anatomical axis, "the nearest orientation" is a guess.
 _MAX_OBLIQUE_DEGREES = 40.0
+# A volume of more voxels is refused: 512 x 512 x 2048, 4 GB in float64.
+MAX_VOXELS = 2**29
+# What may follow the voxels in a file.
+_SLACK_BYTES = 2**20
+_PART_BYTES = 2**22
 _READ_ERRORS = (
     ImageFileError,
     HeaderDataError,
@@ -65,16 +73,13 @@ class Volume:
 def read_volume(path: Path) -> Volume:
     """Reads a .nii or .nii.gz file in LPS.
 
-    A gzip file is read to its end, so that its checksum is verified too.
-
     Raises:
-      CaseError: unreadable, truncated or corrupt; not real numbers; NaN or infinity; an affine
-        that is missing, singular or ambiguous. The message names the file.
+      CaseError: unreadable, truncated or corrupt; too large; not real numbers; NaN or infinity; an
+        affine that is missing, singular or ambiguous. The message names the file.
     """
+    content = read_content(path)
     try:
-        content = path.read_bytes()
-        is_gzip = content[:2] == b"\x1f\x8b"
-        image = _open(io.BytesIO(gzip.decompress(content) if is_gzip else content))
+        image = _open(io.BytesIO(content))
         data = np.asarray(image.dataobj.get_unscaled())
         slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
     except _READ_ERRORS as error:
@@ -98,23 +103,67 @@ def read_volume(path: Path) -> Volume:
     )
 
 
+def read_content(path: Path) -> bytearray:
+    """The bytes of a .nii or .nii.gz file, uncompressed.
+
+    A gzip file is read to its end, so that its checksum is verified too, but not beyond what its header
+    announces: a few kilobytes can unpack to more than the memory holds.
+
+    Raises:
+      CaseError: unreadable, or larger than `MAX_VOXELS` or its own header allow.
+    """
+    with _opened(path) as (file, image):
+        size = math.prod(image.shape) * image.get_data_dtype().itemsize
+        limit = int(image.dataobj.offset) + size + _SLACK_BYTES
+        file.seek(0)
+        content = bytearray()
+        # In parts: a damaged header may announce far more than there is.
+        while part := file.read(_PART_BYTES):
+            content += part
+            if len(content) > limit:
+                raise CaseError(
+                    f"{path}: holds more than the {size} bytes of voxels that its header announces"
+                )
+    return content
+
+
 def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine that `read_volume` would give, from the header alone (a quick check)."""
-    try:
-        with path.open("rb") as raw:
-            is_gzip = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            image = _open(gzip.GzipFile(fileobj=raw) if is_gzip else raw)
-    except _READ_ERRORS as error:
-        raise CaseError(
-            f"{path}: cannot be read as NIfTI ({error}); it is truncated, corrupt or not NIfTI"
-        ) from error
+    """Shape and affine that `read_volume` would give, from the header alone (a quick check).
+
+    Raises:
+      CaseError: as `read_volume`, as far as the header tells.
+    """
+    with _opened(path) as (_, image):
+        pass
     to_lps = _orientation_to_lps(path, image)
     shape = [0] * 3
     for axis in range(3):
         shape[int(to_lps[axis, 0])] = image.shape[axis]
     affine = image.affine @ inv_ornt_aff(to_lps, image.shape[:3])
     return (*shape, *image.shape[3:]), affine
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, nib.Nifti1Image]]:
+    """The uncompressed file and the image of its header, checked for its size.
+
+    What goes wrong while it is open is a CaseError, too.
+    """
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+            image = _open(file)
+            if not 0 < math.prod(image.shape) <= MAX_VOXELS:
+                raise ValueError(f"its shape is {image.shape}; 1 to {MAX_VOXELS} voxels are read")
+            yield file, image
+    except CaseError:
+        raise
+    except _READ_ERRORS as error:
+        raise CaseError(
+            f"{path}: cannot be read as NIfTI ({error}); it is truncated, corrupt or not NIfTI"
+        ) from error
 
 
 def _open(file: BinaryIO) -> nib.Nifti1Image:
