@@ -34,4 +34,6 @@ def get_config() -> ConfigDict:
 
     # Which parts to do; empty for all.
     config.parts = ()
+    # Samples of the same request beside each other, for each of six tasks.
+    config.diversity = ConfigDict({"num_slices": 6, "num_samples": 8, "num_steps": 25})
     return config

@@ -13,6 +13,7 @@ from skimage.segmentation import find_boundaries
 
 from mbti_jax.outputs import replacing
 from mbti_jax.tasks import CHANNELS
+from tfds_brats.slices import bounding_box
 
 # One colour a channel, distinguishable under the common colour-vision deficiencies (Okabe & Ito).
 COLORS = {
@@ -50,6 +51,24 @@ def enlarge(picture: np.ndarray, least: int = 192) -> np.ndarray:
     """Repeats pixels until the shorter side has at least `least` of them."""
     factor = max(1, -(-least // min(picture.shape[:2])))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def around(inside: np.ndarray, margin: int = 8, least: int = 48) -> tuple[slice, slice]:
+    """Rows and columns of a square window around a region, moved and cut to fit the image.
+
+    Args:
+        inside: bool [H, W], not empty.
+        margin: pixels around the region.
+        least: smallest side.
+    """
+    box = bounding_box(inside)
+    spans = list(zip(box[:2], box[2:], inside.shape, strict=True))
+    side = max(least, *(high - low + 2 * margin for low, high, _ in spans))
+    window = []
+    for low, high, size in spans:
+        start = min(max((low + high - side) // 2, 0), max(size - side, 0))
+        window.append(slice(start, min(start + side, size)))
+    return window[0], window[1]
 
 
 def sheet(images: np.ndarray, roi_masks: np.ndarray, samples: np.ndarray) -> np.ndarray:

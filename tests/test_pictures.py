@@ -121,3 +121,17 @@ def test_long_titles_and_labels_are_wrapped_and_not_cut_off(tmp_path):
     # Nothing is drawn on the margins, so no letter is cut.
     for margin in (shown[:3], shown[-3:], shown[:, :3], shown[:, -3:]):
         assert (margin == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("region", "expected"),
+    [
+        (np.s_[30:34, 40:42], np.s_[22:42, 31:51]),  # 4 + 2 * 8 pixels, around its middle.
+        (np.s_[0:2, 62:64], np.s_[0:20, 44:64]),  # Moved into the image.
+        (np.s_[5:60, 3:60], np.s_[0:64, 0:64]),  # As far as the image goes.
+    ],
+)
+def test_a_window_around_a_region(region, expected):
+    inside = np.zeros((64, 64), bool)
+    inside[region] = True
+    assert pictures.around(inside, margin=8, least=20) == expected

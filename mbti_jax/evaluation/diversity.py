@@ -1,0 +1,230 @@
+"""How much samples of the same request differ, and whether as much as the truth leaves open.
+
+A model that always paints the same answers only one of the ways in which the tissue could look. Samples
+should differ from each other as the real image differs from them. For an ensemble of R samples of which
+the truth could be one more, the variance over the samples and the squared error of their mean are in
+expectation
+
+    E (truth - mean)^2 = (R + 1) / R * E variance            (Fortin et al. 2014)
+
+so the ratio sqrt((R + 1) / R * variance) / error is 1 for samples that differ as they should, below 1
+for those too alike, above 1 for those too different.
+"""
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from skimage.metrics import structural_similarity
+
+from mbti_jax import pictures
+from mbti_jax.evaluation import own_anatomy
+from mbti_jax.evaluation.own_anatomy import Repainted
+from mbti_jax.evaluation.setting import Setting
+from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
+from mbti_jax.outputs import standard_deviation
+from tfds_brats.slices import bounding_box
+
+# The nominal range [-1, 1]. A range taken from the images would make slices incomparable.
+_DATA_RANGE = 2.0
+# Twice the reach of SSIM's window of 11 x 11 pixels: what is cut out holds a window, wherever it is.
+_MARGIN = 10
+# The picture of standard deviations is white from here on.
+_WHITE_SD = 0.5
+_SHOWN_SAMPLES = 8
+
+
+def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
+    """Measures every task, free-form and box; a part of `evaluate`.
+
+    Args:
+        settings: `num_slices` a task, `num_samples` a slice, `num_steps`.
+        folder: gets a picture a task.
+    """
+    tasks = []
+    for kind in own_anatomy.KINDS:
+        for box in (False, True):
+            repainted = own_anatomy.repaint(setting, kind, box, **settings)
+            picture = f"{kind}_{'box' if box else 'free_form'}.png"
+            _draw(folder / picture, repainted, setting.sequences, own_anatomy.title(kind, box))
+            tasks.append(
+                {
+                    "task": own_anatomy.title(kind, box),
+                    **repainted.sizes,
+                    "picture": picture,
+                    "sequences": measure(repainted, setting.sequences, setting.seed),
+                }
+            )
+    weight = setting.inpainter.default_guidance_weight
+    return {"num_steps": settings.num_steps, "guidance_weight": weight, "tasks": tasks}
+
+
+def measure(repainted: Repainted, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Diversity in every sequence.
+
+    Args:
+        repainted: with at least two samples a slice.
+        sequences: names of the channels.
+        seed: of the intervals' resampling.
+
+    Returns:
+        For each sequence `ssim` (mean over the pairs of samples), `ssim_real` (mean over the samples,
+        with the real slice), `sd` (mean over the ROI) as {"mean", "low", "high"} over slices, and
+        `spread_to_error`, the ratio of the module's docstring over all slices, None where the error
+        is 0.
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    samples, subjects = repainted.samples, repainted.slices.subjects
+    if len(samples) < 2:
+        raise ValueError("diversity needs at least two samples of a slice; set num_samples")
+    roi = repainted.tasks.roi
+    out = {}
+    for channel, sequence in enumerate(sequences):
+        rows = []
+        for n, inside in enumerate(roi):
+            drawn = samples[:, n, ..., channel]
+            real = repainted.slices.images[n, ..., channel]
+            variance, squared_error = variance_and_error(drawn, real, inside)
+            rows.append(
+                {
+                    "ssim": pairwise_ssim(drawn, inside),
+                    "ssim_real": float(np.mean([ssim(x, real, inside) for x in drawn])),
+                    "sd": float(standard_deviation(drawn, inside)[inside].mean()),
+                    "variance": variance,
+                    "squared_error": squared_error,
+                }
+            )
+        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        out[sequence] = {
+            name: _with_interval(columns[name], subjects, seed)
+            for name in ("ssim", "ssim_real", "sd")
+        }
+        error = columns["squared_error"].mean()
+        spread = (len(samples) + 1) / len(samples) * columns["variance"].mean()
+        out[sequence]["spread_to_error"] = float(np.sqrt(spread / error)) if error else None
+    return out
+
+
+def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
+    """Mean structural similarity (Wang et al. 2004) inside a region of two slices.
+
+    scikit-image's, with Gaussian windows of 11 x 11 pixels in the slice's plane and the fixed data range
+    2 of the model's units. `metrics.ssim_map` takes the range from the images, so that its values for
+    pairs of samples could not be averaged. Windows at the region's border see the context around it.
+
+    Args:
+        a, b: float [H, W], nominal range [-1, 1]; at least 11 pixels high and wide.
+        inside: bool [H, W], not empty.
+    """
+    y0, x0, y1, x1 = bounding_box(inside)
+    # No window of the region's pixels reaches further, so that the rest need not be computed.
+    height, width = inside.shape
+    cut = (
+        slice(max(y0 - _MARGIN, 0), min(y1 + _MARGIN, height)),
+        slice(max(x0 - _MARGIN, 0), min(x1 + _MARGIN, width)),
+    )
+    _, similarity = structural_similarity(
+        a[cut].astype(np.float64),
+        b[cut].astype(np.float64),
+        data_range=_DATA_RANGE,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+    return float(similarity[inside[cut]].mean())
+
+
+def pairwise_ssim(samples: np.ndarray, inside: np.ndarray) -> float:
+    """Mean of `ssim` over all pairs of samples [R, H, W]."""
+    return float(np.mean([ssim(a, b, inside) for a, b in combinations(samples, 2)]))
+
+
+def variance_and_error(
+    samples: np.ndarray, real: np.ndarray, inside: np.ndarray
+) -> tuple[float, float]:
+    """Means over a region.
+
+    Args:
+        samples: float [R, H, W].
+        real: float [H, W].
+        inside: bool [H, W].
+
+    Returns:
+        (variance over the samples with R - 1 in the denominator, squared error of their mean).
+    """
+    values = samples[:, inside].astype(np.float64)
+    error = real[inside] - values.mean(0)
+    return float(values.var(0, ddof=1).mean()), float(np.square(error).mean())
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """The part's section of the report, in Markdown."""
+    num_samples = result["tasks"][0]["num_samples"]
+    lines = [
+        "## Diversity",
+        "",
+        f"How much {num_samples} samples of the same request differ inside the ROI "
+        f"({result['num_steps']} steps, w = {result['guidance_weight']:g}). SSIM of pairs: 1 is "
+        "always the same. SSIM with the real slice: how much the samples differ from what was there. "
+        "SD: over the samples, mean of the ROI's pixels, in the model's units (brains span about 2). "
+        "Spread / error: 1 where the samples differ from each other as the real slice differs from "
+        "them, below 1 where they are too alike. Means over slices with 95% intervals over subjects.",
+        "",
+        "| task | slices (subjects) | sequence | SSIM of pairs | SSIM with real | SD | spread / error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in result["tasks"]:
+        size = f"{task['num_slices']} ({task['num_subjects']})"
+        for sequence, found in task["sequences"].items():
+            means = [interval_text(**found[name]) for name in ("ssim", "ssim_real", "sd")]
+            ratio = found["spread_to_error"]
+            cells = [task["task"], size, sequence, *means, "-" if ratio is None else f"{ratio:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for task in result["tasks"]:
+        lines.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
+    lines += [
+        "",
+        "Windows of SSIM at the ROI's border see the same context in all samples, which makes small "
+        "ROIs look less diverse. Samples may differ as they should and still be wrong: see fidelity.",
+    ]
+    return "\n".join(lines)
+
+
+def _with_interval(values: np.ndarray, subjects: np.ndarray, seed: int) -> dict[str, float | None]:
+    low, high = bootstrap_interval(values, subjects, seed)
+    return {"mean": float(values.mean()), "low": low, "high": high}
+
+
+def _draw(path: Path, repainted: Repainted, sequences: tuple[str, ...], title: str) -> None:
+    """The slice with the largest ROI: as it was, samples and their standard deviation, by sequence."""
+    n = int(repainted.tasks.roi.sum((1, 2)).argmax())
+    masks, image = repainted.tasks.roi_masks[n], repainted.slices.images[n]
+    samples = repainted.samples[:_SHOWN_SAMPLES, n]
+    window = pictures.around(masks.any(-1))
+    cells = []
+    for channel in range(len(sequences)):
+        whole = pictures.enlarge(pictures.gray(image[..., channel]))
+        spread = standard_deviation(repainted.samples[:, n, ..., channel], masks.any(-1))
+        cells.append(
+            [
+                pictures.with_rois(whole, pictures.enlarge(masks), fill=0.0),
+                pictures.gray(image[..., channel][window]),
+                *(pictures.gray(sample[..., channel][window]) for sample in samples),
+                pictures.gray(spread[window], 0.0, _WHITE_SD),
+            ]
+        )
+    pictures.figure(
+        path,
+        cells,
+        rows=[name.upper() for name in sequences],
+        columns=["real, ROIs", "real", *(f"sample {i + 1}" for i in range(len(samples))), "SD"],
+        title=title,
+        footnote=f"synthetic inside the ROIs; SD: black 0, white {_WHITE_SD:g} and above",
+    )
