@@ -1,0 +1,35 @@
+r"""Trains the model that comes with the package, on digital phantoms alone.
+
+    python run.py --config=configs/phantom_model.py
+    python run.py --config=configs/export.py --config.source=phantom_model/run \
+        --workdir=mbti_jax/pretrained/phantom
+
+Makes 64 phantoms (seed 0), builds their dataset and trains a network of 2.2 million parameters on one
+sequence at a time; hours on two CPU cores. Stopped and started again, it goes on.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.workdir = "phantom_model"
+    config.phantom.num_subjects = 64
+
+    # 192 x 192 pixels around the brain, averaged to 128 x 128; each sequence by itself, as in the paper.
+    config.data.together = False
+    config.data.image_size = 128
+    config.data.num_threads = 1
+
+    # 32 x 32 positions of 4 x 4 pixels: 25 steps of one slice take two seconds on a busy core.
+    config.model.patch_size = 4
+    config.model.channel_mult = (1.5, 2, 2.5)
+    config.model.num_head_channels = 16
+
+    config.optimizer.learning_rate = 1.5e-3
+    config.ema_decay = 0.999
+    config.num_steps = 16_000
+    config.validate_every = 1_000
+    return config
