@@ -49,7 +49,7 @@ class Inpainter:
     """A trained model and its sampler.
 
     Example:
-        >>> inpainter = Inpainter.load("runs/paper")
+        >>> inpainter = Inpainter.load("phantom")  # or the folder of a training run
         >>> mask = np.zeros(image.shape, bool)  # image: one axial slice, background 0
         >>> mask[100:130, 90:120] = True
         >>> result = inpainter(image, {"normal": mask}, box=("normal",), seed=1, num_samples=4)
@@ -69,7 +69,7 @@ class Inpainter:
         self,
         params: Params,
         metadata: dict[str, Any],
-        batch_size: int = 32,
+        batch_size: int | None = None,
         path: str | os.PathLike = "",
         report_every: int = 10,
     ):
@@ -77,7 +77,7 @@ class Inpainter:
 
         Args:
             batch_size: slices sampled at once over all local devices. Every call is padded to it, so
-                that one compiled program serves all.
+                that one compiled program serves all; default 4 on CPUs, where padding costs time, else 32.
             path: where they come from, for the provenance record.
             report_every: steps between two calls of `progress` and `cancel`.
         """
@@ -88,13 +88,14 @@ class Inpainter:
         self.sequences = tuple(metadata["contract"]["data"]["sequences"])
         self._path = str(path)
         self._mesh = sharding.make_mesh(jax.local_devices())
+        batch_size = batch_size or (4 if jax.default_backend() == "cpu" else 32)
         self._batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
         self._sampler = Sampler(self.method.denoise, self.method.process.schedule)
         self._report_every = report_every
 
     @classmethod
-    def load(cls, path: str | os.PathLike, batch_size: int = 32) -> "Inpainter":
+    def load(cls, path: str | os.PathLike, batch_size: int | None = None) -> "Inpainter":
         """Loads a training run's newest checkpoint, an exported model, or "phantom", which comes along.
 
         Raises:
