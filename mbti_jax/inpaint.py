@@ -77,7 +77,7 @@ class Inpainter:
 
         Args:
             batch_size: slices sampled at once over all local devices. Every call is padded to it, so
-                that one compiled program serves all; default 4 on CPUs, where padding costs time, else 32.
+                that one compiled program serves all; default 4 on CPUs (padding takes time), else 32.
             path: where they come from, for the provenance record.
             report_every: steps between two calls of `progress` and `cancel`.
         """
