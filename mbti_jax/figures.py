@@ -70,6 +70,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             "dataset": source.fingerprint,
             "predictions": [_plain(prediction) for prediction in predictions],
         }
+        del request["guidance_weight"]  # Each prediction has its own.
         there = is_done(record, request) and path.is_file()
         if not there:
             rows, masks = _choose(inpainter, source, predictions, config)
@@ -147,12 +148,12 @@ def _choose(
     Raises:
         ValueError: the split has too few slices that will do.
     """
-    examples = showcase.model_examples(inpainter, source)
+    read = showcase.SliceReader(inpainter, source)
     rows, masks = [], []
     for record in _in_random_order(source, config.seed):
         if min(showcase.component_areas(source, record)) < config.min_component_area:
             continue
-        shown = showcase.shown_slice(inpainter, source, examples, record)
+        shown = read(record)
         try:
             masks.append(_roi_masks(shown, predictions, config.seed))
         except (

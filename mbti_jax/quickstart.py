@@ -81,9 +81,7 @@ def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, p
 
     The slice is the one with the largest tumour that shows all three components.
     """
-    record = _record_that_shows_most(source)
-    examples = showcase.model_examples(inpainter, source)
-    shown = showcase.shown_slice(inpainter, source, examples, record)
+    shown = showcase.SliceReader(inpainter, source)(_record_that_shows_most(source))
     tasks = [
         showcase.own_tumor_task(shown, "remove", box=("normal",)),
         showcase.own_tumor_task(shown, "replace"),

@@ -44,29 +44,30 @@ class ShownSlice:
         return np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3])
 
 
-def model_examples(inpainter: Inpainter, source: SliceSource) -> data.Examples:
-    """The examples of a split as the model was trained on them.
+class SliceReader:
+    """Reads records of a split as a model sees them.
 
     Raises:
-        ValueError: as `data.Examples` does.
+        ValueError: the dataset does not go with the model, as `data.Examples` says.
     """
-    return data.Examples(
-        source,
-        inpainter.sequences,
-        together=inpainter.num_channels > 1,
-        window=inpainter.metadata["contract"]["data"]["window"],
-    )
 
+    def __init__(self, inpainter: Inpainter, source: SliceSource):
+        self._index = source.index
+        self._examples = data.Examples(
+            source,
+            inpainter.sequences,
+            together=inpainter.num_channels > 1,
+            window=inpainter.metadata["contract"]["data"]["window"],
+        )
+        self._resized = jax.jit(inpainter.method.resized)
 
-def shown_slice(
-    inpainter: Inpainter, source: SliceSource, examples: data.Examples, record: int
-) -> ShownSlice:
-    """A record of `source`, of which `examples` are the model's examples."""
-    batch = data.stack([examples[i] for i in examples.of_record(record)])
-    images, labels = jax.device_get(jax.jit(inpainter.method.resized)(batch))
-    index = source.index
-    subject, number = str(index.subject[record]), int(index.slice_index[record])
-    return ShownSlice(record, subject, number, images, labels[0])
+    def __call__(self, record: int) -> ShownSlice:
+        """The record of that number."""
+        examples = self._examples
+        batch = data.stack([examples[i] for i in examples.of_record(record)])
+        images, labels = jax.device_get(self._resized(batch))
+        subject, number = self._index.subject[record], self._index.slice_index[record]
+        return ShownSlice(record, str(subject), int(number), images, labels[0])
 
 
 def component_areas(source: SliceSource, record: int) -> list[int]:
