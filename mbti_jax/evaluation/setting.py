@@ -106,6 +106,7 @@ class Setting:
         inpainter: the model that is evaluated.
         sequences: names of the Q sequences, in the order of the images' channels.
         seed: of everything that is drawn.
+        folder: for what is made on the way and kept in case the run stops: samples, segmenters.
         held_out: whether the model was trained on this dataset's training split, so that the test split
             is known to be unseen; False where the model comes from other data.
     """
@@ -122,12 +123,11 @@ class Setting:
         """Opens what `builder.build(source, convention, dataset)` made.
 
         Args:
-            folder: for repainted slices, so that a run that was stopped need not sample them again.
+            folder: as of the attribute.
         """
-        self.inpainter, self.seed = inpainter, seed
+        self.inpainter, self.folder, self.seed = inpainter, folder, seed
         self.sequences = inpainter.sequences
         self._dataset, self._source, self._convention = dataset, source, convention
-        self._folder = folder
         contract = inpainter.metadata["contract"]["data"]
         self.held_out = contract["fingerprint"] == self.fingerprint("train")
         self._window = contract["window"]
@@ -219,7 +219,7 @@ class Setting:
                 "arrays": [_array_digest(array) for array in arrays],
             }
         )
-        path = self._folder / f"{key[:32]}.npy"
+        path = self.folder / f"{key[:32]}.npy"
         if path.is_file():
             return np.load(path)
         repeats = 1 if inpainter.num_channels > 1 else slices.images.shape[-1]

@@ -1,0 +1,293 @@
+"""Small networks of our own that segment a slice of one sequence, trained for an evaluation.
+
+A segmenter tells what a sequence shows: it learns from slices of the training split and scores slices of
+the test split, real and repainted alike. It is small on purpose and no more than a ruler; what counts is
+a repainted slice's score beside that of the same segmenter on real slices.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from mbti_jax.augment import augment
+from mbti_jax.evaluation.setting import LabelledSlices, Setting
+from mbti_jax.interop.tensors import read_safetensors
+from mbti_jax.method import example_keys
+from mbti_jax.models.unet import UNet, init_params, param_shapes
+from mbti_jax.outputs import replacing
+from mbti_jax.provenance import digest
+from mbti_jax.state import Params
+from tfds_brats.cases import is_tumor
+
+# Background and the three components; a resection cavity is background.
+NUM_CLASSES = 4
+# Slices segmented at once; the last batch is filled up, so that one compiled program serves all.
+_BATCH = 16
+# The last block before the way up: the network's narrowest place.
+_BOTTLENECK = "middle_block_2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Size of a segmenter and of its training.
+
+    Attributes:
+        model_channels: width of the first level; the second and last has twice as much.
+        num_steps: updates.
+        batch_size: slices in an update.
+        learning_rate: of Adam at the start; falls to 0 along a half cosine.
+    """
+
+    model_channels: int = 32
+    num_steps: int = 600
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+
+
+class Segmenter:
+    """A trained network: label maps and bottleneck features of slices of one sequence."""
+
+    def __init__(self, params: Params, training: Training, image_size: int):
+        self.params = params
+        self._model = make_network(training, image_size)
+        # Compiled together, so that who needs both pays for one pass.
+        self._apply = jax.jit(functools.partial(_labels_and_features, self._model))
+
+    def labels(self, images: np.ndarray) -> np.ndarray:
+        """Label maps.
+
+        Args:
+            images: float32 [N, S, S], background -1.
+
+        Returns:
+            uint8 [N, S, S], 0 to 3.
+        """
+        return self._in_batches(images)[0]
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """What the middle block returns, averaged over its positions.
+
+        Args:
+            images: float32 [N, S, S], background -1.
+
+        Returns:
+            float32 [N, 2 model_channels].
+        """
+        return self._in_batches(images)[1]
+
+    def _in_batches(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
+            padded = np.resize(part, (_BATCH, *part.shape[1:]))
+            out = jax.device_get(self._apply(self.params, padded))
+            parts.append([array[: len(part)] for array in out])
+        labels, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return labels, features
+
+
+def make_network(training: Training, image_size: int) -> UNet:
+    """The UNet without classes; its timestep is always 0."""
+    return UNet(
+        image_size=image_size,
+        in_channels=1,
+        out_channels=NUM_CLASSES,
+        num_classes=0,
+        model_channels=training.model_channels,
+        num_res_blocks=1,
+        attention_resolutions=(),
+        channel_mult=(1, 2),
+        num_groups=8,
+        patch_size=4,
+    )
+
+
+def train(
+    images: np.ndarray, labels: np.ndarray, training: Training, seed: int, name: str = "segmenter"
+) -> Segmenter:
+    """Trains a segmenter on slices, each update on a random choice of them, flipped and rotated.
+
+    The loss is cross-entropy plus soft Dice loss over the batch (Isensee et al. 2021, nnU-Net).
+
+    Args:
+        images: float32 [N, S, S], background -1.
+        labels: uint8 [N, S, S], canonical.
+        seed: of the initial parameters, the choice of slices and their augmentation.
+        name: what the progress bar says.
+    """
+    model = make_network(training, images.shape[1])
+    optimizer = optax.adam(
+        optax.cosine_decay_schedule(training.learning_rate, max(1, training.num_steps))
+    )
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+
+    def loss(params, images, labels):
+        return segmentation_loss(_logits(model, params, images), labels)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, opt_state, step, images, labels):
+        choice_key, augment_key = jax.random.split(jax.random.fold_in(train_key, step))
+        rows = jax.random.randint(choice_key, (training.batch_size,), 0, len(images))
+        keys = example_keys(augment_key, 0, training.batch_size)
+        image, label = jax.vmap(augment)(keys, images[rows][..., None], labels[rows])
+        grads = jax.grad(loss)(params, image[..., 0], label)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state
+
+    params = jax.jit(functools.partial(init_params, model))(init_key)
+    opt_state = jax.jit(optimizer.init)(params)
+    on_device = jax.device_put((images, component_labels(labels)))
+    for step in tqdm(range(training.num_steps), desc=name, unit="step", leave=False):
+        params, opt_state = update(params, opt_state, step, *on_device)
+    return Segmenter(jax.block_until_ready(params), training, images.shape[1])
+
+
+def trained(
+    folder: Path,
+    images: np.ndarray,
+    labels: np.ndarray,
+    training: Training,
+    seed: int,
+    name: str = "segmenter",
+) -> Segmenter:
+    """`train`, or what it made before of the same slices and settings, read from `folder`.
+
+    Raises:
+        ValueError: the file there is damaged.
+    """
+    content = [dataclasses.asdict(training), seed, _array_digest(images), _array_digest(labels)]
+    path = folder / f"segmenter-{digest(content)[:32]}.safetensors"
+    size = images.shape[1]
+    if path.is_file():
+        return Segmenter(_read_params(path, make_network(training, size)), training, size)
+    segmenter = train(images, labels, training, seed, name)
+    leaves = jax.tree.leaves_with_path(jax.device_get(segmenter.params))
+    with replacing(path) as beside:
+        save_file({jax.tree_util.keystr(key): leaf for key, leaf in leaves}, beside)
+    return segmenter
+
+
+def of_real_slices(setting: Setting, settings: ConfigDict) -> dict[str, Segmenter]:
+    """A segmenter for each sequence, trained on real slices of the training split.
+
+    Args:
+        settings: `num_slices` (two thirds of them with tumour), `seed` and the fields of `Training`.
+
+    Returns:
+        Segmenters by the name of the sequence.
+    """
+    slices = training_slices(setting, settings.num_slices)
+    return {
+        sequence: trained(
+            setting.folder,
+            slices.images[..., channel],
+            slices.labels,
+            training_of(settings),
+            settings.seed,
+            f"segmenter of {sequence}",
+        )
+        for channel, sequence in enumerate(setting.sequences)
+    }
+
+
+def training_of(settings: ConfigDict) -> Training:
+    """The fields of `Training` in a section of the config."""
+    return Training(**{f.name: settings[f.name] for f in dataclasses.fields(Training)})
+
+
+def training_slices(setting: Setting, count: int) -> LabelledSlices:
+    """Slices of the training split, two thirds of them with tumour."""
+    without = count // 3
+    parts = (
+        setting.slices("train", count - without, with_tumor=True),
+        setting.slices("train", without, with_tumor=False),
+    )
+    return LabelledSlices(
+        *(
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(LabelledSlices)
+        )
+    )
+
+
+def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
+    """Checks that no subject is scored by what has learnt from it.
+
+    Args:
+        trained_on: subjects of the training slices, of generator or segmenter.
+        scored: subjects of the slices to score.
+
+    Raises:
+        ValueError: a subject is in both.
+    """
+    both = sorted(set(map(str, trained_on)) & set(map(str, scored)))
+    if both:
+        raise ValueError(
+            f"{len(both)} subjects would be scored by a network that was trained on them, such as "
+            f"{both[0]}; the splits have to be of different subjects"
+        )
+
+
+def component_labels(labels: np.ndarray) -> np.ndarray:
+    """uint8 [...], canonical -> the same with components only: a resection cavity becomes 0."""
+    return np.where(is_tumor(labels), labels, 0).astype(np.uint8)
+
+
+def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy plus 1 - the mean soft Dice of the components over the batch.
+
+    Args:
+        logits: float32 [B, S, S, 4].
+        labels: uint8 [B, S, S], 0 to 3.
+
+    Returns:
+        float32 scalar.
+    """
+    truth = jax.nn.one_hot(labels, NUM_CLASSES)
+    cross_entropy = optax.softmax_cross_entropy(logits, truth)
+    shares, truth = jax.nn.softmax(logits)[..., 1:], truth[..., 1:]
+    positions = (0, 1, 2)
+    # 1 pixel, so that a batch without a component divides by no zero and asks for none of it.
+    dice = (2 * (shares * truth).sum(positions) + 1) / (
+        shares.sum(positions) + truth.sum(positions) + 1
+    )
+    return cross_entropy.mean() + 1 - dice.mean()
+
+
+def _logits(model: UNet, params: Params, images: jax.Array, **options):
+    batch = len(images)
+    return model.apply(
+        {"params": params}, images[..., None], jnp.zeros(batch), jnp.zeros((batch, 0)), **options
+    )
+
+
+def _labels_and_features(model, params, images):
+    logits, state = _logits(
+        model, params, images, capture_intermediates=lambda module, _: module.name == _BOTTLENECK
+    )
+    (bottleneck,) = state["intermediates"][_BOTTLENECK]["__call__"]
+    return jnp.argmax(logits, -1).astype(jnp.uint8), bottleneck.mean((1, 2))
+
+
+def _read_params(path: Path, model: UNet) -> Params:
+    tensors = read_safetensors(path)
+    shapes = param_shapes(model)
+    names = [jax.tree_util.keystr(key) for key, _ in jax.tree.leaves_with_path(shapes)]
+    if set(names) != tensors.keys():
+        raise ValueError(f"{path} holds another network; remove it")
+    return jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in names])
+
+
+def _array_digest(array: np.ndarray) -> str:
+    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return f"{array.dtype} {array.shape} {content}"
