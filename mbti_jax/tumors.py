@@ -62,7 +62,7 @@ def own_tumor_masks(
     masks = fill_boxes(masks, box)
     if mode == "move":
         free = brain & ~masks.any(-1) & (labels != CAVITY)
-        labels = _moved(np.where(tumor, labels, 0), free, seed)
+        labels = moved(np.where(tumor, labels, 0), free, seed)
     if mode in ("replace", "move"):
         for name, label in _COMPONENTS.items():
             masks[..., CHANNELS.index(name)] = labels == label
@@ -96,8 +96,20 @@ def painted_labels(labels: np.ndarray, masks: np.ndarray, box: np.ndarray) -> np
     return out
 
 
-def _moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
-    """The tumour in `labels` at another place, inside `free`; both [Z, H, W]."""
+def moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
+    """The tumour in `labels` at another place, or its mirror image; see `own_tumor_masks`.
+
+    Args:
+        labels: uint8 [Z, H, W], not empty.
+        free: bool [Z, H, W], where it may lie, of the same or another volume.
+        seed: whole numbers >= 0, of the place.
+
+    Returns:
+        uint8 [Z, H, W], 0 where not `free`.
+
+    Raises:
+        ValueError: nowhere does nine tenths of it fit into `free`.
+    """
     y0, x0, y1, x1 = bounding_box(labels > 0)
     cut = labels[:, y0:y1, x0:x1]
     shapes = (cut, cut[:, :, ::-1])

@@ -185,7 +185,11 @@ def of_real_slices(setting: Setting, settings: ConfigDict) -> dict[str, Segmente
 
     Returns:
         Segmenters by the name of the sequence.
+
+    Raises:
+        ValueError: a patient is in the training and in the test split.
     """
+    check_held_out(setting.patients("train"), setting.patients("test"))
     slices = training_slices(setting, settings.num_slices)
     return {
         sequence: trained(
@@ -221,20 +225,20 @@ def training_slices(setting: Setting, count: int) -> LabelledSlices:
 
 
 def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
-    """Checks that no subject is scored by what has learnt from it.
+    """Checks that nobody is scored by what has learnt from them, be it generator or segmenter.
 
     Args:
-        trained_on: subjects of the training slices, of generator or segmenter.
-        scored: subjects of the slices to score.
+        trained_on: patients or subjects of the training slices.
+        scored: of the slices to score.
 
     Raises:
-        ValueError: a subject is in both.
+        ValueError: one is in both.
     """
     both = sorted(set(map(str, trained_on)) & set(map(str, scored)))
     if both:
         raise ValueError(
-            f"{len(both)} subjects would be scored by a network that was trained on them, such as "
-            f"{both[0]}; the splits have to be of different subjects"
+            f"{len(both)} would be scored by a network that was trained on them, such as {both[0]}; "
+            "the splits have to be of different patients"
         )
 
 

@@ -136,6 +136,10 @@ class Setting:
         """Changes when the records of the split do."""
         return SliceSource(self._dataset, split).fingerprint
 
+    def patients(self, split: str) -> np.ndarray:
+        """str: the patients of a split, each once."""
+        return np.unique(SliceSource(self._dataset, split).index.patient)
+
     def cases(self, split: str) -> list[CaseFiles]:
         """The cases of a split, for what needs whole volumes."""
         subjects = set(SliceSource(self._dataset, split).index.subject.tolist())

@@ -106,6 +106,55 @@ def paired_difference(
     return {"mean": float((a - b).mean()), "low": low, "high": high}
 
 
+def ratio_of_means(
+    a: np.ndarray,
+    a_subjects: np.ndarray,
+    b: np.ndarray,
+    b_subjects: np.ndarray,
+    seed: int,
+    num_resamples: int = 2000,
+    level: float = 0.95,
+) -> dict[str, Number]:
+    """Mean of a / mean of b, two measurements in the same subjects, with its interval over subjects.
+
+    Args:
+        a: float [N].
+        a_subjects: [N], whose number each is.
+        b: float [M], with a mean above 0.
+        b_subjects: [M].
+        seed, num_resamples, level: as of `bootstrap_interval`.
+
+    Returns:
+        `mean`, `low`, `high`; the last two None where there are fewer than two subjects. Resamples in
+        which no subject has a number on one of the sides, or whose b are all 0, do not count.
+
+    Raises:
+        ValueError: the mean of b is not above 0, or as `bootstrap_interval`.
+    """
+    a, b = _numbers(a), _numbers(b)
+    if b.mean() <= 0:
+        raise ValueError(f"a ratio needs a mean above 0 to divide by, not {b.mean():g}")
+    names, group = np.unique([*a_subjects, *b_subjects], return_inverse=True)
+    if len(group) != len(a) + len(b):
+        raise ValueError(f"{len(a)} and {len(b)} values need as many subjects, not {len(group)}")
+    ratio = float(a.mean() / b.mean())
+    if len(names) < 2:
+        return {"mean": ratio, "low": None, "high": None}
+    rng = np.random.default_rng(seed)
+    # How often each subject is drawn, [resamples, subjects].
+    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), num_resamples)
+    means = []
+    for values, of in ((a, group[: len(a)]), (b, group[len(a) :])):
+        sums = np.bincount(of, values, minlength=len(names))
+        counts = np.bincount(of, minlength=len(names))
+        with np.errstate(invalid="ignore"):
+            means.append(drawn @ sums / (drawn @ counts))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = means[0] / means[1]
+    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
+    return {"mean": ratio, "low": float(low), "high": float(high)}
+
+
 def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> str:
     """`0.812 (0.790 to 0.833)`, and without an interval where there is none, as reports print it."""
     text = f"{mean:.{digits}f}"
