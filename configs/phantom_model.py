@@ -1,8 +1,7 @@
 r"""Trains the model that comes with the package, on digital phantoms alone.
 
     python run.py --config=configs/phantom_model.py
-    python run.py --config=configs/export.py --config.source=phantom_model/run \
-        --workdir=mbti_jax/pretrained/phantom
+    python run.py --config=configs/export_phantom_model.py
 
 Makes 64 phantoms (seed 0), builds their dataset and trains a network of 2.2 million parameters on one
 sequence at a time; hours on two CPU cores. Stopped and started again, it goes on.

@@ -1,0 +1,35 @@
+"""Exports what configs/phantom_model.py trained to where the package keeps it.
+
+python run.py --config=configs/export_phantom_model.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import export
+
+_DATA = """\
+64 digital phantoms (`tfds_brats.phantom`, seed 0; 52 for training, 6 each for validation and test):
+deformed copies of one averaged brain, the ICBM 152 template that nilearn carries, with artificial
+gliomas. No image of a patient, so it knows phantoms only: what it paints into a patient's image must not
+be taken for tissue.
+
+Made by
+
+    python run.py --config=configs/phantom_model.py
+    python run.py --config=configs/export_phantom_model.py"""
+
+
+def get_config() -> ConfigDict:
+    config = export.get_config()
+    config.source = "phantom_model/run"
+    config.workdir = "mbti_jax/pretrained/phantom"
+    config.note = (
+        "This model knows digital phantoms only; it was never trained on images of patients."
+    )
+    config.card.title = "The phantom model of mbti-jax"
+    config.card.data = _DATA
+    config.card.licence = (
+        "Apache-2.0, as the software. It was trained on images made from the ICBM 152 template (Fonov "
+        "et al. 2009, doi 10.1016/S1053-8119(09)70884-5), which has terms of its own."
+    )
+    return config
