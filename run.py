@@ -19,6 +19,7 @@ TASKS = {
     "evaluate": "mbti_jax.evaluate",
     "export": "mbti_jax.interop.export",
     "figures": "mbti_jax.figures",
+    "healthy_masks": "mbti_jax.evaluation.healthy_masks",
     "import_torch": "mbti_jax.interop.import_torch",
     "inpaint": "mbti_jax.inpaint_files",
     "quickstart": "mbti_jax.quickstart",

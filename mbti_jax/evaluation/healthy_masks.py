@@ -1,0 +1,276 @@
+"""Masks of healthy tissue that look like tumours, made as BraTS's local-inpainting challenge makes them.
+
+Where healthy tissue is to be inpainted the truth is known only if there was no tumour. The challenge
+(Kofler et al. 2023, arXiv 2305.08992) therefore cuts the shape of a real tumour component out of
+healthy tissue. This follows its published recipe:
+
+1. A shape is a connected component (26 neighbours) of the whole tumour, holes filled, of at least 800
+   voxels.
+2. The case's own tumour is dilated by 5 voxels. Sizes go against each other: of all shapes ranked by
+   their share of the brain, one is drawn around the rank opposite to that of the case's own tumour.
+3. The shape is flipped along each axis or not, and rotated by any angle in two planes.
+4. Its place is the one farther from the tumour of two random places in the brain.
+5. It is taken if it lies within the volume, at least 5 voxels from the dilated tumour, and at least 75%
+   of it inside the brain. Otherwise all is drawn anew.
+
+Departures: components below 800 voxels and resection cavities are kept away from as well, though they
+are not voided; and after every 200 draws in vain the range of ranks widens, so that a small volume gets
+a mask, too, where the challenge would draw for ever.
+
+Files are written in the challenge's layout, which the `brats_inpainting` layout of `configs/inpaint.py`
+reads.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from scipy import ndimage
+from tqdm import tqdm
+
+from mbti_jax.case_files import file_digest
+from mbti_jax.case_runs import RECORD, is_done
+from mbti_jax.checks import whole_number
+from mbti_jax.outputs import new_folder, write_json, write_label_map, write_nifti_like
+from mbti_jax.provenance import digest
+from tfds_brats.cases import Case, CaseFiles, find_cases, is_tumor, read_case
+from tfds_brats.conventions import CAVITY
+
+MIN_VOXELS = 800
+DILATION = 5.0
+MIN_DISTANCE = 5.0
+MIN_BRAIN = 0.75
+# Width of the range of ranks that a shape is drawn from, as a share of all shapes.
+_RANKS = 0.1
+_DRAWS_PER_WIDTH = 200
+_NEIGHBOURS_26 = np.ones((3, 3, 3), bool)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A tumour component.
+
+    Attributes:
+        mask: bool [X, Y, Z], cut to its bounding box.
+        share: its voxels as a share of the brain it comes from.
+    """
+
+    mask: np.ndarray
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthyMask:
+    """What is voided in a case.
+
+    Attributes:
+        healthy: bool [X, Y, Z], healthy tissue (and up to a quarter of background).
+        unhealthy: bool [X, Y, Z], the dilated tumour; empty where there is none.
+    """
+
+    healthy: np.ndarray
+    unhealthy: np.ndarray
+
+    @property
+    def whole(self) -> np.ndarray:
+        """bool [X, Y, Z], both."""
+        return self.healthy | self.unhealthy
+
+
+def large_components(tumor: np.ndarray) -> np.ndarray:
+    """Components of at least `MIN_VOXELS`, holes filled; bool [X, Y, Z] in and out."""
+    return _components(tumor, lambda counts: counts >= MIN_VOXELS)
+
+
+def largest_component(brain: np.ndarray) -> np.ndarray:
+    """The brain without what is detached from it, holes filled; bool [X, Y, Z] in and out."""
+    return _components(brain, lambda counts: counts == counts.max())
+
+
+def _components(mask: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The components of whose sizes `chosen` says so, holes filled."""
+    out = np.zeros_like(mask)
+    if not mask.any():
+        return out
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    numbers, _ = ndimage.label(mask[box], _NEIGHBOURS_26)
+    counts = np.bincount(numbers.ravel())
+    counts[0] = 0
+    # What is not connected to the outside, which a margin holds together, is inside. Many times faster
+    # than ndimage.binary_fill_holes, which dilates step by step.
+    outside, _ = ndimage.label(np.pad(~chosen(counts)[numbers], 1, constant_values=True))
+    out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return out
+
+
+def shapes_of(case: Case) -> list[Shape]:
+    """The shapes in a case that was read with its segmentation."""
+    numbers, _ = ndimage.label(large_components(is_tumor(case.labels)), _NEIGHBOURS_26)
+    volume = np.count_nonzero(largest_component(case.brain))
+    masks = [numbers[box] == n for n, box in enumerate(ndimage.find_objects(numbers), start=1)]
+    return [Shape(mask, np.count_nonzero(mask) / volume) for mask in masks]
+
+
+def read_shapes(files: Sequence[CaseFiles]) -> list[Shape]:
+    """The shapes in cases, smallest first.
+
+    Raises:
+        ValueError: a case cannot be read, or none has a tumour that is large enough.
+    """
+    bar = tqdm(files, desc="tumour shapes", unit="case", leave=False)
+    shapes = [shape for f in bar for shape in shapes_of(read_case(f, ("t1",)))]
+    if not shapes:
+        raise ValueError(
+            f"none of the {len(files)} cases has a tumour component of {MIN_VOXELS} voxels to take "
+            "a shape from"
+        )
+    return sorted(shapes, key=lambda shape: shape.share)
+
+
+def healthy_mask(
+    labels: np.ndarray,
+    brain: np.ndarray,
+    shapes: Sequence[Shape],
+    seed: int | Sequence[int],
+) -> HealthyMask:
+    """Cuts a shape out of healthy tissue; see the module's description.
+
+    Args:
+        labels: uint8 [X, Y, Z], canonical.
+        brain: bool [X, Y, Z].
+        shapes: sorted by share, as of `read_shapes`.
+        seed: whole numbers >= 0.
+
+    Raises:
+        ValueError: no shape found a place.
+    """
+    rng = np.random.default_rng(seed)
+    brain = largest_component(brain)
+    tumor = large_components(is_tumor(labels))
+    unhealthy = _distance_to(tumor) < DILATION
+    distance = _distance_to(unhealthy | is_tumor(labels) | (labels == CAVITY))
+    places = np.flatnonzero(brain & (distance > MIN_DISTANCE))
+    if not len(places):
+        raise ValueError(f"no brain lies {MIN_DISTANCE:g} voxels from the tumour")
+    shares = [shape.share for shape in shapes]
+    rank = len(shapes) - np.searchsorted(shares, np.count_nonzero(tumor) / np.count_nonzero(brain))
+    width = _RANKS
+    while True:
+        low = max(int(rank - width * len(shapes) / 2), 0)
+        high = min(max(int(rank + width * len(shapes) / 2), low + 1), len(shapes))
+        low = min(low, high - 1)
+        for _ in range(_DRAWS_PER_WIDTH):
+            two = places[rng.integers(len(places), size=2)]
+            center = np.unravel_index(two[distance.flat[two].argmax()], brain.shape)
+            shape = turned(shapes[rng.integers(low, high)].mask, rng)
+            healthy = placed(shape, center, brain.shape)
+            if healthy is not None and fits(healthy, brain, distance):
+                return HealthyMask(healthy, unhealthy)
+        if high - low == len(shapes):
+            raise ValueError(
+                f"none of the {len(shapes)} tumour shapes fits into healthy tissue "
+                f"{MIN_DISTANCE:g} voxels from the tumour; give more cases to take shapes from"
+            )
+        width *= 2
+
+
+def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A shape flipped and rotated at random, cut to its bounding box; bool [X, Y, Z] in and out."""
+    for axis in np.flatnonzero(rng.integers(2, size=3)):
+        shape = np.flip(shape, axis)
+    for axes, angle in zip(((0, 1), (1, 2)), rng.uniform(0, 360, 2), strict=True):
+        shape = ndimage.rotate(shape, angle, axes, order=0, mode="grid-constant", prefilter=False)
+    (box,) = ndimage.find_objects(shape.astype(np.uint8))
+    return shape[box]
+
+
+def placed(shape: np.ndarray, center: Iterable[int], size: Sequence[int]) -> np.ndarray | None:
+    """bool `size`, the shape's bounding box centred on a voxel; None where it would not lie within."""
+    starts = [c - length // 2 for c, length in zip(center, shape.shape, strict=True)]
+    stops = [start + length for start, length in zip(starts, shape.shape, strict=True)]
+    if min(starts) < 0 or any(stop > n for stop, n in zip(stops, size, strict=True)):
+        return None
+    out = np.zeros(size, bool)
+    out[tuple(map(slice, starts, stops))] = shape
+    return out
+
+
+def fits(healthy: np.ndarray, brain: np.ndarray, distance: np.ndarray) -> bool:
+    """Whether a mask is large enough, far enough from the dilated tumour, and inside the brain.
+
+    Args:
+        healthy: bool [X, Y, Z].
+        brain: bool [X, Y, Z].
+        distance: float [X, Y, Z], voxels to the nearest one of what is kept away from.
+    """
+    count = np.count_nonzero(healthy)
+    return bool(
+        count >= MIN_VOXELS
+        and distance[healthy].min() >= MIN_DISTANCE
+        and np.count_nonzero(healthy & brain) >= MIN_BRAIN * count
+    )
+
+
+def _distance_to(mask: np.ndarray) -> np.ndarray:
+    """Euclidean distance in voxels to the nearest voxel of a mask; infinite where it is empty."""
+    if not mask.any():
+        return np.full(mask.shape, np.inf)
+    return ndimage.distance_transform_edt(~mask)
+
+
+def main(config: ConfigDict, workdir: str) -> None:
+    """Writes the local-inpainting layout of the cases of a folder; see `configs/healthy_masks.py`.
+
+    Raises:
+        ValueError, OSError: cases that cannot be read, no place for a mask, a result of another request.
+    """
+    whole_number("seed", config.seed)
+    cases = find_cases(config.source, config.convention, sequences=("t1",))
+    if cases[0].convention.channels:
+        raise ValueError(
+            f"{config.convention} has all sequences in one file, which the local-inpainting layout "
+            "does not know"
+        )
+    givers = cases
+    if config.shapes_source:
+        givers = find_cases(config.shapes_source, config.convention, sequences=("t1",))
+    shapes = read_shapes(givers)
+    pool = digest([[shape.share, np.packbits(shape.mask).tolist()] for shape in shapes])
+    for number, files in enumerate(tqdm(cases, desc="healthy masks", unit="case")):
+        inputs = {path.name: file_digest(path) for path in (files.images["t1"], files.labels)}
+        # A case's mask depends on its place in the folder, so that is part of the request.
+        request = {"seed": [config.seed, number], "shapes_sha256": pool, "inputs": inputs}
+        target = Path(workdir) / files.subject
+        if not is_done(target / RECORD, request):
+            case = read_case(files, ("t1",))
+            try:
+                mask = healthy_mask(case.labels, case.brain, shapes, request["seed"])
+            except ValueError as error:
+                raise ValueError(f"{files.subject}: {error}") from error
+            with new_folder(target) as beside:
+                write_layout(beside, case, mask)
+                sizes = {
+                    name: int(np.count_nonzero(getattr(mask, name)))
+                    for name in ("healthy", "unhealthy", "whole")
+                }
+                write_json(beside / RECORD, {"request": request, "voxels": sizes})
+
+
+def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:
+    """Writes `t1n`, `t1n-voided`, `mask`, `mask-healthy` and, with a tumour, `mask-unhealthy`.
+
+    The T1 files have the header, affine and data type of the case's own.
+    """
+    source = case.files.images["t1"]
+    zeros = {None: np.zeros(mask.whole.shape)}
+    masks = {"mask": mask.whole, "mask-healthy": mask.healthy}
+    if mask.unhealthy.any():
+        masks["mask-unhealthy"] = mask.unhealthy
+    for name, roi in (("t1n", np.zeros_like(mask.whole)), ("t1n-voided", mask.whole)):
+        target = folder / f"{case.subject}-{name}.nii.gz"
+        write_nifti_like(source, target, zeros, roi, case.to_disk)
+    for name, voxels in masks.items():
+        target = folder / f"{case.subject}-{name}.nii.gz"
+        write_label_map(target, voxels.astype(np.uint8), source, case.to_disk)
