@@ -1,0 +1,1 @@
+"""The web page: what it holds (`session`), what goes in and comes out, how it looks (`page`)."""

@@ -1,0 +1,268 @@
+"""What happens on the page: the handlers of its events, and how errors are said."""
+
+import functools
+import html
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.rois import box_flags
+from mbti_jax.sampler import SamplingCancelled
+from mbti_jax.web import painter, results
+from mbti_jax.web.examples import Examples
+from mbti_jax.web.results import Result
+from mbti_jax.web.session import Session, load_files, take_roi
+from mbti_jax.web.uploads import Limits
+from tfds_brats.conventions import SEQUENCES
+
+
+class Actions:
+    """What happens on the page; every method is a handler of one of its events."""
+
+    def __init__(self, inpainter: Inpainter, limits: Limits, examples: Examples, root: Path):
+        self._inpainter = inpainter
+        self._limits = limits
+        self._examples = examples
+        self._root = root
+        self._running: dict[str, Session] = {}
+        self._has_compiled = False
+
+    def load(self, old, files, convention, sequences):
+        session = load_files(
+            files or [],
+            convention or "",
+            sequences or [],
+            self._inpainter,
+            self._root,
+            self._limits,
+        )
+        return self._replace(old, session)
+
+    def load_example(self, old, name):
+        return self._replace(old, self._examples.load(name, self._inpainter, self._root))
+
+    def open(self, session):
+        """Shows what was loaded: painter, slice slider, sequences."""
+        number, sequence = session.first_slice, session.sequences[0]
+        depth = session.shape[0]
+        return (
+            self._painter(session, number, sequence),
+            gr.Slider(value=number, maximum=max(depth - 1, 1), visible=depth > 1),
+            gr.Radio(choices=_choices(session), value=sequence, visible=len(session.sequences) > 1),
+            gr.CheckboxGroup(
+                choices=_choices(session),
+                value=list(session.sequences),
+                visible=len(session.sequences) > 1 and self._inpainter.num_channels == 1,
+            ),
+            gr.Column(visible=True),
+        )
+
+    def turn_to(self, session, number, sequence):
+        """Another slice."""
+        if session is None:
+            return gr.skip()
+        return self._painter(session, int(number), sequence)
+
+    def look_at(self, session, number, sequence):
+        """Another sequence; the painter keeps what it has, and its history."""
+        if session is None:
+            return gr.skip()
+        picture = painter.png_url(session.picture(int(number), sequence))
+        return gr.HTML(picture=picture, tissues=painter.tissues())
+
+    def paint(self, session, value):
+        if session is not None and value is not None:
+            labels = painter.from_runs(value.get("runs"), session.shape[1:])
+            session.paint(value.get("slice"), labels, value.get("box"))
+
+    def set_roi(self, session, file, labels, box):
+        _loaded(session)
+        box_flags(box)
+        take_roi(session, file, labels or "", self._limits)
+        session.box = tuple(box)
+        slices = sorted(session.painted)
+        return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {_ranges(slices)}."
+
+    def ask(self, session, value):
+        """A run is asked for, with what is painted right now."""
+        _loaded(session)
+        self.paint(session, value)
+        session.begin()
+        return "Waiting for the model ..."
+
+    def inpaint(
+        self,
+        session,
+        sequences,
+        seed,
+        num_samples,
+        num_steps,
+        guidance_weight,
+        request: gr.Request,
+        progress=gr.Progress(),  # noqa: B008 (Gradio recognises it by its default)
+    ):
+        _loaded(session)
+        session.begin()
+        self._running[request.session_hash] = session
+        note = (
+            "" if self._has_compiled else " (the first run compiles the model: up to a minute more)"
+        )
+
+        def report(done: int, total: int) -> None:
+            self._has_compiled = True
+            progress((done, total), desc="Sampling", unit="steps")
+
+        progress(0, desc=f"Preparing{note}")
+        try:
+            result = results.run(
+                self._inpainter,
+                session,
+                self._limits,
+                sequences=[name for name in session.sequences if name in (sequences or ())],
+                seed=_whole("the seed", seed),
+                num_samples=_whole("the number of samples", num_samples),
+                num_steps=_whole("the number of steps", num_steps),
+                guidance_weight=_number("the guidance weight", guidance_weight),
+                progress=report,
+            )
+        finally:
+            session.end()
+            self._running.pop(request.session_hash, None)
+        sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
+        warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
+        return result, sentence + warnings, _paths(result, 0)
+
+    def cancel(self, session):
+        if session is not None:
+            session.cancel()
+
+    def leave(self, request: gr.Request):
+        """The tab was closed: nobody waits for the run."""
+        if session := self._running.get(request.session_hash):
+            session.cancel()
+
+    def show(self, session, result, number, sequence, sample):
+        """The results in the slice and sequence that are looked at."""
+        hidden = gr.Column(visible=False)
+        if session is None or result is None:
+            return hidden, None, None, gr.Image(visible=False), "", gr.skip()
+        number, sample = int(number), int(sample)
+        samples = results.samples_of(session, result, number, sequence)
+        if not samples:
+            text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
+            if sequence not in result.values:
+                text = f"{title(sequence)} was not repainted."
+            return (
+                gr.Column(visible=True),
+                None,
+                None,
+                gr.Image(visible=False),
+                text,
+                _paths(result, sample),
+            )
+        spread = results.uncertainty(session, result, number, sequence)
+        shown = gr.Image(visible=False)
+        if spread is not None:
+            label = f"Standard deviation over the samples, 0 to {spread[1]:.3g}"
+            shown = gr.Image(value=spread[0], label=label, visible=True)
+        return (
+            gr.Column(visible=True),
+            (results.before(session, number, sequence), samples[sample]),
+            [(picture, f"sample {n}") for n, picture in enumerate(samples)],
+            shown,
+            f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after right.",
+            _paths(result, sample),
+        )
+
+    def _painter(self, session: Session, number: int, sequence: str):
+        value = {
+            "slice": number,
+            "shape": list(session.shape[1:]),
+            "aspect": session.aspect,
+            "runs": painter.to_runs(session.labels(number)),
+            "box": list(session.box),
+            # A picture does not say which side is which.
+            "sides": session.case is not None,
+        }
+        # An update replaces all that the painter's script knows, so the tissues come along.
+        picture = painter.png_url(session.picture(number, sequence))
+        return gr.HTML(value=value, picture=picture, tissues=painter.tissues())
+
+    def _replace(self, old: Session | None, session: Session):
+        """(session, no result, a sentence about what was loaded)"""
+        if old is not None:
+            old.close()
+        depth, height, width = session.shape
+        slices = f"{depth} slices of " if depth > 1 else ""
+        names = ", ".join(map(title, session.sequences))
+        where = (
+            "Radiological orientation: the patient's right is on the left, anterior on top."
+            if session.case is not None
+            else "The picture is taken as it is; the model expects anterior on top."
+        )
+        return session, None, f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
+
+
+def in_sentences(function: Callable) -> Callable:
+    """The handler, with what goes wrong said to the user in a sentence."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments):
+        try:
+            return function(*arguments)
+        except SamplingCancelled:
+            raise gr.Error(
+                "Cancelled; nothing was kept.", title="", print_exception=False
+            ) from None
+        except (ValueError, OSError) as error:
+            text = html.escape(str(error))
+            raise gr.Error(text, duration=20, print_exception=False) from error
+        except MemoryError as error:
+            text = "This is too large for the memory of the server."
+            raise gr.Error(text, print_exception=False) from error
+
+    return wrapped
+
+
+def title(sequence: str) -> str:
+    return sequence.upper() if sequence in SEQUENCES else sequence
+
+
+def _loaded(session: Session | None) -> None:
+    if session is None:
+        raise ValueError("load an image or an example first")
+
+
+def _paths(result: Result, sample: int) -> list[str]:
+    return [str(path) for path in (result.archive, *result.files[sample])]
+
+
+def _choices(session: Session) -> list[tuple[str, str]]:
+    return [(title(name), name) for name in session.sequences]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[3, 4, 5, 9] -> "3 to 5, 9"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+
+def _whole(name: str, value: Any) -> int:
+    """A number of the page as an integer; the browser sends 25 as 25.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,61 @@
+"""Examples for the page: a digital phantom with ROIs in one slice."""
+
+import threading
+from functools import cached_property
+from pathlib import Path
+
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.rois import box_flags, to_label_map
+from mbti_jax.tumors import own_tumor_masks
+from mbti_jax.web.session import Session, new_session_folder, volume_session
+from tfds_brats.cases import Case, find_cases, is_tumor, read_case
+from tfds_brats.phantom import write_phantoms
+from tfds_brats.slices import to_slices
+
+# Title -> (what is made of the phantom's own tumour, names of the boxes).
+EXAMPLES = {
+    "remove a tumour": ("remove", ("normal",)),
+    "grow another tumour": ("replace", ()),
+}
+# One with all three components.
+_SEED = 3
+
+
+class Examples:
+    """The phantom is made when it is first asked for, which takes some seconds; all users share it."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    @property
+    def case(self) -> Case:
+        """The phantom."""
+        with self._lock:
+            return self._case
+
+    @cached_property
+    def _case(self) -> Case:
+        write_phantoms(self._folder, num_subjects=1, seed=_SEED)
+        (files,) = find_cases(self._folder, "phantom")
+        return read_case(files)
+
+    def load(self, title: str, inpainter: Inpainter, root: Path) -> Session:
+        """A session with ROIs in the slice that holds most of the tumour.
+
+        Args:
+            title: a key of `EXAMPLES`.
+            root: folder in which the session makes its own.
+
+        Raises:
+            ValueError: there is no such example, or the model cannot paint it.
+        """
+        if title not in EXAMPLES:
+            raise ValueError(f"unknown example {title!r}; examples are {', '.join(EXAMPLES)}")
+        mode, box = EXAMPLES[title]
+        session = volume_session(self.case, inpainter, new_session_folder(root))
+        labels = to_slices(self.case.labels)
+        largest = int(is_tumor(labels).sum((1, 2)).argmax())
+        masks = own_tumor_masks(labels, session.brain, mode, box_flags(()))
+        session.paint(largest, to_label_map(masks[largest]), box)
+        return session

@@ -1,0 +1,73 @@
+"""The painter: what it shows and what it sends back, without the page around it.
+
+The painter (`painter.html`, `painter.css`, `painter.js`) draws on a label map of the slice's own
+pixels and sends its numbers. Nothing is read off a picture, so the mask is what was painted, pixel by
+pixel. Gradio's own `ImageEditor` was tried: on a page that has just opened the first stroke reached
+no event, a stroke made soon after a change of colour was lost, every stroke sent nine pictures, and it
+cannot show boxes.
+"""
+
+import base64
+import io
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mbti_jax.pictures import COLORS
+from mbti_jax.rois import ROI_LABELS
+
+# Names as users read them, in the order of the page.
+TISSUES = {
+    "normal": "normal tissue",
+    "edema": "edema",
+    "enhancement": "enhancing tumour",
+    "necrotic_core": "necrotic core",
+    "tumor": "whole tumour",
+}
+
+
+def source(ending: str) -> str:
+    """The painter's file of that ending: html, css or js."""
+    return (resources.files("mbti_jax.web") / f"painter.{ending}").read_text("utf-8")
+
+
+def tissues() -> list[dict[str, Any]]:
+    """The tissues in the order of the page: name, title, label and colour."""
+    numbers = {name: number for number, name in ROI_LABELS.items()}
+    return [
+        {"name": name, "title": title, "label": numbers[name], "color": list(COLORS[name])}
+        for name, title in TISSUES.items()
+    ]
+
+
+def to_runs(labels: np.ndarray) -> list[int]:
+    """Run-length code of uint8 [H, W], row by row: label, length, label, length, ..."""
+    flat = labels.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
+    lengths = np.diff(starts, append=len(flat))
+    return np.stack([flat[starts], lengths], axis=1).astype(int).ravel().tolist()
+
+
+def from_runs(runs: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The inverse of `to_runs`.
+
+    Raises:
+        ValueError: it is no code of a label map of that shape.
+    """
+    numbers = np.asarray(runs if isinstance(runs, list) else [], dtype=object)
+    whole = all(type(number) is int and number >= 0 for number in numbers)
+    if numbers.ndim == 1 and len(numbers) and len(numbers) % 2 == 0 and whole:
+        labels, lengths = numbers[::2], numbers[1::2]
+        known = all(label == 0 or label in ROI_LABELS for label in labels)
+        if known and sum(lengths) == shape[0] * shape[1]:
+            return np.repeat(labels.astype(np.uint8), lengths.astype(int)).reshape(shape)
+    raise ValueError(f"the mask is not a label map of {shape[1]} x {shape[0]} pixels")
+
+
+def png_url(picture: np.ndarray) -> str:
+    """uint8 [H, W, 3] -> data URL of a PNG."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,231 @@
+"""Sampling what a user painted, and the results as files and pictures."""
+
+import dataclasses
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from mbti_jax import case_files, pictures, slice_files
+from mbti_jax.case_runs import RECORD, make_record, preview_title
+from mbti_jax.checks import whole_number
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.outputs import new_folder, replacing, standard_deviation, write_json
+from mbti_jax.rois import box_flags, to_label_map
+from mbti_jax.volumes import inpaint_samples
+from mbti_jax.web.session import Session
+from mbti_jax.web.uploads import Limits
+
+# As the default of configs/inpaint.py: how far along z neighbouring slices share their noise.
+_Z_SIGMA_MM = 2.0
+_LEAST_SIDE = 480
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        slices: the numbers of the repainted slices.
+        values: sequence -> float64 [num_samples, len(slices), H, W] in the file's units, the image
+            outside the ROI.
+        roi: bool [len(slices), H, W].
+        files: for each sample its files.
+        archive: all of them in one file.
+        warnings: for the user.
+    """
+
+    slices: list[int]
+    values: dict[str, np.ndarray]
+    roi: np.ndarray
+    files: list[list[Path]]
+    archive: Path
+    warnings: list[str]
+
+    def position(self, number: int) -> int | None:
+        """Where a slice is in the arrays; None if it was not repainted."""
+        return self.slices.index(number) if number in self.slices else None
+
+
+def run(
+    inpainter: Inpainter,
+    session: Session,
+    limits: Limits,
+    *,
+    sequences: Sequence[str] = (),
+    seed: int,
+    num_samples: int,
+    num_steps: int,
+    guidance_weight: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """Repaints what is painted, and writes the results into the session's folder.
+
+    Args:
+        sequences: those to repaint; empty for all.
+
+    Raises:
+        ValueError: nothing is painted, ROIs that do not go together, a setting out of its range, or
+            more images than the limit.
+        SamplingCancelled: `session.cancelled` was set.
+        OSError: the files cannot be written.
+    """
+    masks, box = session.masks(), box_flags(session.box)
+    num_samples = whole_number("the number of samples", num_samples, least=1)
+    sequences = tuple(sequences) or session.sequences
+    count = len(session.painted) * len(sequences) * num_samples
+    if count > limits.images:
+        raise ValueError(
+            f"{len(session.painted)} slices x {len(sequences)} sequences x {num_samples} samples are "
+            f"{count} images; at most {limits.images} are made in one run"
+        )
+    sampling = {
+        "seed": whole_number("the seed", seed),
+        "num_steps": whole_number("the number of steps", num_steps, least=1),
+        "guidance_weight": guidance_weight,
+        "progress": progress,
+        "cancel": session.cancelled.is_set,
+    }
+    make = _run_slice if session.case is None else _run_case
+    folder = session.folder / "result"
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as target:
+        values, warnings = make(
+            inpainter, session, masks, box, sequences, num_samples, sampling, target
+        )
+    files = _files(folder, num_samples)
+    archive = folder / f"{session.name}-inpainted.zip"
+    with replacing(archive) as beside, zipfile.ZipFile(beside, "w") as packed:
+        for path in dict.fromkeys(path for paths in files for path in paths):
+            packed.write(path, path.relative_to(folder))
+    slices = sorted(session.painted)
+    return Result(slices, values, masks[slices].any(-1), files, archive, warnings)
+
+
+def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
+    """uint8 [h, w, 3], the samples of a slice in grey; empty where it was not repainted."""
+    position = result.position(number)
+    if position is None or sequence not in result.values:
+        return []
+    scale = session.scales[sequence]
+    return [_large(pictures.gray(scale.to_model(v[position]))) for v in result.values[sequence]]
+
+
+def before(session: Session, number: int, sequence: str) -> np.ndarray:
+    """uint8 [h, w, 3], the slice as it came, as large as `samples_of` makes it."""
+    return _large(session.picture(number, sequence))
+
+
+def uncertainty(
+    session: Session, result: Result, number: int, sequence: str
+) -> tuple[np.ndarray, float] | None:
+    """The standard deviation over the samples as a picture.
+
+    Returns:
+        (uint8 [h, w, 3] with the ROI from dark to bright over the dimmed slice, the value of the
+        brightest colour in the file's units); None with fewer than two samples.
+    """
+    position = result.position(number)
+    if position is None or sequence not in result.values or len(result.values[sequence]) < 2:
+        return None
+    roi = result.roi[position]
+    spread = standard_deviation(result.values[sequence][:, position], roi)
+    top = float(spread.max())
+    colors = matplotlib.colormaps["inferno"](spread / (top or 1.0))[..., :3]
+    shown = session.picture(number, sequence) // 2
+    shown[roi] = np.rint(255 * colors[roi])
+    return _large(shown), top
+
+
+def _run_case(
+    inpainter: Inpainter,
+    session: Session,
+    masks: np.ndarray,
+    box: np.ndarray,
+    sequences: Sequence[str],
+    num_samples: int,
+    sampling: dict[str, Any],
+    folder: Path,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Samples volumes and writes them; returns what `Result` holds of them."""
+    case = session.case
+    samples = inpaint_samples(
+        inpainter,
+        case,
+        masks,
+        box,
+        sequences,
+        samples=range(num_samples),
+        scales=[session.scales[name] for name in sequences],
+        z_sigma_mm=_Z_SIGMA_MM,
+        **sampling,
+    )
+    title = preview_title(session.name, inpainter)
+    for number, sample in enumerate(samples):
+        target = folder / f"sample_{number:03d}"
+        target.mkdir()
+        clipped = case_files.write_case(target, case, sample)
+        record = make_record(inpainter, case, sample, {}, _request(session), clipped)
+        case_files.draw_preview(target / "preview.png", case, sample, title)
+        write_json(target / RECORD, record)
+    slices = sorted(session.painted)
+    roi = masks[slices].any(-1)
+    values = {}
+    for name in sequences:
+        painted = np.stack([sample.values[name][slices] for sample in samples])
+        values[name] = np.where(roi, painted, session.volumes[name][slices])
+    return values, samples[0].details["warnings"]
+
+
+def _run_slice(
+    inpainter: Inpainter,
+    session: Session,
+    masks: np.ndarray,
+    box: np.ndarray,
+    sequences: Sequence[str],
+    num_samples: int,
+    sampling: dict[str, Any],
+    folder: Path,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Samples a single slice and writes it; returns what `Result` holds of it."""
+    if sequences != session.sequences:
+        raise ValueError("the sequences of a single slice are repainted all together")
+    (source,) = session.files
+    result = inpainter(
+        session.image,
+        session.labels(0),
+        box=session.box,
+        num_samples=num_samples,
+        **sampling,
+    )
+    title = preview_title(session.name, inpainter)
+    for number, image in enumerate(result.images):
+        target = folder / f"sample_{number:03d}"
+        target.mkdir()
+        name = f"{source.stem}-inpainted{source.suffix.lower()}"
+        slice_files.write_slice(target / name, image)
+        slice_files.write_slice(target / "rois.png", to_label_map(result.roi_masks))
+        one = dataclasses.replace(result, images=image[None])
+        slice_files.draw_preview(target / "preview.png", session.image, one, title)
+        record = {**result.provenance, **_request(session), "sample": number}
+        write_json(target / RECORD, record)
+    values = np.moveaxis(result.images.reshape(*result.images.shape[:3], -1), -1, 0)
+    named = {name: v[:, None] for name, v in zip(session.sequences, values, strict=True)}
+    return named, result.provenance["warnings"]
+
+
+def _request(session: Session) -> dict[str, Any]:
+    digests = {path.name: case_files.file_digest(path) for path in session.files}
+    return {"inputs": digests, "made_with": "web page"}
+
+
+def _files(folder: Path, num_samples: int) -> list[list[Path]]:
+    return [sorted((folder / f"sample_{n:03d}").iterdir()) for n in range(num_samples)]
+
+
+def _large(picture: np.ndarray) -> np.ndarray:
+    return pictures.enlarge(picture, _LEAST_SIDE)

@@ -1,0 +1,286 @@
+"""What the page holds for one user: images, painted ROIs, results."""
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mbti_jax import case_files, checks, pictures, slice_files
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.rois import box_flags, fill_boxes, parse_labels, to_label_map, to_masks
+from mbti_jax.volumes import sequences_to_paint
+from mbti_jax.web import uploads
+from mbti_jax.web.uploads import Limits
+from tfds_brats.cases import Case, find_cases, read_case
+from tfds_brats.conventions import SEQUENCES
+from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import to_slices
+
+
+@dataclasses.dataclass
+class Session:
+    """One user's images and ROIs.
+
+    Attributes:
+        name: of the case or slice.
+        folder: the user's own files; deleted by `close`.
+        case: the volumes, or None for a single slice.
+        image: [H, W] or [H, W, C], the single slice, or None for volumes.
+        sequences: what can be shown and repainted.
+        painted: slice number -> uint8 [H, W] with the numbers of `ROI_LABELS`, 0 where nothing is.
+        box: names of the tissues to be treated as bounding boxes.
+        busy: whether a run is waiting or under way.
+        cancelled: set to stop it.
+    """
+
+    name: str
+    folder: Path
+    case: Case | None
+    image: np.ndarray | None
+    sequences: tuple[str, ...]
+    files: list[Path]
+    painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    box: tuple[str, ...] = ()
+    busy: bool = False
+    cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+    @cached_property
+    def volumes(self) -> dict[str, np.ndarray]:
+        """Sequence -> [Z, H, W] in the file's units, row 0 anterior, column 0 the patient's right."""
+        if self.case is not None:
+            return {name: to_slices(self.case.values(name)) for name in self.sequences}
+        channels = np.moveaxis(np.atleast_3d(self.image), -1, 0)
+        return {name: channel[None] for name, channel in zip(self.sequences, channels, strict=True)}
+
+    @cached_property
+    def scales(self) -> dict[str, IntensityScale]:
+        """Sequence -> the scale by which it is shown, and repainted."""
+        if self.case is not None:
+            return {name: self.case.scale(name) for name in self.sequences}
+        brain = self.brain[0]
+        return {name: checks.slice_scale(v[0], brain) for name, v in self.volumes.items()}
+
+    @cached_property
+    def brain(self) -> np.ndarray:
+        """bool [Z, H, W]."""
+        if self.case is not None:
+            return to_slices(self.case.brain)
+        return np.any([volume != 0 for volume in self.volumes.values()], axis=0)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(Z, H, W)."""
+        return self.brain.shape
+
+    @property
+    def aspect(self) -> float:
+        """Height of a pixel over its width."""
+        return 1.0 if self.case is None else self.case.spacing[1] / self.case.spacing[0]
+
+    @property
+    def first_slice(self) -> int:
+        """The slice to open with: that with the largest ROI, or else with the most brain."""
+        if self.painted:
+            return max(self.painted, key=lambda number: np.count_nonzero(self.painted[number]))
+        return int(self.brain.sum((1, 2)).argmax())
+
+    def labels(self, number: int) -> np.ndarray:
+        """uint8 [H, W], what is painted in a slice."""
+        return self.painted.get(number, np.zeros(self.shape[1:], np.uint8))
+
+    def paint(self, number: int, labels: np.ndarray, box: Collection[str]) -> None:
+        """Takes over what is painted in a slice, and which tissues are boxes (in all slices).
+
+        Raises:
+            ValueError: a slice that is not there, labels of another shape, an unknown tissue.
+        """
+        box_flags(box)
+        if type(number) is not int or not 0 <= number < self.shape[0]:
+            raise ValueError(f"{self.name} has no slice {number}; it has 0 to {self.shape[0] - 1}")
+        if labels.shape != self.shape[1:]:
+            raise ValueError(f"the mask has shape {labels.shape}, the slice {self.shape[1:]}")
+        self.box = tuple(box)
+        if labels.any():
+            self.painted[number] = labels
+        else:
+            self.painted.pop(number, None)
+
+    def masks(self) -> np.ndarray:
+        """bool [Z, H, W, 5], boxes filled.
+
+        Raises:
+            ValueError: nothing is painted.
+        """
+        if not self.painted:
+            raise ValueError("nothing is painted yet: choose a tissue and paint where it shall be")
+        labels = np.zeros(self.shape, np.uint8)
+        for number, painted in self.painted.items():
+            labels[number] = painted
+        return fill_boxes(to_masks(labels, self.shape), box_flags(self.box))
+
+    def picture(self, number: int, sequence: str) -> np.ndarray:
+        """uint8 [H, W, 3], a slice in grey."""
+        return pictures.gray(self.scales[sequence].to_model(self.volumes[sequence][number]))
+
+    def begin(self) -> None:
+        """A run is asked for: it may be cancelled from now on."""
+        if not self.busy:
+            self.busy = True
+            self.cancelled.clear()
+
+    def end(self) -> None:
+        """The run is over."""
+        self.busy = False
+
+    def cancel(self) -> None:
+        """Stops the run, if there is one."""
+        if self.busy:
+            self.cancelled.set()
+
+    def close(self) -> None:
+        """Stops the sampling and deletes the files."""
+        self.cancelled.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def load_files(
+    paths: Sequence[str | Path],
+    convention: str,
+    sequences: Sequence[str],
+    inpainter: Inpainter,
+    root: Path,
+    limits: Limits,
+) -> Session:
+    """A session of uploaded files: one slice (PNG or npy), or the volumes of one case (NIfTI).
+
+    Args:
+        paths: the files.
+        convention: whose file names say which sequence each NIfTI file is; or "".
+        sequences: names of the files' sequences in their order, where there is no convention.
+        root: folder in which the session makes its own.
+        limits: what is accepted.
+
+    Raises:
+        ValueError: files that cannot be used; the message names the file.
+    """
+    folder = new_session_folder(root)
+    try:
+        # Where the convention of MSD looks for images.
+        files = uploads.take_in(paths, folder / "imagesTr", limits)
+        if not any(map(uploads.is_nifti, files)):
+            return _slice_session(files, convention, sequences, inpainter, folder, limits)
+        if not all(map(uploads.is_nifti, files)):
+            raise ValueError("a picture and a NIfTI file do not make one case; choose either")
+        for path in files:
+            case_files.check_size(path)
+        if convention and sequences:
+            raise ValueError("name the files' sequences or choose a convention, not both")
+        if convention:
+            found = find_cases(folder, convention, sequences=(), labels=False)
+            if len(found) > 1:
+                names = ", ".join(case.subject for case in found)
+                raise ValueError(f"these are files of several cases ({names}); choose one")
+            case_paths = found[0]
+        else:
+            case_paths = case_files.named_files(_named(files, sequences))
+        available = [name for name in SEQUENCES if name in case_paths.images]
+        case = read_case(case_paths, available, labels=False)
+        uploads.check_slice(case.subject, case.brain.shape[:2], limits)
+        return volume_session(case, inpainter, folder)
+    except ValueError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        # Where the files lie means nothing to the user.
+        raise ValueError(str(error).replace(f"{folder / 'imagesTr'}/", "")) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -> None:
+    """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
+
+    Args:
+        meaning: of the labels, as of `rois.parse_labels`.
+
+    Raises:
+        ValueError: it cannot be used; the message names the file.
+    """
+    labels = parse_labels(meaning)
+    folder = Path(tempfile.mkdtemp(dir=session.folder))
+    try:
+        (file,) = uploads.take_in([path], folder, limits)
+        if session.case is None:
+            if uploads.is_nifti(file):
+                raise ValueError(f"{file.name}: the ROI of a single slice is a PNG or npy file")
+            roi = slice_files.read_roi(file)
+            masks = to_masks(roi, session.shape[1:], labels)[None]
+        else:
+            if not uploads.is_nifti(file):
+                raise ValueError(f"{file.name}: the ROI of a volume is a NIfTI file")
+            masks = case_files.read_roi_volume(file, session.case, labels)
+    except ValueError as error:
+        raise ValueError(str(error).replace(f"{folder}/", "")) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    maps = to_label_map(masks)
+    session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
+
+
+def new_session_folder(root: Path) -> Path:
+    """A new folder below `root` for the files of one session."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=root))
+
+
+def _named(files: Sequence[Path], sequences: Sequence[str]) -> dict[str, str]:
+    """{sequence: path}, checked."""
+    if len(sequences) != len(files):
+        names = ", ".join(path.name for path in files)
+        raise ValueError(
+            f"say which sequence each file is, in the order of the files ({names}), or choose the "
+            "convention by which they are named"
+        )
+    if len(set(sequences)) < len(sequences):
+        raise ValueError("a sequence is named twice")
+    return {name: str(path) for name, path in zip(sequences, files, strict=True)}
+
+
+def _slice_session(
+    files: Sequence[Path],
+    convention: str,
+    sequences: Sequence[str],
+    inpainter: Inpainter,
+    folder: Path,
+    limits: Limits,
+) -> Session:
+    if len(files) > 1:
+        raise ValueError("choose one picture; several files make one case only as NIfTI")
+    if convention:
+        raise ValueError("a convention names the files of a case; a single slice has none")
+    image = slice_files.read_slice(files[0])
+    values = checks.image_values(image)
+    uploads.check_slice(files[0].name, values.shape[:2], limits)
+    count = values.shape[-1]
+    inpainter.check_sequences(count)
+    if sequences and len(sequences) != count:
+        raise ValueError(f"{len(sequences)} sequences are named, the slice has {count}")
+    names = tuple(sequences) or tuple(f"sequence {c}" for c in range(count))
+    if count == 1 and not sequences:
+        names = ("slice",)
+    session = Session(files[0].stem, folder, None, image, names, list(files))
+    _ = session.scales  # Raises where no scale fits.
+    return session
+
+
+def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
+    """A session of a case that has been read; raises ValueError if the model cannot paint it."""
+    sequences = sequences_to_paint(inpainter, case, ())
+    files = list(dict.fromkeys(case.files.images.values()))
+    session = Session(case.subject, folder, case, None, sequences, files)
+    _ = session.scales  # Raises where no scale fits.
+    return session
