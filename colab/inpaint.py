@@ -198,6 +198,7 @@ print(f"slice {number}: core, edema and enhancement have {areas[:, number]} pixe
 # @title 6. How to paint and to show
 from IPython.display import Image, display
 
+from mbti_jax.case_runs import progress_bar
 from mbti_jax.rois import box_flags
 from mbti_jax.tasks import CHANNELS
 from mbti_jax.tumors import own_tumor_masks
@@ -223,7 +224,8 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     masks = own_tumor_masks(labels[None], brain[None], mode, box_flags(box), SEED)[0]
     rois = {name: masks[..., c] for c, name in enumerate(CHANNELS)}
     settings = {"seed": seed, "num_steps": NUM_STEPS, "guidance_weight": weight}
-    return inpainter(image, rois, box=box, **settings, **volume)
+    with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
+        return inpainter(image, rois, box=box, progress=progress, **settings, **volume)
 
 
 def show(name, title, before, results):
@@ -357,16 +359,18 @@ rows, columns = ellipse(
     TOP + (HEIGHT - 1) / 2, LEFT + (WIDTH - 1) / 2, HEIGHT / 2, WIDTH / 2, shape=mask.shape
 )
 mask[rows, columns] = True
-result = inpainter(
-    own_image,
-    {TISSUE: mask},
-    box=(TISSUE,) if AS_BOX else (),
-    seed=SEED,
-    num_samples=NUM_SAMPLES,
-    num_steps=NUM_STEPS,
-    guidance_weight=GUIDANCE_WEIGHT,
-    **own_volume,
-)
+with progress_bar("your slice") as progress:
+    result = inpainter(
+        own_image,
+        {TISSUE: mask},
+        box=(TISSUE,) if AS_BOX else (),
+        seed=SEED,
+        num_samples=NUM_SAMPLES,
+        num_steps=NUM_STEPS,
+        guidance_weight=GUIDANCE_WEIGHT,
+        progress=progress,
+        **own_volume,
+    )
 for warning in result.provenance["warnings"]:
     print("Note:", warning)
 show("own_slice", f"{TISSUE.replace('_', ' ')} in {source.name}", own_image, {"inpainted": result})
