@@ -168,7 +168,9 @@ class Setting:
         if not len(found):
             kind = "with" if with_tumor else "without"
             raise ValueError(f"the {split} split of {self._dataset} has no slice {kind} tumour")
-        records = found[np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)]
+        # The middle of each of `count` equal stretches: not the first and last slices of the split.
+        stretches = min(count, len(found))
+        records = found[((np.arange(stretches) + 0.5) * len(found) / stretches).astype(int)]
         examples = data.Examples(source, self.sequences, together=True, window=self._window)
         resized = jax.jit(self.inpainter.method.resized)
         images, labels = [], []
