@@ -4,7 +4,8 @@
 2023, arXiv 2305.08992) without PyTorch. Its SSIM windows lie in the last two axes of the volume, so
 in sagittal planes of a BraTS volume. `axial_inpainting_metrics` puts them into axial planes, which
 is what a model of axial slices can be judged by; its SSIM has a name of its own, since the two
-are not comparable. The functions below these two work on any masked arrays.
+are not comparable. `axial_slice_metrics` does that slice by slice. The functions below these work
+on any masked arrays.
 
 Everything is numpy in float64.
 """
@@ -72,6 +73,33 @@ def axial_inpainting_metrics(
         "ssim_axial": float(similarity[mask].mean()),
         **_voxel_metrics(prediction, target, mask),
     }
+
+
+def axial_slice_metrics(
+    prediction: np.ndarray, target: np.ndarray, voided: np.ndarray, mask: np.ndarray
+) -> dict[int, dict[str, float]]:
+    """`axial_inpainting_metrics` of each axial slice by itself, as if the mask held only that one.
+
+    Args:
+      prediction: [I, J, K]; see `axial_inpainting_metrics`, as for the others.
+
+    Returns:
+      k -> metrics, for every slice in which there is mask.
+
+    Raises:
+      ValueError: as `axial_inpainting_metrics`.
+    """
+    prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
+    metrics = {}
+    for k in np.flatnonzero(mask.any((0, 1))):
+        inside = mask[..., k]
+        pair = prediction[..., k], target[..., k]
+        similarity = ssim_map(*pair, window_axes=(0, 1))
+        metrics[int(k)] = {
+            "ssim_axial": float(similarity[inside].mean()),
+            **_voxel_metrics(*pair, inside),
+        }
+    return metrics
 
 
 def ssim_map(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mbti_jax.baselines import surrounding_mean, telea
+from mbti_jax.baselines import biharmonic, surrounding_mean, telea
 
-FILLS = pytest.mark.parametrize("fill", [surrounding_mean, telea])
+FILLS = pytest.mark.parametrize("fill", [surrounding_mean, telea, biharmonic])
 
 
 def example(seed: int = 0, size: int = 40):
@@ -91,3 +91,31 @@ def test_telea_continues_a_slope_better_than_a_mean():
         np.abs(fill(truth, roi, brain) - truth)[roi].mean() for fill in (telea, surrounding_mean)
     ]
     assert errors[0] < errors[1] / 2
+
+
+def test_the_biharmonic_fill_continues_cubics_exactly():
+    """The bilaplacian of a cubic is 0, and so is its discrete form: the truth is the solution."""
+    y, x = np.mgrid[:30, :32] / 30 - 0.5
+    truth = 0.3 + x - 2 * y + x * y - x**2 + 2 * x**3 - 1.5 * x * y**2
+    roi = np.zeros(truth.shape, bool)
+    roi[9:15, 8:20] = True
+    roi[20:23, 25:27] = True  # A second region.
+    filled = biharmonic(truth, roi, np.ones_like(roi))
+    np.testing.assert_allclose(filled, truth, atol=1e-9)
+
+
+def test_the_biharmonic_fill_sees_the_surroundings_and_nothing_else():
+    image, roi, brain = example()
+    far = np.zeros_like(roi)
+    far[:12] = True  # The ROI begins in row 15, and the fill reaches two pixels.
+    changed = np.where(far, 5, image).astype(np.float32)
+    expected = biharmonic(image, roi, brain)
+    np.testing.assert_array_equal(biharmonic(changed, roi, brain)[~far], expected[~far])
+    changed = image.copy()
+    changed[13, 20] += 1
+    assert (biharmonic(changed, roi, brain)[roi] != expected[roi]).any()
+
+
+def test_an_empty_roi_leaves_everything():
+    image, roi, brain = example()
+    np.testing.assert_array_equal(biharmonic(image, np.zeros_like(roi), brain), image)

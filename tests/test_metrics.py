@@ -7,6 +7,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, mean_square
 
 from mbti_jax.metrics import (
     axial_inpainting_metrics,
+    axial_slice_metrics,
     brats_inpainting_metrics,
     masked_mae,
     masked_mse,
@@ -101,6 +102,20 @@ def test_ssim_equals_scikit_image_in_every_plane(metrics, name, across):
     ]
     expected = np.stack(similarity, across)[mask].mean()
     assert metrics(prediction, target, voided, mask)[name] == pytest.approx(expected, rel=1e-9)
+
+
+def test_metrics_by_slice_are_those_of_a_mask_of_one_slice():
+    target, voided, mask = _case()
+    prediction = target + np.random.default_rng(1).normal(0, 80, target.shape)
+    by_slice = axial_slice_metrics(prediction, target, voided, mask)
+    assert list(by_slice) == list(range(10, 19))
+    for k, metrics in by_slice.items():
+        alone = np.zeros_like(mask)
+        alone[..., k] = mask[..., k]
+        expected = axial_inpainting_metrics(prediction, target, voided, alone)
+        assert metrics == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="mask is empty"):
+        axial_slice_metrics(prediction, target, voided, np.zeros_like(mask))
 
 
 def test_ssim_mirrors_at_the_border():
