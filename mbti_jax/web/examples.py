@@ -18,7 +18,7 @@ EXAMPLES = {
     "grow another tumour": ("replace", ()),
 }
 # One with all three components.
-_SEED = 3
+_SEED = 1
 
 
 class Examples:

@@ -176,8 +176,6 @@ def load_files(
             return _slice_session(files, convention, sequences, inpainter, folder, limits)
         if not all(map(uploads.is_nifti, files)):
             raise ValueError("a picture and a NIfTI file do not make one case; choose either")
-        for path in files:
-            case_files.check_size(path)
         if convention and sequences:
             raise ValueError("name the files' sequences or choose a convention, not both")
         if convention:
@@ -195,7 +193,8 @@ def load_files(
     except ValueError as error:
         shutil.rmtree(folder, ignore_errors=True)
         # Where the files lie means nothing to the user.
-        raise ValueError(str(error).replace(f"{folder / 'imagesTr'}/", "")) from error
+        text = str(error).replace(f"{folder / 'imagesTr'}/", "")
+        raise ValueError(text.replace(str(folder), "the upload")) from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
