@@ -33,6 +33,11 @@ class Repainted:
     tasks: Tasks
     samples: np.ndarray
 
+    def take(self, rows: np.ndarray) -> "Repainted":
+        """The slices at `rows`, numbers or bool [N], with their samples."""
+        tasks = Tasks(self.tasks.roi_masks[rows], self.tasks.class_vectors[rows])
+        return Repainted(self.slices.take(rows), tasks, self.samples[:, rows])
+
     @property
     def sizes(self) -> dict[str, int]:
         """How many slices, subjects and samples of each slice, for reports."""

@@ -1,0 +1,137 @@
+"""The nearest patches of many slices to given ones, over all shifts, as they are and mirrored.
+
+With m a region's mask, p the patch and I a slice, the sum of squared differences at shift s is
+
+    sum_x m(x) (p(x) - I(x + s))^2 = sum_x m p^2 - 2 (m p * I)(s) + (m * I^2)(s)
+
+with * the cross-correlation: products in the frequency domain and one inverse transform for all shifts.
+At shifts that keep the patch inside the slice nothing wraps around, so that transforms of the
+slice's own size are enough.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tfds_brats.slices import bounding_box
+
+# Slices whose products with a patch are held at once: 64 of 256 x 256 take 70 MB.
+_SLICES_AT_ONCE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """A region of a slice, cut to its bounding box.
+
+    Attributes:
+        values: float32 [h, w].
+        inside: bool [h, w], the region.
+        corner: row and column of the box in the slice.
+    """
+
+    values: np.ndarray
+    inside: np.ndarray
+    corner: tuple[int, int]
+
+    @classmethod
+    def cut(cls, image: np.ndarray, region: np.ndarray) -> "Patch":
+        """The patch of float [S, S] inside bool [S, S].
+
+        Raises:
+            ValueError: the region is empty.
+        """
+        box = bounding_box(region)
+        if box is None:
+            raise ValueError("an empty region has no patch to search for")
+        y0, x0, y1, x1 = box
+        cut = np.s_[y0:y1, x0:x1]
+        return cls(image[cut].astype(np.float32), region[cut], (y0, x0))
+
+    def mirrored(self) -> "Patch":
+        """Left and right exchanged; where it was is kept."""
+        return Patch(self.values[:, ::-1], self.inside[:, ::-1], self.corner)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Where each patch fits best in each slice.
+
+    Attributes:
+        distances: float32 [P, N], root mean square difference over the region, in the slices' units.
+            Rounding of the transforms makes that of an exact copy about 1e-3.
+        mirrored: bool [P, N], whether it is the mirrored patch that fits.
+        corners: int [P, N, 2], row and column of the patch's box in the slice.
+    """
+
+    distances: np.ndarray
+    mirrored: np.ndarray
+    corners: np.ndarray
+
+
+def search(patches: list[Patch], slices: np.ndarray) -> Matches:
+    """Finds the best of all places of patches in slices.
+
+    Args:
+        patches: P, each no larger than a slice.
+        slices: float32 [N, S, S], values of the order of 1.
+    """
+    size = slices.shape[1]
+    kernels = [_kernels(patch, size) for patch in patches]
+    lowest, places = [], []
+    for start in range(0, len(slices), _SLICES_AT_ONCE):
+        part = slices[start : start + _SLICES_AT_ONCE]
+        # The last part is filled up, so that one compiled program serves all.
+        transformed = _transform(np.resize(part, (_SLICES_AT_ONCE, size, size)))
+        found = jax.device_get([_best(*transformed, *kernel) for kernel in kernels])
+        lowest.append(np.stack([low[: len(part)] for low, _ in found]))
+        places.append(np.stack([place[: len(part)] for _, place in found]))
+    sums, places = np.concatenate(lowest, 1), np.concatenate(places, 1)
+    counts = np.array([patch.inside.sum() for patch in patches])[:, None]
+    mirrored, position = np.divmod(places, size * size)
+    return Matches(
+        np.sqrt(np.maximum(sums, 0) / counts).astype(np.float32),
+        mirrored.astype(bool),
+        np.stack(np.divmod(position, size), axis=-1),
+    )
+
+
+def distance_at(patch: Patch, image: np.ndarray, corner: tuple[int, int]) -> float:
+    """Root mean square difference of a patch, over its region, to a place of a slice [S, S]."""
+    (y, x), (height, width) = corner, patch.values.shape
+    there = image[y : y + height, x : x + width]
+    difference = (patch.values.astype(np.float64) - there)[patch.inside]
+    return float(np.sqrt(np.square(difference).mean()))
+
+
+def _kernels(patch: Patch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Transforms of m and m p, sum m p^2, and the shifts inside the slice, as `_best` takes them.
+
+    The first two are complex64 [2, S, S // 2 + 1] of the patch and the mirrored one.
+    """
+    height, width = patch.values.shape
+    planes = np.zeros((2, 2, size, size), np.float32)
+    for plane, version in zip(planes, (patch, patch.mirrored()), strict=True):
+        plane[0, :height, :width] = version.inside
+        plane[1, :height, :width] = version.inside * version.values
+    transforms = np.conj(np.fft.rfft2(planes)).astype(np.complex64)
+    energy = np.float32(np.square(patch.values[patch.inside], dtype=np.float64).sum())
+    fits = np.zeros((size, size), bool)
+    fits[: size - height + 1, : size - width + 1] = True
+    return transforms[:, 0], transforms[:, 1], energy, fits
+
+
+@jax.jit
+def _transform(slices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Transforms of slices and of their squares, complex64 [N, 1, S, S // 2 + 1]."""
+    return jnp.fft.rfft2(slices)[:, None], jnp.fft.rfft2(jnp.square(slices))[:, None]
+
+
+@jax.jit
+def _best(slices, squares, mask, weighted, energy, fits) -> tuple[jax.Array, jax.Array]:
+    """The lowest sum of squared differences, float32 [N], and where in [2, S, S] it is, int [N]."""
+    products = mask * squares - 2 * weighted * slices
+    sums = energy + jnp.fft.irfft2(products, s=fits.shape)
+    sums = jnp.where(fits, sums, jnp.inf).reshape(len(sums), -1)
+    return sums.min(-1), sums.argmin(-1)

@@ -1,0 +1,119 @@
+"""Copies of training patches are flagged; independent and smooth patches are not."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from evaluation_setting import make_setting
+from matplotlib.image import imread
+from ml_collections import ConfigDict
+from repainted_slices import make_repainted, make_slices
+from scipy.ndimage import gaussian_filter
+
+from mbti_jax.evaluation import memorisation
+
+SIZE, NUM_ROIS, NUM_SUBJECTS = 32, 12, 6
+
+
+def _textures(seed, count):
+    """Slices [count, S, S, 1] of smooth random texture with noise on it."""
+    rng = np.random.default_rng(seed)
+    smooth = gaussian_filter(rng.normal(size=(count, SIZE, SIZE)), (0, 2, 2))
+    noise = 0.1 * rng.normal(size=smooth.shape)
+    return (0.3 * smooth / smooth.std() + noise).astype(np.float32)[..., None]
+
+
+def _regions():
+    inside = np.zeros((NUM_ROIS, SIZE, SIZE), bool)
+    inside[:, 10:20, 12:19] = True
+    inside[:, 10:12, 12:14] = False
+    return inside
+
+
+def _training():
+    subjects = [f"t{n % NUM_SUBJECTS}" for n in range(3 * NUM_SUBJECTS)]
+    return make_slices(_textures(1, len(subjects)), np.zeros((18, SIZE, SIZE), np.uint8), subjects)
+
+
+def _compared(samples):
+    """(found, compared) of samples [N, S, S, 1] painted into slices of other subjects."""
+    repainted = make_repainted(_textures(2, NUM_ROIS), samples[None], _regions())
+    found = memorisation.nearest(repainted, _training(), channel=0)
+    return found, memorisation.compare(found, repainted.slices.subjects, seed=0)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_copied_training_patches_are_flagged(mirror):
+    """Each ROI holds what a training slice has three rows lower and two columns to the left."""
+    training = _training()
+    rows = np.arange(NUM_ROIS) + 3
+    copies = training.images[rows]
+    if mirror:
+        copies = copies[:, :, ::-1]
+    found, compared = _compared(np.roll(copies, (-3, 2), axis=(1, 2)))
+    assert (found["synthetic"]["row"] == rows).all()
+    assert (found["synthetic"]["mirrored"] == mirror).all()
+    column = SIZE - 7 - 10 if mirror else 10
+    assert (found["synthetic"]["corner"] == (13, column)).all()
+    assert found["synthetic"]["distance"] == pytest.approx(0, abs=1e-6)
+    for measure in ("distance", "isolation"):
+        assert compared[measure]["share"] == 1
+        assert compared[measure]["threshold"] > 0.1
+    assert compared["distance"]["difference"]["high"] < -0.1
+
+
+def test_copies_with_a_little_noise_are_flagged():
+    copies = _training().images[:NUM_ROIS] + np.random.default_rng(5).normal(
+        0, 0.02, (NUM_ROIS, SIZE, SIZE, 1)
+    )
+    found, compared = _compared(copies.astype(np.float32))
+    assert found["synthetic"]["distance"] == pytest.approx(0.02, rel=0.3)
+    assert compared["distance"]["share"] == compared["isolation"]["share"] == 1
+
+
+def test_independent_patches_are_not_flagged():
+    _, compared = _compared(_textures(4, NUM_ROIS))
+    assert compared["distance"]["share"] <= 2 / NUM_ROIS
+    assert compared["isolation"]["share"] <= 2 / NUM_ROIS
+    difference = compared["distance"]["difference"]
+    assert difference["low"] < 0 < difference["high"]
+
+
+def test_smooth_patches_are_near_to_everything_and_not_isolated():
+    _, compared = _compared(np.zeros((NUM_ROIS, SIZE, SIZE, 1), np.float32))
+    assert compared["distance"]["share"] == 1
+    assert compared["isolation"]["share"] == 0
+
+
+def test_real_tissue_compared_with_itself_is_at_its_own_quantile():
+    found, compared = _compared(_textures(2, NUM_ROIS))
+    assert (found["synthetic"]["distance"] == found["real"]["distance"]).all()
+    assert compared["distance"]["share"] == pytest.approx(1 / NUM_ROIS)
+    assert compared["distance"]["threshold"] == np.quantile(found["real"]["distance"], 0.01)
+
+
+SETTINGS = {"num_slices": 6, "num_normal_slices": 2, "num_steps": 2}
+SETTINGS |= {"num_rois": 3, "num_training_slices": 5, "num_pairs": 3}
+
+
+def test_the_part_states_what_was_searched_and_draws_the_closest(tmp_path):
+    setting = make_setting(tmp_path)
+    (tmp_path / "memorisation").mkdir()
+    result = memorisation.run(setting, ConfigDict(SETTINGS), tmp_path / "memorisation")
+    text = memorisation.tables(json.loads(json.dumps(result, allow_nan=False)))
+    assert len(result["rows"]) == 2 * len(setting.sequences)
+    assert "3 ROIs, searched in 5 training slices of 5 subjects" in text
+    for row in result["rows"]:
+        # Random weights paint nothing that was in any training slice.
+        assert row["distance"]["share"] == 0
+        assert row["distance"]["synthetic"] > row["distance"]["real"] > 0
+    (link,) = re.findall(r"\]\((.*?)\)", text)
+    assert imread(tmp_path / link).shape[-1] >= 3
+
+
+def test_a_model_of_other_data_is_not_judged(tmp_path):
+    setting = make_setting(tmp_path, held_out=False)
+    result = memorisation.run(setting, ConfigDict(SETTINGS), tmp_path)
+    text = memorisation.tables(result)
+    assert "Not measured: the model was not trained on this dataset" in text
