@@ -34,17 +34,53 @@ def get_config() -> ConfigDict:
 
     # Which parts to do; empty for all.
     config.parts = ()
+
+    # Tumour-shaped regions of healthy tissue: whole volumes, and some slices of each by itself.
+    config.healthy = ConfigDict({"num_cases": 6, "num_samples": 8, "num_steps": 20})
+    config.healthy.slices_per_case = 8
+    config.healthy.z_sigma_mm = 2.0
+    # Training cases whose tumours give the shapes.
+    config.healthy.num_shape_cases = 48
+    # Folder of a run of `configs/baseline.py` on the same data; empty to go without it.
+    config.healthy.regressor = ""
+
     # Samples of the same request beside each other, for each of six tasks.
     config.diversity = ConfigDict({"num_slices": 6, "num_samples": 8, "num_steps": 25})
 
     # Segmenters of our own; parts with the same settings share them.
     segmenter = {
-        **{"num_slices": 1200, "seed": 0},
-        **{"model_channels": 16, "num_steps": 600, "batch_size": 8, "learning_rate": 2e-3},
+        **{"num_slices": 900, "seed": 0},
+        **{"model_channels": 32, "num_steps": 600, "batch_size": 8, "learning_rate": 2e-3},
     }
+    # Components, boxes and removal, in slices with tumour and in as many without. Areas in pixels: of
+    # what is scored, in the model's size; of brain in slices without tumour, in the dataset's.
+    config.control = ConfigDict({"num_slices": 18, "num_steps": 25})
+    config.control.update({"least_area": 12, "least_brain": 6000})
+    config.control.segmenter = ConfigDict(segmenter)
+
+    # The same measured against guidance weight and number of steps, in fewer slices.
+    sweep = {"num_slices": 4, "least_area": 12, "least_brain": 6000}
+    config.guidance = ConfigDict({**sweep, "num_steps": 50})
+    config.guidance.weights = (0.0, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
+    config.guidance.segmenter = ConfigDict(segmenter)
+    config.steps = ConfigDict({**sweep, "guidance_weight": 0.4})
+    config.steps.steps = (1, 2, 5, 10, 25, 50, 100, 250, 1000)
+    config.steps.segmenter = ConfigDict(segmenter)
+
     # With 64 features FID needs 128 slices in each half of the subjects.
     config.fidelity = ConfigDict(
         {"num_slices": 288, "num_normal_slices": 48, "num_steps": 25, "num_subsets": 200}
     )
     config.fidelity.segmenter = ConfigDict(segmenter)
+
+    # Repaints as fidelity does, so that the samples serve both.
+    config.memorisation = ConfigDict({"num_slices": 288, "num_normal_slices": 48, "num_steps": 25})
+    config.memorisation.update({"num_rois": 48, "num_training_slices": 520, "num_pairs": 4})
+
+    # Segmenters trained on real slices, on as many repainted ones, and on both.
+    config.downstream = ConfigDict({"num_slices": 150, "num_steps": 25, "num_seeds": 2})
+    config.downstream.update({"num_test_slices": 60, "least_area": 12, "least_brain": 6000})
+    config.downstream.segmenter = ConfigDict(
+        {"model_channels": 32, "num_steps": 250, "batch_size": 8, "learning_rate": 2e-3}
+    )
     return config

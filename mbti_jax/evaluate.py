@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mbti_jax.case_runs import is_done
-from mbti_jax.evaluation import diversity, fidelity, report
+from mbti_jax.evaluation import control, diversity, fidelity, healthy, memorisation, report
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import new_folder, write_json
@@ -18,7 +18,13 @@ from tfds_brats import builder, phantom
 # In the order of the report. Each module has
 #   run(setting, the part's fields of the config, folder for its pictures) -> findings in JSON values
 #   tables(findings) -> its section of the report in Markdown, pictures as PART/NAME.png
-PARTS: dict[str, ModuleType] = {"diversity": diversity, "fidelity": fidelity}
+PARTS: dict[str, ModuleType] = {
+    "healthy": healthy,
+    "control": control,
+    "diversity": diversity,
+    "fidelity": fidelity,
+    "memorisation": memorisation,
+}
 
 _RESULT = "result.json"
 

@@ -7,25 +7,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial import cKDTree
+from solid_cases import SIZE, ball, ellipsoid, labels_with
 
 from configs import healthy_masks as config_file
 from mbti_jax.case_files import read_roi_volume, voided_cases
 from mbti_jax.evaluation import healthy_masks as hm
 from tfds_brats.cases import find_cases, read_case
-
-SIZE = (56, 60, 44)
-
-
-def ball(center, radius, size=SIZE):
-    grid = np.indices(size)
-    return sum((g - c) ** 2 for g, c in zip(grid, center, strict=True)) <= radius**2
-
-
-def ellipsoid():
-    grid = np.indices(SIZE)
-    center, radii = (27, 30, 21), (25, 27, 19)
-    terms = zip(grid, center, radii, strict=True)
-    return sum(((g - c) / r) ** 2 for g, c, r in terms) <= 1
 
 
 def some_shapes():
@@ -37,10 +24,6 @@ def some_shapes():
         (box,) = ndimage.find_objects(mask.astype(int))
         shapes.append(hm.Shape(mask[box], mask.sum() / ellipsoid().sum()))
     return shapes
-
-
-def labels_with(tumor):
-    return (2 * tumor).astype(np.uint8)
 
 
 def test_components_are_those_of_the_recipe():
