@@ -3,27 +3,47 @@
 import json
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
 from mbti_jax.case_runs import is_done
-from mbti_jax.evaluation import control, diversity, fidelity, healthy, memorisation, report
+from mbti_jax.evaluation import (
+    control,
+    diversity,
+    downstream,
+    fidelity,
+    healthy,
+    memorisation,
+    report,
+    sweeps,
+)
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import new_folder, write_json
 from tfds_brats import builder, phantom
 
-# In the order of the report. Each module has
-#   run(setting, the part's fields of the config, folder for its pictures) -> findings in JSON values
-#   tables(findings) -> its section of the report in Markdown, pictures as PART/NAME.png
-PARTS: dict[str, ModuleType] = {
+
+class Part(Protocol):
+    """What a part is: a module, or an object with these functions."""
+
+    def run(self, setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
+        """Findings in JSON values; `settings` are the part's fields of the config."""
+
+    def tables(self, result: dict[str, Any]) -> str:
+        """The section of the report in Markdown, with pictures as PART/NAME.png."""
+
+
+# In the order of the report.
+PARTS: dict[str, Part] = {
     "healthy": healthy,
     "control": control,
+    "guidance": sweeps.guidance,
+    "steps": sweeps.steps,
     "diversity": diversity,
     "fidelity": fidelity,
     "memorisation": memorisation,
+    "downstream": downstream,
 }
 
 _RESULT = "result.json"

@@ -61,8 +61,8 @@ class Inpainter:
         metadata: what the checkpoint recorded (see `checkpoint`).
         image_size: height and width of the slices that `sample` takes.
         num_channels: C, how many sequences the model paints together.
-        sequences: names of the sequences it was trained on; in channel order where it paints several
-            together.
+        batch_size: slices sampled at once over all local devices.
+        sequences: those it was trained on; in channel order where it paints several together.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Inpainter:
         self._path = str(path)
         self._mesh = sharding.make_mesh(jax.local_devices())
         batch_size = batch_size or (4 if jax.default_backend() == "cpu" else 32)
-        self._batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
+        self.batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
         self._sampler = Sampler(self.method.denoise, self.method.process.schedule)
         self._report_every = report_every
@@ -370,12 +370,12 @@ class Inpainter:
         slice_indices = np.zeros(count, int) if slice_indices is None else np.asarray(slice_indices)
         num_timesteps = self.method.process.schedule.num_timesteps
         timesteps = sampling_timesteps(num_steps, num_timesteps, spacing)
-        batches = -(-count // self._batch_size)
+        batches = -(-count // self.batch_size)
         out = np.empty(expected, np.float32)
         for number in range(batches):
-            rows = np.arange(number * self._batch_size, min((number + 1) * self._batch_size, count))
+            rows = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, count))
             # The padding repeats the first row; what becomes of it is thrown away.
-            padded = np.concatenate([rows, np.full(self._batch_size - len(rows), rows[0])])
+            padded = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
             noise, keys = start_noise(
                 seed, samples[padded], slice_indices[padded], expected[1:], z_sigma
             )

@@ -22,7 +22,6 @@ from tqdm import tqdm
 from mbti_jax.augment import augment
 from mbti_jax.evaluation.setting import LabelledSlices, Setting
 from mbti_jax.interop.tensors import read_safetensors
-from mbti_jax.method import example_keys
 from mbti_jax.models.unet import UNet, init_params, param_shapes
 from mbti_jax.outputs import replacing
 from mbti_jax.provenance import digest
@@ -60,8 +59,6 @@ class Segmenter:
     def __init__(self, params: Params, training: Training, image_size: int):
         self.params = params
         self._model = make_network(training, image_size)
-        # Compiled together, so that who needs both pays for one pass.
-        self._apply = jax.jit(functools.partial(_labels_and_features, self._model))
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         """Label maps.
@@ -90,7 +87,7 @@ class Segmenter:
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
             padded = np.resize(part, (_BATCH, *part.shape[1:]))
-            out = jax.device_get(self._apply(self.params, padded))
+            out = jax.device_get(_labels_and_features(self._model, self.params, padded))
             parts.append([array[: len(part)] for array in out])
         labels, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return labels, features
@@ -126,29 +123,12 @@ def train(
         name: what the progress bar says.
     """
     model = make_network(training, images.shape[1])
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(training.learning_rate, max(1, training.num_steps))
-    )
-    init_key, train_key = jax.random.split(jax.random.key(seed))
-
-    def loss(params, images, labels):
-        return segmentation_loss(_logits(model, params, images), labels)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, opt_state, step, images, labels):
-        choice_key, augment_key = jax.random.split(jax.random.fold_in(train_key, step))
-        rows = jax.random.randint(choice_key, (training.batch_size,), 0, len(images))
-        keys = example_keys(augment_key, 0, training.batch_size)
-        image, label = jax.vmap(augment)(keys, images[rows][..., None], labels[rows])
-        grads = jax.grad(loss)(params, image[..., 0], label)
-        updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), opt_state
-
+    init_key, key = jax.random.split(jax.random.key(seed))
     params = jax.jit(functools.partial(init_params, model))(init_key)
-    opt_state = jax.jit(optimizer.init)(params)
+    opt_state = jax.jit(_optimizer(training).init)(params)
     on_device = jax.device_put((images, component_labels(labels)))
     for step in tqdm(range(training.num_steps), desc=name, unit="step", leave=False):
-        params, opt_state = update(params, opt_state, step, *on_device)
+        params, opt_state = _update(model, training, params, opt_state, key, step, *on_device)
     return Segmenter(jax.block_until_ready(params), training, images.shape[1])
 
 
@@ -212,15 +192,9 @@ def training_of(settings: ConfigDict) -> Training:
 def training_slices(setting: Setting, count: int) -> LabelledSlices:
     """Slices of the training split, two thirds of them with tumour."""
     without = count // 3
-    parts = (
+    return LabelledSlices.joined(
         setting.slices("train", count - without, with_tumor=True),
         setting.slices("train", without, with_tumor=False),
-    )
-    return LabelledSlices(
-        *(
-            np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(LabelledSlices)
-        )
     )
 
 
@@ -268,6 +242,28 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return cross_entropy.mean() + 1 - dice.mean()
 
 
+def _optimizer(training: Training) -> optax.GradientTransformation:
+    steps = max(1, training.num_steps)
+    return optax.adam(optax.cosine_decay_schedule(training.learning_rate, steps))
+
+
+# Compiled once for all segmenters of a size that learn from as many slices.
+@functools.partial(
+    jax.jit, static_argnames=("model", "training"), donate_argnames=("params", "opt_state")
+)
+def _update(model, training, params, opt_state, key, step, images, labels):
+    choice_key, augment_key = jax.random.split(jax.random.fold_in(key, step))
+    rows = jax.random.randint(choice_key, (training.batch_size,), 0, len(images))
+    keys = jax.random.split(augment_key, training.batch_size)
+    image, label = jax.vmap(augment)(keys, images[rows][..., None], labels[rows])
+
+    def loss(params):
+        return segmentation_loss(_logits(model, params, image[..., 0]), label)
+
+    updates, opt_state = _optimizer(training).update(jax.grad(loss)(params), opt_state)
+    return optax.apply_updates(params, updates), opt_state
+
+
 def _logits(model: UNet, params: Params, images: jax.Array, **options):
     batch = len(images)
     return model.apply(
@@ -275,6 +271,7 @@ def _logits(model: UNet, params: Params, images: jax.Array, **options):
     )
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def _labels_and_features(model, params, images):
     logits, state = _logits(
         model, params, images, capture_intermediates=lambda module, _: module.name == _BOTTLENECK

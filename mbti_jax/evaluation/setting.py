@@ -52,6 +52,16 @@ class LabelledSlices:
             *(getattr(self, field.name)[rows] for field in dataclasses.fields(self))
         )
 
+    @classmethod
+    def joined(cls, *parts: "LabelledSlices") -> "LabelledSlices":
+        """The slices of the parts, one after the other."""
+        return cls(
+            *(
+                np.concatenate([getattr(part, field.name) for part in parts])
+                for field in dataclasses.fields(cls)
+            )
+        )
+
     @property
     def brain(self) -> np.ndarray:
         """bool [N, S, S]."""
