@@ -173,7 +173,8 @@ def _paint_section() -> SimpleNamespace:
 
 def _repaint_section(inpainter: Inpainter, num_steps: int) -> SimpleNamespace:
     gr.Markdown("## 3 · Repaint")
-    sequences = gr.CheckboxGroup([], label="Sequences to repaint")
+    # Scripts may name any; on the page `open` leaves those that there are.
+    sequences = gr.CheckboxGroup(list(SEQUENCES), value=[], label="Sequences to repaint")
     with gr.Row():
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
         samples = gr.Slider(1, _MAX_SAMPLES, value=2, step=1, label="Samples", min_width=220)

@@ -1,0 +1,232 @@
+"""The page in a real browser: load, paint with the mouse, box, run, compare, download."""
+
+import json
+import os
+import shutil
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_cases import SHAPE, SUFFIXES, write_case
+from tiny_inpainter import make_slice
+
+pytest.importorskip("gradio", reason="needs the extra `web`")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
+
+SUBJECT = "BraTS2021_00001"
+# Generous: the machine may be busy with something else.
+PATIENCE_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, `MBTI_CHROMIUM` or the one of the path."""
+    found = os.environ.get("MBTI_CHROMIUM") or shutil.which("chromium")
+    if not found:
+        pytest.skip("needs chromium (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        # Without its own sandbox, which containers do not allow.
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with tiny_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """Opens the page in a window; checks at the end that it talked to its own server alone."""
+    contexts, hosts, problems = [], set(), []
+
+    def opened(width=1280, height=900, **settings):
+        size = {"width": width, "height": height}
+        contexts.append(browser.new_context(viewport=size, **settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("request", lambda request: hosts.add(request.url))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        page.get_by_role("button", name="Load files").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    local = (address, "data:", "blob:")
+    assert not [url for url in hosts if not url.startswith(local)]
+    assert not problems
+
+
+class Board:
+    """The painter, in pixels of the slice."""
+
+    def __init__(self, page):
+        self.page = page
+        self.canvas = page.locator("#painter canvas")
+        self.canvas.wait_for(state="visible")
+        self.hint = page.locator("#painter .hint")
+
+    def at(self, x, y):
+        """Middle of a pixel on the screen."""
+        self.canvas.scroll_into_view_if_needed()
+        area = self.canvas.bounding_box()
+        return (
+            area["x"] + (x + 0.5) / SHAPE[0] * area["width"],
+            area["y"] + (y + 0.5) / SHAPE[1] * area["height"],
+        )
+
+    def choose(self, tissue, brush=1):
+        self.page.locator("#painter .tissue", has_text=tissue).locator("input[type=radio]").check()
+        self.page.locator("#painter .brush").fill(str(brush))
+
+    def drag(self, *points):
+        self.page.mouse.move(*self.at(*points[0]))
+        self.page.mouse.down()
+        for point in points[1:]:
+            self.page.mouse.move(*self.at(*point), steps=7)
+        self.page.mouse.up()
+
+    def press(self, name):
+        self.page.locator("#painter").get_by_role("button", name=name).click()
+
+    def says(self, text):
+        sync_api.expect(self.hint).to_have_text(text, timeout=PATIENCE_MS)
+
+
+def load_case(page, tmp_path):
+    folder = write_case(tmp_path / "mine", SUBJECT)
+    files = {name: folder / f"{SUBJECT}{suffix}.nii.gz" for name, suffix in SUFFIXES.items()}
+    page.locator("input[type=file]").first.set_input_files(list(files.values()))
+    page.get_by_text(files["flair"].name[:12]).first.wait_for()
+    convention = page.get_by_label("NIfTI files are named as in")
+    convention.click()
+    page.get_by_role("option", name="brats2021").click()
+    page.get_by_role("button", name="Load files").click()
+    return files
+
+
+def set_number(page, label, value):
+    field = page.get_by_label(f"number input for {label}")
+    field.fill(str(value))
+    field.press("Enter")
+
+
+def stored(path):
+    return np.asarray(nib.load(path).dataobj.get_unscaled())
+
+
+def test_from_files_to_download(open_page, tmp_path):
+    page = open_page()
+    assert page.get_by_text("Synthetic, research only.").first.is_visible()
+    assert page.get_by_text("random weights").is_visible(), "the checkpoint's note"
+    files = load_case(page, tmp_path)
+    board = Board(page)
+    set_number(page, "Slice", 2)
+    board.says("Choose a tissue and paint where it shall be.")
+
+    # One pixel wide: every pixel between the ends, and no other.
+    board.choose("edema")
+    board.drag((5, 6), (10, 6))
+    board.says("edema: 6 px")
+    # A disk of radius 2.5.
+    board.choose("necrotic core", brush=5)
+    board.drag((13, 12), (13, 12))
+    disk = [(x, y) for x in range(24) for y in range(20) if (x - 13) ** 2 + (y - 12) ** 2 <= 2.5**2]
+    board.says(f"edema: 6 px · necrotic core: {len(disk)} px")
+    board.choose("eraser")
+    board.drag((13, 12), (13, 12))
+    board.says(f"edema: 6 px · necrotic core: {len(disk) - 1} px")
+    board.press("Undo")
+    board.says(f"edema: 6 px · necrotic core: {len(disk)} px")
+    board.press("Redo")
+    board.press("Undo")
+    # Two strokes whose box is 2 x 3.
+    board.choose("normal tissue")
+    board.drag((16, 5), (16, 5))
+    board.drag((17, 7), (17, 7))
+    page.get_by_label("normal tissue as bounding box").check()
+    board.says(f"normal tissue: box 2 x 3 · edema: 6 px · necrotic core: {len(disk)} px")
+
+    # Another slice and back: the masks are kept, and each slice has its own.
+    set_number(page, "Slice", 3)
+    board.says("Choose a tissue and paint where it shall be.")
+    board.choose("whole tumour")
+    board.drag((8, 8), (8, 10))
+    board.says("whole tumour: 3 px")
+    set_number(page, "Slice", 2)
+    board.says(f"normal tissue: box 2 x 3 · edema: 6 px · necrotic core: {len(disk)} px")
+    page.get_by_label("FLAIR", exact=True).first.check()
+
+    page.locator("#start").click()
+    page.locator("#downloads").wait_for(state="visible")
+    sync_api.expect(page.locator("#caption")).to_contain_text("FLAIR, slice 2, sample 0")
+    assert page.locator("#compare img").count() == 2
+    samples = page.locator("#samples img")
+    sync_api.expect(samples).to_have_count(2)
+    assert page.locator("#uncertainty img").is_visible()
+    samples.nth(1).click()
+    sync_api.expect(page.locator("#caption")).to_contain_text("sample 1", timeout=PATIENCE_MS)
+
+    with page.expect_download() as waiting:
+        page.locator("#downloads a", has_text="MB").or_(
+            page.locator("#downloads a[download$='.zip']")
+        ).first.click()
+    target = tmp_path / "result.zip"
+    waiting.value.save_as(target)
+    with zipfile.ZipFile(target) as packed:
+        packed.extractall(tmp_path / "out")
+
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[5:11, 6, 2] = 2
+    for x, y in disk:
+        expected[x, y, 2] = 1
+    expected[16:18, 5:8, 2] = 5
+    expected[8, 8:11, 3] = 6
+    for number in range(2):
+        folder = tmp_path / "out" / f"sample_{number:03d}"
+        np.testing.assert_array_equal(stored(folder / "rois.nii.gz"), expected)
+        for source in files.values():
+            after = folder / source.name.replace(".nii.gz", "-inpainted.nii.gz")
+            outside = expected == 0
+            np.testing.assert_array_equal(stored(after)[outside], stored(source)[outside])
+            assert nib.load(after).header.binaryblock == nib.load(source).header.binaryblock
+        record = json.loads((folder / "provenance.json").read_text())
+        assert record["rois"]["normal"]["mode"] == "box"
+
+
+def test_on_a_phone(open_page, tmp_path):
+    """Everything fits the width, and a finger paints."""
+    page = open_page(390, 844, has_touch=True, is_mobile=True, device_scale_factor=2)
+    picture = tmp_path / "slice.png"
+    Image.fromarray(make_slice(SHAPE[1::-1], dtype=np.uint16)).save(picture)
+    page.locator("input[type=file]").first.set_input_files(picture)
+    page.get_by_text("slice").first.wait_for()
+    page.get_by_role("button", name="Load files").tap()
+    board = Board(page)
+    board.choose("edema")
+    page.touchscreen.tap(*board.at(9, 9))
+    board.says("edema: 1 px")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#start").tap()
+    page.locator("#downloads").wait_for(state="visible")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_errors_are_shown_as_sentences(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Load files").click()
+    page.get_by_text("choose a file first").wait_for()
+    page.get_by_role("button", name="Remove a tumour").click()
+    board = Board(page)
+    board.press("Clear slice")
+    page.locator("#start").click()
+    page.get_by_text("nothing is painted yet").wait_for()
+    assert page.get_by_text("Traceback").count() == 0

@@ -1,0 +1,47 @@
+"""The web page, served by a thread of the tests, with a tiny model of random weights."""
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from synthetic_cases import write_case
+from tiny_inpainter import tiny_metadata, tiny_params
+
+from configs.serve import get_config
+from mbti_jax import serve
+from mbti_jax.inpaint import Inpainter
+from mbti_jax.web.examples import Examples
+from mbti_jax.web.uploads import Limits
+from tfds_brats.cases import Case, find_cases, read_case
+
+
+class TinyExamples(Examples):
+    """A synthetic case in place of the phantom, which takes longer to make."""
+
+    def __init__(self, folder: Path):
+        write_case(folder, "Phantom_0000")
+        (files,) = find_cases(folder, "phantom")
+        self._tiny = read_case(files)
+
+    @property
+    def case(self) -> Case:
+        return self._tiny
+
+
+@contextlib.contextmanager
+def tiny_server(root: Path) -> Iterator[str]:
+    """Yields the page's address."""
+    metadata = tiny_metadata()
+    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny", report_every=1)
+    config = get_config()
+    config.num_steps = 2
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        config.port = free.getsockname()[1]
+    limits = Limits(upload_mb=1, volume_mb=2, pixels=100_000, images=32)
+    page = serve.start(inpainter, limits, TinyExamples(root / "in"), config, root)
+    try:
+        yield page.local_url
+    finally:
+        page.close()
