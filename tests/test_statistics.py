@@ -9,8 +9,11 @@ from scipy import stats
 
 from mbti_jax.evaluation.statistics import (
     bootstrap_interval,
+    cell,
     interval_text,
+    mean_with_interval,
     paired_difference,
+    ratio_of_means,
     summary,
 )
 
@@ -110,3 +113,54 @@ def test_what_cannot_be_averaged_is_refused(values, subjects, message):
 def test_different_lengths_cannot_be_paired():
     with pytest.raises(ValueError, match="paired"):
         paired_difference(np.zeros(3), np.zeros(2), np.arange(3), 0)
+
+
+def test_a_mean_leaves_out_what_has_no_number():
+    values, subjects = (
+        np.array([np.nan, 0.25, 0.5, np.nan, 1.0]),
+        np.array(["a", "a", "b", "c", "b"]),
+    )
+    found = mean_with_interval(values, subjects, seed=0)
+    kept = np.array([1, 2, 4])
+    assert (found["low"], found["high"]) == bootstrap_interval(values[kept], subjects[kept], 0)
+    assert found["mean"] == pytest.approx(1.75 / 3)
+    assert found["count"] == 3
+    assert mean_with_interval(values[[0, 3]], subjects[[0, 3]], seed=0) is None
+    assert cell(found, 1) == interval_text(found["mean"], found["low"], found["high"], 1)
+    assert cell(None) == "-"
+
+
+def test_the_interval_of_a_ratio_is_scipys_where_each_subject_has_one_pair():
+    rng = np.random.default_rng(1)
+    b = rng.uniform(0.5, 1, 30)
+    a, subjects = b * rng.uniform(0.4, 1, 30), np.arange(30)
+    found = ratio_of_means(a, subjects, b, subjects, seed=0, num_resamples=20000)
+    expected = stats.bootstrap(
+        (a, b),
+        lambda x, y, axis: x.mean(axis) / y.mean(axis),
+        paired=True,
+        n_resamples=20000,
+        method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval
+    assert found["mean"] == pytest.approx(a.sum() / b.sum())
+    assert found["low"] == pytest.approx(expected.low, abs=0.005)
+    assert found["high"] == pytest.approx(expected.high, abs=0.005)
+
+
+def test_a_ratio_that_every_subject_shares_is_certain():
+    b = np.array([0.2, 0.8, 0.5, 0.9])
+    found = ratio_of_means(
+        b / 2, np.array(["a", "a", "b", "c"]), b, np.array(["a", "a", "b", "c"]), 0
+    )
+    assert found == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
+    alone = ratio_of_means(b, np.repeat("a", 4), b, np.repeat("a", 4), 0)
+    assert alone == {"mean": 1.0, "low": None, "high": None}
+
+
+def test_what_has_no_ratio_is_refused():
+    one = np.ones(2)
+    with pytest.raises(ValueError, match="above 0"):
+        ratio_of_means(one, np.arange(2), 0 * one, np.arange(2), 0)
+    with pytest.raises(ValueError, match="as many subjects"):
+        ratio_of_means(one, np.arange(2), one, np.arange(3), 0)

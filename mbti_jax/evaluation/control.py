@@ -25,7 +25,7 @@ from mbti_jax.evaluation.requests import (
     segment,
 )
 from mbti_jax.evaluation.setting import Setting
-from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text, ratio_of_means
+from mbti_jax.evaluation.statistics import cell, mean_with_interval, ratio_of_means
 from mbti_jax.tasks import CHANNELS
 
 # Below it a segmenter cannot tell on real slices either, and the ratio says nothing.
@@ -114,13 +114,13 @@ def compare(
         `ratio` of their means {"mean", "low", "high"}, None where the mean of the real slices is below
         `LEAST_REAL_SCORE`.
     """
-    there, real_there = np.isfinite(painted), np.isfinite(real)
     out: dict[str, Any] = {
-        "painted": _mean(painted[there], painted_subjects[there], seed),
-        "real": _mean(real[real_there], real_subjects[real_there], seed),
+        "painted": mean_with_interval(painted, painted_subjects, seed),
+        "real": mean_with_interval(real, real_subjects, seed),
         "ratio": None,
     }
     if out["painted"] and out["real"] and out["real"]["mean"] >= LEAST_REAL_SCORE:
+        there, real_there = ~np.isnan(painted), ~np.isnan(real)
         out["ratio"] = ratio_of_means(
             painted[there],
             painted_subjects[there],
@@ -186,7 +186,7 @@ def tables(result: Mapping[str, Any]) -> str:
     ]
     for sequence in sequences:
         row = found["removal", "own", sequence, "share"]
-        cells = (sequence, str(row["painted"]["count"]), _text(row["real"]), _text(row["painted"]))
+        cells = (sequence, str(row["painted"]["count"]), cell(row["real"]), cell(row["painted"]))
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"![{name[:-4]}](control/{name})" for name in result["pictures"]), ""]
     lines.append(
@@ -202,25 +202,12 @@ def _scores(
     return {sequence: measure(request, labels, least_area) for sequence, labels in found.items()}
 
 
-def _mean(values: np.ndarray, subjects: np.ndarray, seed: int) -> dict[str, Any] | None:
-    if not len(values):
-        return None
-    low, high = bootstrap_interval(values, subjects, seed)
-    return {"mean": float(values.mean()), "low": low, "high": high, "count": len(values)}
-
-
-def _text(found: Mapping[str, Any] | None, digits: int = 2) -> str:
-    return (
-        "-" if found is None else interval_text(found["mean"], found["low"], found["high"], digits)
-    )
-
-
 def _line(found: Mapping, kind: str, sequence: str, score: str, label: str) -> str:
     own, elsewhere = (found[kind, place, sequence, score] for place in ("own", "elsewhere"))
     count = 0 if own["painted"] is None else own["painted"]["count"]
-    cells = [sequence, label, str(count), _text(own["real"])]
+    cells = [sequence, label, str(count), cell(own["real"])]
     for row in (own, elsewhere):
-        cells += [_text(row["painted"]), _text(row["ratio"])]
+        cells += [cell(row["painted"]), cell(row["ratio"])]
     return f"| {' | '.join(cells)} |"
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from mbti_jax.evaluation import segmenter
 from mbti_jax.evaluation.requests import COMPONENTS, Request, borrow, make_request, measure
 from mbti_jax.evaluation.setting import LabelledSlices, Setting
-from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text, paired_difference
+from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference
 
 SETS = ("real", "synthetic", "mixed")
 
@@ -113,9 +113,9 @@ def summarise(
         seed: of the intervals' resampling.
 
     Returns:
-        For each of `SETS` {"mean", "low", "high", "seed_sd"}: mean over seeds and slices with its
-        interval over subjects, and the standard deviation of the seeds' means (None for one seed). For
-        "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
+        For each of `SETS` {"mean", "low", "high", "count", "seed_sd"}: mean over seeds and slices with
+        its interval over subjects, and the standard deviation of the seeds' means (None for one seed).
+        For "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
     """
     names = [*SETS, "synthetic - real", "mixed - real"]
     there = np.isfinite(dice["real"][0])
@@ -125,11 +125,9 @@ def summarise(
     dice = {name: values[:, there] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in SETS:
-        values = dice[name].mean(0)
-        low, high = bootstrap_interval(values, subjects, seed)
         by_seed = dice[name].mean(1)
         spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        out[name] = {"mean": float(values.mean()), "low": low, "high": high, "seed_sd": spread}
+        out[name] = mean_with_interval(dice[name].mean(0), subjects, seed) | {"seed_sd": spread}
     for name in SETS[1:]:
         means = (dice[name].mean(0), dice["real"].mean(0))
         out[f"{name} - real"] = paired_difference(*means, subjects, seed)
@@ -164,10 +162,10 @@ def tables(result: Mapping[str, Any]) -> str:
         if row["real"] is None:
             cells += ["-"] * 6
         else:
-            cells += [_text(row[name]) for name in SETS]
+            cells += [cell(row[name]) for name in SETS]
             spreads = [row[name]["seed_sd"] for name in SETS]
             cells.append(", ".join("-" if sd is None else f"{sd:.2f}" for sd in spreads))
-            cells += [_text(row[f"{name} - real"]) for name in SETS[1:]]
+            cells += [cell(row[f"{name} - real"]) for name in SETS[1:]]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -185,7 +183,3 @@ def _painted(setting: Setting, request: Request, num_steps: int) -> LabelledSlic
     removed = request.kind == "removal"
     labels = np.zeros_like(request.labels) if removed else request.labels
     return LabelledSlices(images, labels, request.slices.subjects, request.slices.slice_indices)
-
-
-def _text(found: Mapping[str, Any]) -> str:
-    return interval_text(found["mean"], found["low"], found["high"], digits=2)

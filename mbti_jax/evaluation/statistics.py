@@ -8,6 +8,8 @@ nothing about how the model would differ if it were trained again.
 A mean over numbers counts a subject by how many numbers it has, in the interval as in the mean.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy import stats
 
@@ -80,6 +82,28 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def mean_with_interval(
+    values: np.ndarray, subjects: np.ndarray, seed: int
+) -> dict[str, float | int | None] | None:
+    """The mean over numbers with its interval over subjects.
+
+    Args:
+        values: float [N], NaN where there is no number.
+        subjects: [N], whose number each is.
+        seed: of the resampling.
+
+    Returns:
+        `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None if there are
+        none.
+    """
+    there = ~np.isnan(values)
+    if not there.any():
+        return None
+    low, high = bootstrap_interval(values[there], subjects[there], seed)
+    mean = float(values[there].mean())
+    return {"mean": mean, "low": low, "high": high, "count": int(there.sum())}
 
 
 def paired_difference(
@@ -159,6 +183,13 @@ def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> st
     """`0.812 (0.790 to 0.833)`, and without an interval where there is none, as reports print it."""
     text = f"{mean:.{digits}f}"
     return text if low is None else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def cell(found: Mapping[str, Number] | None, digits: int = 2) -> str:
+    """`interval_text` of the entries `mean`, `low` and `high`, and `-` where nothing was found."""
+    if found is None:
+        return "-"
+    return interval_text(found["mean"], found["low"], found["high"], digits)
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

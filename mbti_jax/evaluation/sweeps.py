@@ -20,7 +20,7 @@ from mbti_jax.evaluation.control import LEAST_REAL_SCORE
 from mbti_jax.evaluation.requests import COMPONENTS, Request, borrow, make_request, measure, segment
 from mbti_jax.evaluation.segmenter import Segmenter
 from mbti_jax.evaluation.setting import LabelledSlices, Setting, Tasks
-from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
+from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.inpaint import Inpainter
 from mbti_jax.outputs import replacing
 
@@ -79,7 +79,7 @@ class Sweep:
             values |= healthy_scores(hosts, healthy, painted)
             rows.append(
                 {"value": value}
-                | {m: _mean(*values[m], setting.seed) for m in MEASURES}
+                | {m: mean_with_interval(*values[m], setting.seed) for m in MEASURES}
                 | seconds_per_image(setting.inpainter, hosts, healthy, **sampling)
             )
         fixed = "num_steps" if self.name == "guidance" else "guidance_weight"
@@ -125,7 +125,7 @@ class Sweep:
         ]
         for row in result["rows"]:
             cells = [f"{row['value']:g}"]
-            cells += [_text(row[m], 4 if m == "mae" else 2) for m in MEASURES]
+            cells += [cell(row[m], 4 if m == "mae" else 2) for m in MEASURES]
             cells.append(f"{'about ' if row['computed'] else ''}{row['seconds']:.2g}")
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", f"![Curves]({self.name}/curves.png)", "", self._advice(result["choice"])]
@@ -197,9 +197,7 @@ def control_scores(
     wanted = shown["dice"] if name == "dice" else [(sequence, "iou") for sequence in shown["iou"]]
     values = [measure(request, found[q], least_area)[score] for q, score in wanted]
     subjects = np.tile(request.slices.subjects, len(values))
-    values = np.concatenate(values) if values else np.zeros(0)
-    there = np.isfinite(values)
-    return {name: (values[there], subjects[there])}
+    return {name: (np.concatenate(values) if values else np.zeros(0), subjects)}
 
 
 def healthy_scores(
@@ -286,13 +284,6 @@ def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean(values: np.ndarray, subjects: np.ndarray, seed: int) -> dict[str, Any] | None:
-    if not len(values):
-        return None
-    low, high = bootstrap_interval(values, subjects, seed)
-    return {"mean": float(values.mean()), "low": low, "high": high, "count": len(values)}
-
-
 def _draw(path: Path, rows: Sequence[Mapping[str, Any]], name: str) -> None:
     """A curve with its intervals for each measure, and the time."""
     fig = Figure(figsize=(13, 3.2), facecolor="white", layout="constrained")
@@ -327,9 +318,3 @@ def _draw(path: Path, rows: Sequence[Mapping[str, Any]], name: str) -> None:
     FigureCanvasAgg(fig)
     with replacing(path) as beside:
         fig.savefig(beside, format="png", dpi=110)
-
-
-def _text(found: Mapping[str, Any] | None, digits: int) -> str:
-    return (
-        "-" if found is None else interval_text(found["mean"], found["low"], found["high"], digits)
-    )
