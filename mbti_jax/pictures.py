@@ -149,8 +149,10 @@ def figure(
     fig.legend(handles=handles, **place, ncols=len(handles), fontsize=8, frameon=False)
     fig.text(1 - 0.05 / width, 0.08 / height, footnote, ha="right", fontsize=8)
     FigureCanvasAgg(fig)
+    # Fine enough that no pixel is left out, such as those of a thin outline.
+    largest = max(max(cell.shape[:2]) for line in cells for cell in line)
     with replacing(path) as beside:
-        fig.savefig(beside, format="png", dpi=110)
+        fig.savefig(beside, format="png", dpi=max(110, largest / (inch / 1.04)))
     return Path(path)
 
 

@@ -135,3 +135,15 @@ def test_a_window_around_a_region(region, expected):
     inside = np.zeros((64, 64), bool)
     inside[region] = True
     assert pictures.around(inside, margin=8, least=20) == expected
+
+
+def test_a_figure_shows_outlines_one_pixel_thin(tmp_path):
+    cell = np.zeros((256, 256, 3), np.uint8)
+    places = np.arange(3, 256, 25)
+    cell[:, places, 0] = 255
+    names = [f"{n}" for n in range(6)]
+    path = pictures.figure(tmp_path / "figure.png", [[cell] * 6] * 2, rows=["", ""], columns=names)
+    shown = np.asarray(PIL.Image.open(path).convert("RGB")).astype(int)
+    red = (shown == (255, 0, 0)).all(-1)
+    line = red[np.flatnonzero(red.sum(1) > 60)[0]]
+    assert np.count_nonzero(np.diff(line.astype(int)) == 1) == 6 * len(places)
