@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
 
     # Samples of the same request beside each other, for each of six tasks.
     config.diversity = ConfigDict({"num_slices": 6, "num_samples": 8, "num_steps": 25})
+    config.diversity.least_brain = 6000
 
     # Segmenters of our own; parts with the same settings share them.
     segmenter = {
@@ -67,15 +68,13 @@ def get_config() -> ConfigDict:
     config.steps.steps = (1, 2, 5, 10, 25, 50, 100, 250, 1000)
     config.steps.segmenter = ConfigDict(segmenter)
 
-    # With 64 features FID needs 128 slices in each half of the subjects.
-    config.fidelity = ConfigDict(
-        {"num_slices": 288, "num_normal_slices": 48, "num_steps": 25, "num_subsets": 200}
-    )
+    # Fidelity and memorisation look at the same samples. With 64 features FID needs 128 slices in each
+    # half of the subjects.
+    repainted = {"num_slices": 288, "num_normal_slices": 48, "least_brain": 6000, "num_steps": 25}
+    config.fidelity = ConfigDict({**repainted, "num_subsets": 200})
     config.fidelity.segmenter = ConfigDict(segmenter)
-
-    # Repaints as fidelity does, so that the samples serve both.
-    config.memorisation = ConfigDict({"num_slices": 288, "num_normal_slices": 48, "num_steps": 25})
-    config.memorisation.update({"num_rois": 48, "num_training_slices": 520, "num_pairs": 4})
+    config.memorisation = ConfigDict({**repainted, "num_rois": 48, "least_area": 150})
+    config.memorisation.update({"num_training_slices": 512, "num_pairs": 4})
 
     # Segmenters trained on real slices, on as many repainted ones, and on both.
     config.downstream = ConfigDict({"num_slices": 150, "num_steps": 25, "num_seeds": 2})

@@ -100,7 +100,7 @@ def test_one_sample_has_no_diversity():
 
 def test_the_part_measures_every_task_and_draws_it(tmp_path):
     setting = make_setting(tmp_path)
-    settings = ConfigDict({"num_slices": 2, "num_samples": 2, "num_steps": 2})
+    settings = ConfigDict({"num_slices": 2, "least_brain": 100, "num_samples": 2, "num_steps": 2})
     (tmp_path / "diversity").mkdir()
     result = diversity.run(setting, settings, tmp_path / "diversity")
     assert len(result["tasks"]) == 6

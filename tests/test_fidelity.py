@@ -133,6 +133,7 @@ def test_the_part_says_why_it_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr(fidelity.segmenter, "of_real_slices", networks)
     monkeypatch.setattr(fidelity, "_LEAST_PIXELS", 5)  # The slices are of 16 x 16 pixels.
     settings = {"num_slices": 6, "num_normal_slices": 2, "num_steps": 2, "num_subsets": 5}
+    settings["least_brain"] = 100
     settings["segmenter"] = {"num_slices": 40}
     (tmp_path / "fidelity").mkdir()
     result = fidelity.run(setting, ConfigDict(settings), tmp_path / "fidelity")

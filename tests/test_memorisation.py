@@ -95,6 +95,7 @@ def test_real_tissue_compared_with_itself_is_at_its_own_quantile():
 
 SETTINGS = {"num_slices": 6, "num_normal_slices": 2, "num_steps": 2}
 SETTINGS |= {"num_rois": 3, "num_training_slices": 5, "num_pairs": 3}
+SETTINGS |= {"least_brain": 100, "least_area": 4}
 
 
 def test_the_part_states_what_was_searched_and_draws_the_closest(tmp_path):
@@ -103,13 +104,25 @@ def test_the_part_states_what_was_searched_and_draws_the_closest(tmp_path):
     result = memorisation.run(setting, ConfigDict(SETTINGS), tmp_path / "memorisation")
     text = memorisation.tables(json.loads(json.dumps(result, allow_nan=False)))
     assert len(result["rows"]) == 2 * len(setting.sequences)
-    assert "3 ROIs, searched in 5 training slices of 5 subjects" in text
+    assert "3 ROIs of 4 pixels and more, searched in 5 training slices of 5 subjects" in text
     for row in result["rows"]:
         # Random weights paint nothing that was in any training slice.
         assert row["distance"]["share"] == 0
         assert row["distance"]["synthetic"] > row["distance"]["real"] > 0
     (link,) = re.findall(r"\]\((.*?)\)", text)
     assert imread(tmp_path / link).shape[-1] >= 3
+
+
+def test_small_rois_are_left_out():
+    inside = _regions()
+    inside[::2, 11:] = False  # 5 pixels are left of 66.
+    images = _textures(2, NUM_ROIS)
+    repainted = make_repainted(images, images[None], inside)
+    chosen = memorisation.choose(repainted, 3, least_area=6)
+    assert chosen.slices.subjects.tolist() == ["subject_3", "subject_7", "subject_11"]
+    assert (chosen.samples[0] == images[[3, 7, 11]]).all()
+    with pytest.raises(ValueError, match="no ROI has 67 pixels"):
+        memorisation.choose(repainted, 3, least_area=67)
 
 
 def test_a_model_of_other_data_is_not_judged(tmp_path):

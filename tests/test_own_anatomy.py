@@ -81,7 +81,9 @@ def test_an_unknown_kind_is_named():
 
 @pytest.mark.parametrize("kind", own_anatomy.KINDS)
 def test_samples_differ_inside_the_roi_only(setting, kind):
-    repainted = own_anatomy.repaint(setting, kind, False, num_slices=3, num_steps=2, num_samples=2)
+    repainted = own_anatomy.repaint(
+        setting, kind, False, num_slices=3, least_brain=100, num_steps=2, num_samples=2
+    )
     inside = np.broadcast_to(repainted.tasks.roi[None, ..., None], repainted.samples.shape)
     images = np.broadcast_to(repainted.slices.images[None], repainted.samples.shape)
     assert (repainted.samples[~inside] == images[~inside]).all()

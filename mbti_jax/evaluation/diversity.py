@@ -41,7 +41,7 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
     """Measures every task, free-form and box; a part of `evaluate`.
 
     Args:
-        settings: `num_slices` a task, `num_samples` a slice, `num_steps`.
+        settings: `num_slices` a task, `num_samples` a slice, and what else `own_anatomy.repaint` takes.
         folder: gets a picture a task.
     """
     tasks = []

@@ -40,14 +40,19 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
 
     Args:
         settings: `num_slices` with tumour whose components are repainted, `num_normal_slices` without,
-            in which normal tissue is; `num_steps`; `num_subsets` for the kernel distance's error;
-            `segmenter`, see `segmenter.of_real_slices`.
+            in which normal tissue is, of `least_brain` pixels; `num_steps`; `num_subsets` for the
+            kernel distance's error; `segmenter`, see `segmenter.of_real_slices`.
         folder: gets the picture of the histograms.
     """
     segmenters = segmenter.of_real_slices(setting, settings.segmenter)
     sets = {
         kind: own_anatomy.repaint(
-            setting, kind, False, num_slices=count, num_steps=settings.num_steps
+            setting,
+            kind,
+            box=False,
+            num_slices=count,
+            least_brain=settings.least_brain,
+            num_steps=settings.num_steps,
         )
         for kind, count in (
             ("components", settings.num_slices),

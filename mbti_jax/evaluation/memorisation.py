@@ -36,13 +36,18 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
     """Searches for repainted components and normal tissue; a part of `evaluate`.
 
     Args:
-        settings: `num_slices`, `num_normal_slices` and `num_steps` of samples, as of `fidelity`, whose
-            samples then serve both; `num_rois` of each of them to search for, `num_training_slices` to
-            search in, spread evenly; `num_pairs` to draw.
+        settings: `num_slices`, `num_normal_slices`, `least_brain` and `num_steps` of samples, as of
+            `fidelity`, whose samples then serve both; `num_rois` of each of them to search for, of
+            `least_area` pixels in the model's size; `num_training_slices` to search in, spread evenly;
+            `num_pairs` to draw.
         folder: gets the picture of the closest pairs.
+
+    Raises:
+        ValueError: no ROI is large enough.
     """
     weight = setting.inpainter.default_guidance_weight
     result = {"num_steps": settings.num_steps, "guidance_weight": weight}
+    result["least_area"] = settings.least_area
     if not setting.held_out:
         return result | {
             "refused": "the model was not trained on this dataset's training split, so the slices that "
@@ -54,9 +59,14 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
         ("normal", settings.num_normal_slices),
     ):
         repainted = own_anatomy.repaint(
-            setting, kind, False, num_slices=count, num_steps=settings.num_steps
+            setting,
+            kind,
+            box=False,
+            num_slices=count,
+            least_brain=settings.least_brain,
+            num_steps=settings.num_steps,
         )
-        repainted = _spread(repainted, settings.num_rois)
+        repainted = choose(repainted, settings.num_rois, settings.least_area)
         training = setting.slices(
             "train", settings.num_training_slices, with_tumor=kind != "normal"
         )
@@ -80,6 +90,21 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
     pairs = sorted(pairs, key=lambda pair: pair["to_threshold"])[: settings.num_pairs]
     _draw(folder / "closest.png", pairs, setting.sequences)
     return result | {"searched": searched, "rows": rows, "num_pairs": len(pairs)}
+
+
+def choose(repainted: Repainted, count: int, least_area: int) -> Repainted:
+    """At most `count` of the slices, evenly spread over those whose ROI is large enough.
+
+    A few pixels look like a few pixels of many a training slice.
+
+    Raises:
+        ValueError: no ROI has `least_area` pixels.
+    """
+    large = np.flatnonzero(repainted.tasks.roi.sum((1, 2)) >= least_area)
+    if not len(large):
+        raise ValueError(f"no ROI has {least_area} pixels; repaint more slices or set least_area")
+    number = min(count, len(large))
+    return repainted.take(large[((np.arange(number) + 0.5) * len(large) / number).astype(int)])
 
 
 def nearest(
@@ -186,8 +211,8 @@ def tables(result: Mapping[str, Any]) -> str:
     ]
     for task, sizes in result["searched"].items():
         lines.append(
-            f"- {task}: {sizes['num_rois']} ROIs, searched in {sizes['num_slices']} training slices of "
-            f"{sizes['num_subjects']} subjects."
+            f"- {task}: {sizes['num_rois']} ROIs of {result['least_area']} pixels and more, searched in "
+            f"{sizes['num_slices']} training slices of {sizes['num_subjects']} subjects."
         )
     lines += [
         "",
@@ -219,13 +244,6 @@ def tables(result: Mapping[str, Any]) -> str:
         "invent any. Nothing here is a guarantee of privacy.",
     ]
     return "\n".join(lines)
-
-
-def _spread(repainted: Repainted, count: int) -> Repainted:
-    """At most `count` of the slices, evenly spread."""
-    number = min(count, len(repainted.slices))
-    rows = np.linspace(0, len(repainted.slices) - 1, number).round().astype(int)
-    return repainted.take(rows)
 
 
 def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -> None:

@@ -59,6 +59,7 @@ def repaint(
     box: bool,
     *,
     num_slices: int,
+    least_brain: int,
     num_steps: int,
     num_samples: int = 1,
 ) -> Repainted:
@@ -68,12 +69,16 @@ def repaint(
         kind: of `KINDS`.
         box: bounding boxes instead of free-form ROIs.
         num_slices: how many at most, spread evenly over subjects.
+        least_brain: pixels of brain, in the dataset's size, that slices without tumour must have.
         num_steps, num_samples: as of `Setting.repaint`.
 
     Raises:
         ValueError: the test split has no such slices, or an unknown kind.
     """
-    slices = setting.slices("test", num_slices, with_tumor=kind != "normal")
+    if kind == "normal":
+        slices = setting.slices("test", num_slices, with_tumor=False, least_area=least_brain)
+    else:
+        slices = setting.slices("test", num_slices, with_tumor=True)
     tasks = own_tasks(slices, kind, box, setting.inpainter.method.tasks, setting.seed)
     # In a small image the nearest pixels may miss a small tumour.
     there = tasks.roi.any((1, 2))
