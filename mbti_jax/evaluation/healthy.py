@@ -93,12 +93,11 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
                 slices.append({**row, "slice": k, **by_slice[k]})
         if len(shown) < _NUM_PICTURES:
             shown.append(_picture_row(case, voided, mask, painted))
-    columns = ["T1", "voided", *painted]
     pictures.figure(
         folder / "slices.png",
         [cells for _, cells in shown],
         rows=[label for label, _ in shown],
-        columns=[name.replace(", ", ",\n").replace(" ", "\n", 1) for name in columns],
+        columns=["T1", "voided", *painted],
         title="Healthy tissue: the slice with the largest mask",
     )
     references = [ONE_SAMPLE, _mean_name(settings.num_samples)][: 1 + (settings.num_samples > 1)]
