@@ -355,9 +355,10 @@ def test_pictures_of_results(case_files, tmp_path):
     mask = painted(session, 2)
     result = results.run(tiny_inpainter(), session, LIMITS, sequences=["t1"], **SETTINGS)
     samples = results.samples_of(session, result, 2, "t1")
-    before = results.before(session, 2, "t1")
-    factor = before.shape[0] // mask.shape[0]
-    inside = np.kron(mask, np.ones((factor, factor), bool))
+    before = results.before(session, result, 2, "t1")
+    # The brain of `make_arrays` and six pixels around it: columns 0 to 23, rows 0 to 19.
+    assert before.shape == (480, 576, 3), "enlarged 24 times"
+    inside = np.kron(mask, np.ones((24, 24), bool))
     assert len(samples) == 2 and samples[0].shape == before.shape
     np.testing.assert_array_equal(samples[0][~inside], before[~inside])
     assert (samples[0][inside] != before[inside]).any()

@@ -166,11 +166,11 @@ class Actions:
         spread = results.uncertainty(session, result, number, sequence)
         shown = gr.Image(visible=False)
         if spread is not None:
-            label = f"Standard deviation over the samples, 0 to {spread[1]:.3g}"
+            label = f"Standard deviation, 0 to {spread[1]:.3g}"
             shown = gr.Image(value=spread[0], label=label, visible=True)
         return (
             gr.Column(visible=True),
-            (results.before(session, number, sequence), samples[sample]),
+            (results.before(session, result, number, sequence), samples[sample]),
             [(picture, f"sample {n}") for n, picture in enumerate(samples)],
             shown,
             f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after right.",

@@ -97,7 +97,7 @@ def _choose_section() -> SimpleNamespace:
             examples = {name: gr.Button(name.capitalize()) for name in EXAMPLES}
         with gr.Column(scale=2, min_width=300):
             files = gr.File(
-                label="Or your own: one PNG or npy, or the NIfTI files of a case",
+                label="Or your own PNG, npy or NIfTI files",
                 file_count="multiple",
                 file_types=[*SLICE_ENDINGS, *NIFTI_ENDINGS, ".gz"],
                 height=170,
@@ -107,14 +107,14 @@ def _choose_section() -> SimpleNamespace:
                     [("(I name the sequences)", ""), *CONVENTIONS],
                     value="",
                     label="NIfTI files are named as in",
-                    min_width=160,
+                    min_width=240,
                 )
                 names = gr.Dropdown(
                     [(title(name), name) for name in SEQUENCES],
                     multiselect=True,
                     value=[],
                     label="or: sequences in the order of the files",
-                    min_width=160,
+                    min_width=240,
                 )
             load = gr.Button("Load files")
     status = gr.Markdown("Nothing is loaded yet.", elem_id="loaded", min_height=30)
@@ -147,7 +147,7 @@ def _paint_section() -> SimpleNamespace:
         tissues=painter.tissues(),
     )
     with gr.Accordion("Or take the ROIs from a file", open=False), gr.Row():
-        file = gr.File(label="Label map: NIfTI for volumes, PNG or npy for a slice", height=170)
+        file = gr.File(label="Label map (NIfTI, PNG or npy)", height=170)
         with gr.Column():
             labels = gr.Textbox(
                 label="What its labels mean",
@@ -197,7 +197,9 @@ def _repaint_section(inpainter: Inpainter, num_steps: int) -> SimpleNamespace:
 
 def _results_section() -> SimpleNamespace:
     with gr.Column(visible=False) as section:
-        gr.Markdown("## 4 · Results")
+        gr.Markdown(
+            "## 4 · Results\nChoose a sample to compare it and to get its files; the zip holds all."
+        )
         caption = gr.Markdown("", elem_id="caption")
         with gr.Row():
             compare = gr.ImageSlider(
@@ -211,7 +213,7 @@ def _results_section() -> SimpleNamespace:
             )
             with gr.Column(min_width=300):
                 gallery = gr.Gallery(
-                    label="Samples: choose one to compare and download",
+                    label="Samples",
                     columns=2,
                     format="png",
                     elem_id="samples",
@@ -227,7 +229,7 @@ def _results_section() -> SimpleNamespace:
                     buttons=["fullscreen"],
                 )
         files = gr.File(
-            label="Download: everything as zip, and the files of this sample",
+            label="Downloads",
             file_count="multiple",
             interactive=False,
             elem_id="downloads",

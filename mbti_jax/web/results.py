@@ -19,10 +19,12 @@ from mbti_jax.rois import box_flags, to_label_map
 from mbti_jax.volumes import inpaint_samples
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
+from tfds_brats.slices import bounding_box
 
 # As the default of configs/inpaint.py: how far along z neighbouring slices share their noise.
 _Z_SIGMA_MM = 2.0
-_LEAST_SIDE = 480
+# Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
+_LEAST_SIDE, _MARGIN = 480, 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,12 +114,13 @@ def samples_of(session: Session, result: Result, number: int, sequence: str) -> 
     if position is None or sequence not in result.values:
         return []
     scale = session.scales[sequence]
-    return [_large(pictures.gray(scale.to_model(v[position]))) for v in result.values[sequence]]
+    shown = [pictures.gray(scale.to_model(v[position])) for v in result.values[sequence]]
+    return [_close_up(session, result, picture) for picture in shown]
 
 
-def before(session: Session, number: int, sequence: str) -> np.ndarray:
-    """uint8 [h, w, 3], the slice as it came, as large as `samples_of` makes it."""
-    return _large(session.picture(number, sequence))
+def before(session: Session, result: Result, number: int, sequence: str) -> np.ndarray:
+    """uint8 [h, w, 3], the slice as it came, cut and enlarged as `samples_of` does."""
+    return _close_up(session, result, session.picture(number, sequence))
 
 
 def uncertainty(
@@ -138,7 +141,7 @@ def uncertainty(
     colors = matplotlib.colormaps["inferno"](spread / (top or 1.0))[..., :3]
     shown = session.picture(number, sequence) // 2
     shown[roi] = np.rint(255 * colors[roi])
-    return _large(shown), top
+    return _close_up(session, result, shown), top
 
 
 def _run_case(
@@ -227,5 +230,9 @@ def _files(folder: Path, num_samples: int) -> list[list[Path]]:
     return [sorted((folder / f"sample_{n:03d}").iterdir()) for n in range(num_samples)]
 
 
-def _large(picture: np.ndarray) -> np.ndarray:
-    return pictures.enlarge(picture, _LEAST_SIDE)
+def _close_up(session: Session, result: Result, picture: np.ndarray) -> np.ndarray:
+    """Brain and ROIs with a margin, enlarged; the same part in all slices."""
+    shown = session.brain.any(0) | result.roi.any(0)
+    y0, x0, y1, x1 = bounding_box(shown)
+    y0, x0 = max(y0 - _MARGIN, 0), max(x0 - _MARGIN, 0)
+    return pictures.enlarge(picture[y0 : y1 + _MARGIN, x0 : x1 + _MARGIN], _LEAST_SIDE)
