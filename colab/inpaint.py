@@ -312,18 +312,20 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # %% [markdown]
 # ## Your own slice
 #
-# A NIfTI volume (of one sequence) or a single slice as grey PNG or npy, skull-stripped: background
-# is 0. The shipped model paints phantom tissue into whatever it is given.
+# A NIfTI volume or a single slice as grey PNG or npy, skull-stripped: background is 0. A model that
+# paints several sequences together, as the shipped one does, wants a file of each. The shipped model
+# paints phantom tissue into whatever it is given.
 
 # %% cellView="form"
 # @title 7. Paint into your own slice
-# @markdown Path of the image; empty for the phantom's. Or upload it (in Colab). For a model of several
-# @markdown sequences write `{sequence}` where the files' names have t1, t1ce, t2 and flair.
+# @markdown Path of the image; empty for the phantom's. For a model of several sequences write
+# @markdown `{sequence}` where the files' names have t1, t1ce, t2 and flair. Or upload them (in Colab),
+# @markdown in this order.
 from skimage.draw import ellipse
 
 from mbti_jax.case_files import named_files
 from mbti_jax.outputs import write_json
-from mbti_jax.slice_files import read_slice, write_slice
+from mbti_jax.slice_files import read_sequences, write_slice
 
 IMAGE = ""  # @param {type:"string"}
 UPLOAD_IMAGE = False  # @param {type:"boolean"}
@@ -345,15 +347,21 @@ if UPLOAD_IMAGE:
         raise ValueError("upload works in Colab only; here fill in IMAGE")
     from google.colab import files
 
-    ((name, content),) = files.upload().items()
-    Path(name).write_bytes(content)
-    paths = {SEQUENCE: name}
+    uploaded = files.upload()
+    if len(uploaded) not in (1, len(sequences)):
+        raise ValueError(f"the model paints {', '.join(sequences)}: choose one file of each")
+    for name, content in uploaded.items():
+        Path(name).write_bytes(content)
+    names = [*uploaded] if len(uploaded) > 1 else [*uploaded] * len(sequences)
+    paths = dict(zip(sequences, names, strict=True))
 source = Path(paths[SEQUENCE])
 if source.name.endswith((".nii", ".nii.gz")):
     case = read_case(named_files(paths), sequences, labels=False)
     own_image, own_volume = slice_of(case, SLICE)
 else:
-    own_image, own_volume = np.atleast_3d(read_slice(source)), {}
+    # One file may hold all sequences, an npy of [H, W, C].
+    own_files = [Path(path) for path in dict.fromkeys(paths.values())]
+    own_image, own_volume = np.atleast_3d(read_sequences(own_files)), {}
 mask = np.zeros(own_image.shape[:2], bool)
 rows, columns = ellipse(
     TOP + (HEIGHT - 1) / 2, LEFT + (WIDTH - 1) / 2, HEIGHT / 2, WIDTH / 2, shape=mask.shape

@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
     config.subjects = ()
     # Or the volumes of one case.
     config.images = ConfigDict({"t1": "", "t1ce": "", "t2": "", "flair": ""})
-    # Or one slice, PNG or npy, 0 being background.
+    # Or one slice, PNG or npy, 0 being background; "slice_{sequence}.png" for a file for each sequence
+    # (those that the model knows, or `sequences` below).
     config.image = ""
 
     # Where. Either a label map (NIfTI; PNG or npy for a slice), {subject} in its name standing for the

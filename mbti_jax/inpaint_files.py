@@ -26,6 +26,8 @@ from mbti_jax.volumes import InpaintedVolume, sequences_to_paint
 from tfds_brats.cases import CaseFiles, read_case
 from tfds_brats.conventions import SEQUENCES
 
+# In the path of a slice it stands for the names of the sequences.
+_SEQUENCE = "{sequence}"
 _LAYOUTS = ("files", "brats_inpainting", "nnunet")
 
 
@@ -137,14 +139,22 @@ def _inpaint_voided(
 
 
 def _inpaint_slice(inpainter: Inpainter, config: ConfigDict, folder: Path) -> None:
-    """One PNG or npy."""
-    source, roi = Path(config.image), Path(config.roi)
-    target = folder / source.stem
+    """One slice: a PNG or npy, or one for each sequence."""
+    sources, roi = [Path(config.image)], Path(config.roi)
+    if _SEQUENCE in config.image:
+        names = config.sequences or inpainter.sequences
+        sources = [Path(config.image.replace(_SEQUENCE, name)) for name in names]
+    elif config.sequences:
+        raise ValueError(
+            f"--config.sequences names the files of a slice: write {_SEQUENCE} in --config.image"
+        )
+    name = Path(config.image.replace(_SEQUENCE, "")).stem.strip("_-. ") or "slice"
+    target = folder / name
     fields = ("roi_labels", "box", "intensity_range", "num_samples")
-    request = make_request(inpainter, config, [source, roi], *fields)
+    request = make_request(inpainter, config, [*sources, roi], *fields)
     if not is_done(target / RECORD, request):
-        image = slice_files.read_slice(source)
-        with progress_bar(source.stem) as progress:
+        image = slice_files.read_sequences(sources)
+        with progress_bar(name) as progress:
             result = inpainter(
                 image,
                 slice_files.read_roi(roi),
@@ -156,15 +166,14 @@ def _inpaint_slice(inpainter: Inpainter, config: ConfigDict, folder: Path) -> No
                 **sampling_settings(inpainter, config),
             )
         for warning in result.provenance["warnings"]:
-            print(f"{source.stem}: {warning}")
+            print(f"{name}: {warning}")
         with new_folder(target) as beside:
             for number, sample in enumerate(result.images):
-                name = f"{source.stem}-inpainted-{number:03d}{source.suffix}"
-                slice_files.write_slice(beside / name, sample)
-            title = preview_title(source.stem, inpainter)
+                slice_files.write_sequences(beside, sources, sample, f"inpainted-{number:03d}")
+            title = preview_title(name, inpainter)
             slice_files.draw_preview(beside / "preview.png", image, result, title)
             write_json(
                 beside / RECORD,
                 {**result.provenance, "inputs": request["inputs"], "request": request},
             )
-    print(f"{source.stem}: {target}")
+    print(f"{name}: {target}")

@@ -1,5 +1,6 @@
 """Single slices as files: PNG (8 or 16 bit, grey) and npy, and their ROIs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,42 @@ def read_slice(path: Path) -> np.ndarray:
     if array.shape[-1] == 3 and (array == array[..., :1]).all():
         return array[..., 0]
     raise ValueError(f"{path}: is not grey; a slice has one number a pixel")
+
+
+def read_sequences(paths: Sequence[Path]) -> np.ndarray:
+    """A slice whose sequences lie in a file each, or in one file.
+
+    Returns:
+        [H, W] or [H, W, C] of one file, as of `read_slice`; [H, W, C] of several, in their order.
+
+    Raises:
+        ValueError: as `read_slice`, or several files that do not fit each other.
+    """
+    first, *others = images = [read_slice(path) for path in paths]
+    if not others:
+        return first
+    for path, image in zip(paths, images, strict=True):
+        if image.ndim != 2:
+            raise ValueError(f"{path}: has shape {image.shape}; one sequence, [H, W], is needed")
+        if (image.shape, image.dtype) != (first.shape, first.dtype):
+            raise ValueError(
+                f"{path}: holds {image.shape} {image.dtype}, but {paths[0].name} {first.shape} "
+                f"{first.dtype}"
+            )
+    return np.stack(images, axis=-1)
+
+
+def write_sequences(
+    folder: Path, sources: Sequence[Path], image: np.ndarray, ending: str = "inpainted"
+) -> None:
+    """Writes a slice to files named after those that `read_sequences` read it from.
+
+    Args:
+        ending: what is added to their names.
+    """
+    images = np.moveaxis(image, -1, 0) if len(sources) > 1 else [image]
+    for source, one in zip(sources, images, strict=True):
+        write_slice(folder / f"{source.stem}-{ending}{source.suffix.lower()}", one)
 
 
 def read_roi(path: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ from tiny_inpainter import tiny_inpainter
 
 from mbti_jax.inpaint import Inpainter
 from tfds_brats.cases import find_cases, read_case
+from tfds_brats.conventions import SEQUENCES
 from tfds_brats.slices import to_slices
 
 NOTEBOOK = ROOT / "colab" / "inpaint.ipynb"
@@ -68,8 +69,10 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
     assert sum("image/png" in o.get("data", {}) for o in outputs) == 7
 
     (files,) = find_cases(tmp_path / "phantoms" / "1", "phantom")
-    before = to_slices(read_case(files, ("flair",)).values("flair"))[62]
-    after = np.load(tmp_path / "inpainted" / "own_slice_000.npy")[..., 0]
+    case = read_case(files)
+    before = np.stack([to_slices(case.values(name))[62] for name in SEQUENCES], axis=-1)
+    after = np.load(tmp_path / "inpainted" / "own_slice_000.npy")
+    assert after.shape == before.shape
     # The notebook's region: an ellipse in a rectangle.
     y, x = np.mgrid[: before.shape[0], : before.shape[1]]
     inside = ((y - 109.5) / 20) ** 2 + ((x - 104.5) / 15) ** 2 < 1

@@ -207,6 +207,25 @@ def test_single_slices(tmp_path, ending, dtype):
     assert "percentiles" in record["intensity"]["from"] and record["warnings"]
 
 
+def test_a_slice_with_a_file_for_each_sequence(tmp_path):
+    image = make_slice(channels=4, dtype=np.uint16)
+    for c, name in enumerate(SUFFIXES):
+        Image.fromarray(image[..., c]).save(tmp_path / f"slice_{name}.png")
+    np.save(tmp_path / "roi.npy", make_mask().astype(np.uint8))
+    fields = {"image": str(tmp_path / "slice_{sequence}.png"), "roi": str(tmp_path / "roi.npy")}
+    out = run(tmp_path / "out", **fields, sequences=("t2", "t1")) / "slice"
+    expected = tiny_inpainter()(image[..., [2, 0]], make_mask().astype(np.uint8), num_steps=2)
+    for c, name in enumerate(("t2", "t1")):
+        after = np.array(Image.open(out / f"slice_{name}-inpainted-000.png"))
+        np.testing.assert_array_equal(after, expected.images[0][..., c])
+    with pytest.raises(ValueError, match=r"write {sequence} in --config\.image"):
+        fields["image"] = str(tmp_path / "slice_t1.png")
+        run(tmp_path / "other", **fields, sequences=("t1",))
+    (tmp_path / "slice_flair.png").unlink()
+    with pytest.raises(ValueError, match=r"slice_flair\.png: is not a file"):
+        run(tmp_path / "other", **{**fields, "image": str(tmp_path / "slice_{sequence}.png")})
+
+
 def test_brats_inpainting_layout(tmp_path):
     images, labels = make_arrays(3)
     mask = labels > 0

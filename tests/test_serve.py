@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
-from tiny_inpainter import make_slice, tiny_inpainter
+from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 
 from configs.serve import get_config
 from mbti_jax import serve
@@ -117,7 +117,7 @@ def test_what_is_refused(case_files, png, tmp_path):
     assert "not both" in refused(case_files, convention="brats2021", sequences=["t1"])
     assert "the upload: no case of convention brats2023" in refused(case_files, "brats2023")
     assert "do not make one case" in refused([png, case_files[0]])
-    assert "choose one picture" in refused([png, *_copies(png, tmp_path, "other.png")])
+    assert "which sequence each file is" in refused([png, *_copies(png, tmp_path, "other.png")])
     assert "unknown convention" in refused(case_files, convention="brats1066")
     assert "of a kind that is not read" in refused(_copies(png, tmp_path, "slice.jpg"))
     other = write_case(tmp_path / "in", "BraTS2021_00002", seed=2)
@@ -128,6 +128,52 @@ def test_what_is_refused(case_files, png, tmp_path):
 def _copies(path, tmp_path, name):
     (tmp_path / name).write_bytes(path.read_bytes())
     return [tmp_path / name]
+
+
+def pictures_of(tmp_path, names, shape=(40, 36)):
+    """A PNG for each sequence, all different."""
+    image = make_slice(shape, channels=len(names), dtype=np.uint16)
+    paths = []
+    for c in range(len(names)):
+        paths.append(tmp_path / f"picture {c}.png")
+        Image.fromarray(image[..., c]).save(paths[-1])
+    return paths, dict(zip(names, np.moveaxis(image, -1, 0), strict=True))
+
+
+def test_pictures_of_the_sequences_of_one_slice(tmp_path):
+    names = ("flair", "t1", "t2", "t1ce")
+    paths, images = pictures_of(tmp_path, names)
+    inpainter = tiny_inpainter(4)
+    session = load(paths, tmp_path, sequences=names, inpainter=inpainter)
+    assert session.sequences == inpainter.sequences
+    for name, volume in session.volumes.items():
+        np.testing.assert_array_equal(volume[0], images[name])
+    labels = make_mask().astype(np.uint8) * 2
+    session.paint(0, labels, ())
+    result = results.run(inpainter, session, LIMITS, **SETTINGS)
+    written = {path.name: path for path in result.files[0]}
+    expected = inpainter(
+        np.stack([images[name] for name in inpainter.sequences], -1), labels, **SETTINGS
+    )
+    for c, name in enumerate(inpainter.sequences):
+        path = written[f"picture {names.index(name)}-inpainted.png"]
+        np.testing.assert_array_equal(np.array(Image.open(path)), expected.images[0][..., c])
+
+
+def test_pictures_that_make_no_slice(tmp_path):
+    def refused(paths, names, model):
+        with pytest.raises(ValueError) as error:
+            load(paths, tmp_path, sequences=names, inpainter=model)
+        return str(error.value)
+
+    paths, _ = pictures_of(tmp_path, ("t1", "t2"))
+    four = tiny_inpainter(4)
+    assert "paints t1, t1ce, t2, flair of a slice together" in refused(paths, ("t1", "t2"), four)
+    assert "a picture of each" in refused(paths[:1], (), four)
+    assert "not trained on adc" in refused(paths, ("t1", "adc"), tiny_inpainter())
+    Image.fromarray(make_slice((40, 30), dtype=np.uint16)).save(paths[1])
+    text = refused(paths, ("t1", "t2"), tiny_inpainter())
+    assert "picture 1.png: holds (40, 30) uint16, but picture 0.png (40, 36)" in text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -166,7 +212,7 @@ def test_a_volume_with_nan_or_a_truncated_one(case_files, tmp_path):
 
 def test_another_number_of_sequences_than_the_models(case_files, png, tmp_path):
     together = tiny_inpainter(4)
-    with pytest.raises(ValueError, match="paints 4 together"):
+    with pytest.raises(ValueError, match="paints t1, t1ce, t2, flair of a slice together"):
         load([png], tmp_path, inpainter=together)
     with pytest.raises(ValueError, match="has no t1ce image"):
         load(case_files[:1], tmp_path, sequences=["t1"], inpainter=together)

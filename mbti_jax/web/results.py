@@ -197,7 +197,6 @@ def _run_slice(
     """Samples a single slice and writes it; returns what `Result` holds of it."""
     if sequences != session.sequences:
         raise ValueError("the sequences of a single slice are repainted all together")
-    (source,) = session.files
     result = inpainter(
         session.image,
         session.labels(0),
@@ -209,8 +208,7 @@ def _run_slice(
     for number, image in enumerate(result.images):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
-        name = f"{source.stem}-inpainted{source.suffix.lower()}"
-        slice_files.write_slice(target / name, image)
+        slice_files.write_sequences(target, session.files, image)
         slice_files.write_slice(target / "rois.png", to_label_map(result.roi_masks))
         one = dataclasses.replace(result, images=image[None])
         slice_files.draw_preview(target / "preview.png", session.image, one, title)

@@ -158,6 +158,8 @@ def load_files(
 ) -> Session:
     """A session of uploaded files: one slice (PNG or npy), or the volumes of one case (NIfTI).
 
+    A slice is one file, or one file for each sequence.
+
     Args:
         paths: the files.
         convention: whose file names say which sequence each NIfTI file is; or "".
@@ -257,15 +259,26 @@ def _slice_session(
     folder: Path,
     limits: Limits,
 ) -> Session:
-    if len(files) > 1:
-        raise ValueError("choose one picture; several files make one case only as NIfTI")
     if convention:
         raise ValueError("a convention names the files of a case; a single slice has none")
-    image = slice_files.read_slice(files[0])
+    if len(files) > 1:
+        # In the order in which a model paints them together.
+        by_name = _named(files, sequences)
+        unknown = [name for name in by_name if name not in inpainter.sequences]
+        if unknown:
+            known = ", ".join(inpainter.sequences)
+            raise ValueError(f"the model was not trained on {unknown[0]}, but on {known}")
+        sequences = tuple(name for name in inpainter.sequences if name in by_name)
+        files = [Path(by_name[name]) for name in sequences]
+    image = slice_files.read_sequences(files)
     values = checks.image_values(image)
     uploads.check_slice(files[0].name, values.shape[:2], limits)
     count = values.shape[-1]
-    inpainter.check_sequences(count)
+    if inpainter.num_channels not in (1, count):
+        raise ValueError(
+            f"this model paints {', '.join(inpainter.sequences)} of a slice together: choose a picture "
+            "of each, of one size, and name their sequences in the order of the files"
+        )
     if sequences and len(sequences) != count:
         raise ValueError(f"{len(sequences)} sequences are named, the slice has {count}")
     names = tuple(sequences) or tuple(f"sequence {c}" for c in range(count))
