@@ -42,7 +42,7 @@ def _slices(labels):
 
 def _request(kind):
     labels = _labels()
-    return make_request(kind, _slices(labels), labels)
+    return make_request(kind, _slices(labels), labels, 1)
 
 
 def test_requests_ask_for_the_tumour():
@@ -65,12 +65,16 @@ def test_requests_ask_for_the_tumour():
 def test_slices_without_what_is_needed_are_left_out():
     labels = np.concatenate([_labels(), np.where(_labels() == 2, 1, 0).astype(np.uint8)])
     labels = np.concatenate([labels, np.full_like(labels[:1], 4)])  # A cavity is no tumour.
-    assert len(make_request("components", _slices(labels), labels).slices) == 2
-    assert len(make_request("edema_box", _slices(labels), labels).slices) == 1
+    assert len(make_request("components", _slices(labels), labels, 1).slices) == 2
+    assert len(make_request("edema_box", _slices(labels), labels, 1).slices) == 1
+    # The core has 6 pixels, the edema 72.
+    assert len(make_request("components", _slices(labels), labels, 72).slices) == 2
+    with pytest.raises(ValueError, match="no slice holds"):
+        make_request("edema_box", _slices(labels), labels, 73)
     with pytest.raises(ValueError, match="use more slices"):
-        make_request("removal", _slices(labels[2:]), labels[2:])
+        make_request("removal", _slices(labels[2:]), labels[2:], 1)
     with pytest.raises(ValueError, match="unknown kind"):
-        make_request("enlarge", _slices(labels), labels)
+        make_request("enlarge", _slices(labels), labels, 1)
 
 
 def test_a_perfect_painter():

@@ -1,5 +1,7 @@
 """Segmenters: what they learn, what is kept of them, and what they refuse."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,10 @@ from mbti_jax.evaluation import segmenter
 from mbti_jax.evaluation.overlap import dice
 from mbti_jax.evaluation.segmenter import Training
 
-TINY = Training(model_channels=8, num_steps=2, batch_size=2)
 SIZE = 16
+# The same for all tests, so that most share one compiled update: it depends on both.
+TINY = Training(model_channels=8, num_steps=2, batch_size=2)
+COUNT = 6
 
 
 def _separable(count, seed=0):
@@ -35,7 +39,7 @@ def _leaves(trained):
 
 
 def test_learns_what_brightness_tells():
-    training = Training(model_channels=16, num_steps=300, batch_size=8, learning_rate=1e-2)
+    training = Training(model_channels=8, num_steps=150, batch_size=8, learning_rate=1e-2)
     trained = segmenter.train(*_separable(32), training, seed=0)
     images, labels = _separable(8, seed=1)
     found = trained.labels(images)
@@ -60,8 +64,8 @@ def test_the_loss_is_cross_entropy_and_soft_dice():
 
 
 def test_a_slice_is_segmented_alone_as_among_others():
-    images, labels = _separable(19)  # More than are segmented at once.
-    trained = segmenter.train(images, labels, TINY, seed=0)
+    trained = segmenter.train(*_separable(COUNT), TINY, seed=0)
+    images, _ = _separable(19)  # More than are segmented at once.
     many, features = trained.labels(images), trained.features(images)
     assert many.shape == images.shape
     assert features.shape == (19, 2 * TINY.model_channels)
@@ -72,7 +76,7 @@ def test_a_slice_is_segmented_alone_as_among_others():
 
 def test_features_are_the_means_of_the_middle_block():
     """The bias of the block's last layer moves its output, and so the mean, by as much."""
-    images, labels = _separable(3)
+    images, labels = _separable(COUNT)
     trained = segmenter.train(images, labels, TINY, seed=0)
     params = jax.device_get(trained.params)
     block = params["middle_block_2"]["out_layers_3"]
@@ -80,13 +84,13 @@ def test_features_are_the_means_of_the_middle_block():
     moved = segmenter.Segmenter(params, TINY, SIZE)
     np.testing.assert_allclose(
         moved.features(images) - trained.features(images),
-        np.tile(np.arange(2 * TINY.model_channels), (3, 1)),
+        np.tile(np.arange(2 * TINY.model_channels), (COUNT, 1)),
         atol=1e-4,
     )
 
 
 def test_what_is_kept_is_what_would_be_trained_again(tmp_path):
-    images, labels = _separable(6)
+    images, labels = _separable(COUNT)
     first = segmenter.trained(tmp_path, images, labels, TINY, seed=1)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
@@ -101,7 +105,7 @@ def test_what_is_kept_is_what_would_be_trained_again(tmp_path):
 
 @pytest.mark.parametrize("changed", ["seed", "image", "label", "steps"])
 def test_other_data_or_settings_are_trained_anew(tmp_path, changed):
-    images, labels = _separable(4)
+    images, labels = _separable(COUNT)
     segmenter.trained(tmp_path, images, labels, TINY, seed=1)
     training, seed = TINY, 1
     if changed == "seed":
@@ -111,13 +115,13 @@ def test_other_data_or_settings_are_trained_anew(tmp_path, changed):
     elif changed == "label":
         labels[0, 3, 3] = 3
     else:
-        training = Training(model_channels=8, num_steps=3, batch_size=2)
+        training = dataclasses.replace(TINY, num_steps=3)
     segmenter.trained(tmp_path, images, labels, training, seed)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    images, labels = _separable(4)
+    images, labels = _separable(COUNT)
     segmenter.trained(tmp_path, images, labels, TINY, seed=1)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
@@ -141,16 +145,11 @@ def test_overlapping_splits_are_refused(tmp_path, monkeypatch):
 
 def test_one_segmenter_a_sequence(tmp_path):
     setting = make_setting(tmp_path)
-    settings = ConfigDict(
-        {
-            **{"num_slices": 6, "seed": 0, "model_channels": 8},
-            **{"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3},
-        }
-    )
+    settings = ConfigDict({"num_slices": COUNT, "seed": 0, **dataclasses.asdict(TINY)})
     found = segmenter.of_real_slices(setting, settings)
     assert tuple(found) == setting.sequences
     assert len(list(setting.folder.iterdir())) == len(found)
-    slices = segmenter.training_slices(setting, 6)
+    slices = segmenter.training_slices(setting, COUNT)
     assert (slices.labels > 0).any((1, 2)).sum() == 4
     assert not set(slices.subjects) & set(setting.slices("test", 9, with_tumor=True).subjects)
 

@@ -76,7 +76,7 @@ def test_only_what_a_sequence_shows_is_scored():
     no_core = SimpleNamespace(labels=lambda images: labels)
     shown = sweeps.shown_scores({"t1": blind, "flair": no_core}, slices, 1)
     assert shown == {"dice": [["flair", "edema"], ["flair", "enhancement"]], "iou": ["flair"]}
-    request = make_request("components", slices, labels)
+    request = make_request("components", slices, labels, 1)
     found = {"t1": labels, "flair": np.where(labels == 2, 2, 0)}
     values, subjects = sweeps.control_scores(request, found, shown, 1)["dice"]
     assert values.tolist() == [1, 1, 0, 0]

@@ -53,9 +53,9 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
     hosts, borrowed = borrow(slices.labels, hosts, setting.seed)
     rows, shown = [], []
     for kind in KINDS:
-        places = {"own": make_request(kind, slices, slices.labels)}
+        places = {"own": make_request(kind, slices, slices.labels, settings.least_area)}
         if kind != "removal":
-            places["elsewhere"] = make_request(kind, hosts, borrowed)
+            places["elsewhere"] = make_request(kind, hosts, borrowed, settings.least_area)
         own = places["own"].slices
         real = _scores(places["own"], segment(segmenters, own.images), settings.least_area)
         for place, request in places.items():
@@ -222,10 +222,9 @@ def _draw(
     """Request, and by sequence result and segmentation, of the best, median and worst slice."""
     first = SCORES[request.kind]
     kept = first if request.kind == "components" else first[:1]
-    table = np.ma.masked_invalid([scores[q][name] for q in found for name in kept])
-    means = table.mean(0).filled(np.nan)
+    # Every slice of a request has a score.
+    means = np.nanmean([scores[q][name] for q in found for name in kept], axis=0)
     ranked = np.argsort(-means if request.kind != "removal" else means)
-    ranked = ranked[np.isfinite(means[ranked])]
     chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
     cells, labels = [], []
     for n, rank in zip(chosen, ("best", "median", "worst"), strict=True):

@@ -34,7 +34,7 @@ def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
     synthetic = synthetic_slices(setting, settings)
     sets = {"real": real, "synthetic": synthetic, "mixed": LabelledSlices.joined(real, synthetic)}
     slices = setting.slices("test", settings.num_test_slices, with_tumor=True)
-    test = make_request("components", slices, slices.labels)
+    test = make_request("components", slices, slices.labels, settings.least_area)
     scores = {}
     for channel, sequence in enumerate(setting.sequences):
         for name, learnt_from in sets.items():
@@ -92,13 +92,14 @@ def synthetic_slices(setting: Setting, settings: ConfigDict) -> LabelledSlices:
     third = settings.num_slices // 3
     with_tumor = setting.slices("train", third, with_tumor=True)
     hosts = setting.slices("train", third, with_tumor=False, least_area=settings.least_brain)
-    requests = {
-        "own": make_request("components", with_tumor, with_tumor.labels),
-        "elsewhere": make_request("components", *borrow(with_tumor.labels, hosts, setting.seed)),
-        "removal": make_request("removal", with_tumor, with_tumor.labels),
-    }
+    placed = borrow(with_tumor.labels, hosts, setting.seed)
+    requests = (
+        make_request("components", with_tumor, with_tumor.labels, settings.least_area),
+        make_request("components", *placed, settings.least_area),
+        make_request("removal", with_tumor, with_tumor.labels, settings.least_area),
+    )
     return LabelledSlices.joined(
-        *(_painted(setting, request, settings.num_steps) for request in requests.values())
+        *(_painted(setting, request, settings.num_steps) for request in requests)
     )
 
 

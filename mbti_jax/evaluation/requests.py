@@ -51,13 +51,14 @@ class Request:
     tasks: Tasks
 
 
-def make_request(kind: str, slices: LabelledSlices, labels: np.ndarray) -> Request:
+def make_request(kind: str, slices: LabelledSlices, labels: np.ndarray, least_area: int) -> Request:
     """The request for tumours of given label maps, in those slices that have what it needs.
 
     Args:
         kind: of `KINDS`.
         slices: N.
         labels: uint8 [N, S, S], canonical.
+        least_area: pixels that a component, with an edema's box the edema, must have.
 
     Raises:
         ValueError: an unknown kind, or no slice has what it needs.
@@ -65,8 +66,8 @@ def make_request(kind: str, slices: LabelledSlices, labels: np.ndarray) -> Reque
     if kind not in KINDS:
         raise ValueError(f"unknown kind of request {kind!r}; choose from {', '.join(KINDS)}")
     labels = np.where(is_tumor(labels), labels, 0).astype(np.uint8)
-    needed = labels == EDEMA if kind == "edema_box" else labels > 0
-    there = needed.any((1, 2))
+    needed = [EDEMA] if kind == "edema_box" else COMPONENTS.values()
+    there = np.max([(labels == label).sum((1, 2)) for label in needed], axis=0) >= least_area
     if not there.any():
         raise ValueError(f"no slice holds what is needed for {KINDS[kind]}; use more slices")
     slices, labels = slices.take(there), labels[there]

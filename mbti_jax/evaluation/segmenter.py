@@ -7,7 +7,6 @@ a repainted slice's score beside that of the same segmenter on real slices.
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from mbti_jax.augment import augment
-from mbti_jax.evaluation.setting import LabelledSlices, Setting
+from mbti_jax.evaluation.setting import LabelledSlices, Setting, array_digest
 from mbti_jax.interop.tensors import read_safetensors
 from mbti_jax.models.unet import UNet, init_params, param_shapes
 from mbti_jax.outputs import replacing
@@ -145,7 +144,7 @@ def trained(
     Raises:
         ValueError: the file there is damaged.
     """
-    content = [dataclasses.asdict(training), seed, _array_digest(images), _array_digest(labels)]
+    content = [dataclasses.asdict(training), seed, array_digest(images), array_digest(labels)]
     path = folder / f"segmenter-{digest(content)[:32]}.safetensors"
     size = images.shape[1]
     if path.is_file():
@@ -287,8 +286,3 @@ def _read_params(path: Path, model: UNet) -> Params:
     if set(names) != tensors.keys():
         raise ValueError(f"{path} holds another network; remove it")
     return jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in names])
-
-
-def _array_digest(array: np.ndarray) -> str:
-    content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    return f"{array.dtype} {array.shape} {content}"

@@ -232,7 +232,7 @@ class Setting:
                 "num_samples": num_samples,
                 "subjects": slices.subjects.tolist(),
                 "slices": slices.slice_indices.tolist(),
-                "arrays": [_array_digest(array) for array in arrays],
+                "arrays": [array_digest(array) for array in arrays],
             }
         )
         path = self.folder / f"{key[:32]}.npy"
@@ -263,6 +263,7 @@ class Setting:
         return painted
 
 
-def _array_digest(array: np.ndarray) -> str:
+def array_digest(array: np.ndarray) -> str:
+    """Data type, shape and SHA-256 of the numbers."""
     content = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     return f"{array.dtype} {array.shape} {content}"

@@ -57,7 +57,9 @@ class Sweep:
             "test", settings.num_slices, with_tumor=False, least_area=settings.least_brain
         )
         placed = borrow(slices.labels, hosts, setting.seed)
-        requests = [make_request(kind, *placed) for kind in ("components", "tumor_box")]
+        requests = [
+            make_request(kind, *placed, settings.least_area) for kind in ("components", "tumor_box")
+        ]
         healthy = own_anatomy.own_tasks(
             hosts, "normal", False, setting.inpainter.method.tasks, setting.seed
         )
@@ -162,8 +164,8 @@ def shown_scores(
         `dice`: [sequence, component] pairs, and `iou`: sequences, with a mean of at least
         `control.LEAST_REAL_SCORE` in the real slices.
     """
-    components = make_request("components", slices, slices.labels)
-    boxes = make_request("tumor_box", slices, slices.labels)
+    components = make_request("components", slices, slices.labels, least_area)
+    boxes = make_request("tumor_box", slices, slices.labels, least_area)
     out: dict[str, list] = {"dice": [], "iou": []}
     for sequence, labels in segment(segmenters, components.slices.images).items():
         dice = measure(components, labels, least_area)
