@@ -33,8 +33,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "inpaint"
     config.workdir = "inpainted"
-    # Folder of a training run, or an exported model.
-    config.checkpoint = "quickstart/run"
+    # Folder of a training run, an exported model, or "phantom", the model that comes along.
+    config.checkpoint = "phantom"
     # Slices sampled at once over all devices.
     config.batch_size = 16
 
