@@ -14,13 +14,20 @@ from mbti_jax.evaluation import fidelity
 
 
 class Means:
-    """In the place of a segmenter: the mean of each of `count` equal bands of a slice."""
+    """In the place of a segmenter: a region's mean in each of `count` equal bands of a slice."""
 
     def __init__(self, count):
         self._count = count
 
-    def features(self, images):
-        return np.stack([b.mean((1, 2)) for b in np.split(images, self._count, axis=1)], axis=1)
+    def features(self, images, regions):
+        bands = [np.split(array, self._count, axis=1) for array in (images, regions)]
+        return np.stack(
+            [
+                (image * region).sum((1, 2)) / np.maximum(region.sum((1, 2)), 1)
+                for image, region in zip(*bands, strict=True)
+            ],
+            axis=1,
+        )
 
 
 def _repainted(seed=0, num_slices=24, size=8, shift=0.0, num_subjects=6):
@@ -51,12 +58,13 @@ def test_samples_equal_to_the_real_slices_are_as_far_as_real_ones():
 
 
 def test_frechet_distance_of_moved_samples():
-    """One feature: (difference of means)^2 + (difference of deviations)^2, both known."""
+    """One feature: (difference of means)^2 + (difference of deviations)^2, in units of its deviation."""
     repainted = _repainted(shift=0.5)
     found = fidelity.feature_distances(repainted, {"t1": Means(1)}, 20, 0)["sequences"]["t1"]
     first = fidelity.halves(repainted.slices.subjects)
-    means = repainted.slices.images[..., 0].mean((1, 2))
-    a, b, moved = means[first], means[~first], 0.5 * 36 / 64
+    means = repainted.slices.images[:, 1:7, 1:7, 0].mean((1, 2))
+    moved, means = 0.5 / means.std(), means / means.std()
+    a, b = means[first], means[~first]
     spread = (a.std(ddof=1) - b.std(ddof=1)) ** 2
     expected = [(a.mean() - b.mean() - moved) ** 2, (b.mean() - a.mean() - moved) ** 2]
     assert found["synthetic"]["frechet"] == pytest.approx(np.mean(expected) + spread, rel=1e-6)
@@ -158,6 +166,6 @@ def test_the_table_names_the_features():
         ),
     }
     text = fidelity.tables(result)
-    assert f"| t1 | FID | {features['sequences']['t1']['real']['frechet']:.4f} |" in text
+    assert f"| t1 | FID | {features['sequences']['t1']['real']['frechet']:.2f} |" in text
     assert "distance (segmenter features)" in text
     assert "| edema | t1 | 2 | 0.350 | 0.350 " in text

@@ -15,7 +15,7 @@ from mbti_jax.evaluation.overlap import dice
 from mbti_jax.evaluation.segmenter import Training
 
 SIZE = 16
-# The same for all tests, so that most share one compiled update: it depends on both.
+# The same for all tests, so that most share one compiled update.
 TINY = Training(model_channels=8, num_steps=2, batch_size=2)
 COUNT = 6
 
@@ -87,6 +87,18 @@ def test_features_are_the_means_of_the_middle_block():
         np.tile(np.arange(2 * TINY.model_channels), (COUNT, 1)),
         atol=1e-4,
     )
+
+
+def test_features_of_a_region_and_of_the_rest_make_those_of_the_slice():
+    images, labels = _separable(COUNT)
+    trained = segmenter.train(images, labels, TINY, seed=0)
+    region = np.random.default_rng(0).uniform(size=images.shape) < 0.3
+    share = region.mean((1, 2))[:, None]
+    parts = share * trained.features(images, region) + (1 - share) * trained.features(
+        images, ~region
+    )
+    np.testing.assert_allclose(parts, trained.features(images), rtol=1e-3, atol=1e-4)
+    assert np.abs(trained.features(images, region) - trained.features(images)).max() > 1e-2
 
 
 def test_what_is_kept_is_what_would_be_trained_again(tmp_path):

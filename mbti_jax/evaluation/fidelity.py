@@ -83,7 +83,8 @@ def feature_distances(
     The subjects are split into halves A and B. Real slices of A are compared with real ones of B, and
     with repainted ones of B; B's with A's likewise. So no slice meets its own context, both distances
     are between different subjects, and the sets, on whose size the Frechet distance depends, are the
-    same.
+    same. A slice's features are averaged over its ROI, since the context is real, and brought to mean 0
+    and standard deviation 1 over all real slices, since their units mean nothing.
 
     Args:
         repainted: one sample a slice; more are not used.
@@ -104,7 +105,7 @@ def feature_distances(
     by_sequence = {}
     for channel, (sequence, network) in enumerate(segmenters.items()):
         real = slices.images[..., channel]
-        features = {"real": network.features(real)}
+        features = {"real": network.features(real, roi)}
         num_features = features["real"].shape[1]
         least = VECTORS_PER_FEATURE * num_features
         if min(counts) < least:
@@ -117,8 +118,9 @@ def feature_distances(
             surrounding_mean(image, inside, brain)
             for image, inside, brain in zip(real, roi, slices.brain, strict=True)
         ]
-        features["synthetic"] = network.features(repainted.samples[0, ..., channel])
-        features["fill"] = network.features(np.stack(filled))
+        features["synthetic"] = network.features(repainted.samples[0, ..., channel], roi)
+        features["fill"] = network.features(np.stack(filled), roi)
+        features = _standardised(features, by="real")
         by_sequence[sequence] = {
             name: _crosswise(features["real"], other, in_a, num_subsets, seed)
             for name, other in features.items()
@@ -228,7 +230,8 @@ def tables(result: Mapping[str, Any]) -> str:
         "Distances between sets of slices in the bottleneck features of our own segmenters (one a "
         "sequence), **not** of an Inception network: FID (segmenter features) after Heusel et al. 2017 "
         "and KID (segmenter features), unbiased, after Binkowski et al. 2018, with its standard error "
-        "from halves of the slices. Subjects are split into two halves. Real slices of one are "
+        "from halves of the slices. Features are averaged over the ROI and standardised by the real "
+        "slices. Subjects are split into two halves. Real slices of one are "
         "compared with real slices of the other (the floor), with its repainted slices, and with its "
         "slices whose ROI is filled with the mean around it, which should be far away. One sample a "
         f"slice, {steps} steps, w = {weight:g}.",
@@ -247,8 +250,8 @@ def tables(result: Mapping[str, Any]) -> str:
         ]
         for sequence, by_set in found["sequences"].items():
             sets = [by_set[name] for name in ("real", "synthetic", "fill")]
-            frechet = " | ".join(f"{s['frechet']:.4f}" for s in sets)
-            kernel = " | ".join(f"{s['kernel']:.5f} ± {s['kernel_error']:.5f}" for s in sets)
+            frechet = " | ".join(f"{s['frechet']:.2f}" for s in sets)
+            kernel = " | ".join(f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets)
             lines += [f"| {sequence} | FID | {frechet} |", f"| {sequence} | KID | {kernel} |"]
         lines.append("")
     lines += [
@@ -273,8 +276,8 @@ def tables(result: Mapping[str, Any]) -> str:
         "",
         "![Intensities inside the ROIs](fidelity/histograms.png)",
         "",
-        "The features are means over the whole slice, most of which is real context, and come from a "
-        "network that learnt to find tumour: they may miss what it did not need. The standard error "
+        "The features come from a network that learnt to find tumour and may miss what it did not need; "
+        "at the ROI's border they see context. The standard error "
         "takes slices for independent, and slices of a subject are not. Intensities say nothing about "
         "shape and texture.",
     ]
@@ -296,6 +299,12 @@ def _crosswise(
         "kernel": kernel(slice(None), slice(None)),
         "kernel_error": half_subset_error(kernel, sizes, num_subsets, seed),
     }
+
+
+def _standardised(features: Mapping[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
+    """Every set [N, D] moved and scaled as brings the set `by` to mean 0 and standard deviation 1."""
+    mean, sd = features[by].mean(0, np.float64), features[by].std(0, np.float64)
+    return {name: (values - mean) / np.where(sd > 0, sd, 1) for name, values in features.items()}
 
 
 def _with_interval(values: list[float], seed: int) -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from mbti_jax.evaluation.setting import LabelledSlices, Setting, array_digest
 from mbti_jax.interop.tensors import read_safetensors
 from mbti_jax.models.unet import UNet, init_params, param_shapes
 from mbti_jax.outputs import replacing
+from mbti_jax.preprocess import area_resize
 from mbti_jax.provenance import digest
 from mbti_jax.state import Params
 from tfds_brats.cases import is_tumor
@@ -68,26 +69,29 @@ class Segmenter:
         Returns:
             uint8 [N, S, S], 0 to 3.
         """
-        return self._in_batches(images)[0]
+        return self._in_batches(images, np.ones(images.shape, bool))[0]
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: np.ndarray, regions: np.ndarray | None = None) -> np.ndarray:
         """What the middle block returns, averaged over its positions.
 
         Args:
             images: float32 [N, S, S], background -1.
+            regions: bool [N, S, S], none empty; positions count by the share of them that lies in the
+                region. Default is all of the slice.
 
         Returns:
             float32 [N, 2 model_channels].
         """
-        return self._in_batches(images)[1]
+        regions = np.ones(images.shape, bool) if regions is None else regions
+        return self._in_batches(images, regions)[1]
 
-    def _in_batches(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _in_batches(self, images: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = []
         for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
-            padded = np.resize(part, (_BATCH, *part.shape[1:]))
-            out = jax.device_get(_labels_and_features(self._model, self.params, padded))
-            parts.append([array[: len(part)] for array in out])
+            part = [array[start : start + _BATCH] for array in (images, regions)]
+            padded = [np.resize(array, (_BATCH, *array.shape[1:])) for array in part]
+            out = jax.device_get(_labels_and_features(self._model, self.params, *padded))
+            parts.append([array[: len(part[0])] for array in out])
         labels, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return labels, features
 
@@ -123,11 +127,13 @@ def train(
     """
     model = make_network(training, images.shape[1])
     init_key, key = jax.random.split(jax.random.key(seed))
-    params = jax.jit(functools.partial(init_params, model))(init_key)
-    opt_state = jax.jit(_optimizer(training).init)(params)
-    on_device = jax.device_put((images, component_labels(labels)))
-    for step in tqdm(range(training.num_steps), desc=name, unit="step", leave=False):
-        params, opt_state = _update(model, training, params, opt_state, key, step, *on_device)
+    params, opt_state = _start(model, training, init_key)
+    labels = component_labels(labels)
+    size = (training.num_steps, training.batch_size)
+    choice = np.random.default_rng(seed).integers(len(images), size=size)
+    for step, rows in enumerate(tqdm(choice, desc=name, unit="step", leave=False)):
+        batch = (images[rows], labels[rows])
+        params, opt_state = _update(model, training, params, opt_state, key, step, *batch)
     return Segmenter(jax.block_until_ready(params), training, images.shape[1])
 
 
@@ -246,15 +252,19 @@ def _optimizer(training: Training) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(training.learning_rate, steps))
 
 
-# Compiled once for all segmenters of a size that learn from as many slices.
+# These are compiled once for all segmenters of a size.
+@functools.partial(jax.jit, static_argnames=("model", "training"))
+def _start(model, training, key):
+    params = init_params(model, key)
+    return params, _optimizer(training).init(params)
+
+
 @functools.partial(
     jax.jit, static_argnames=("model", "training"), donate_argnames=("params", "opt_state")
 )
 def _update(model, training, params, opt_state, key, step, images, labels):
-    choice_key, augment_key = jax.random.split(jax.random.fold_in(key, step))
-    rows = jax.random.randint(choice_key, (training.batch_size,), 0, len(images))
-    keys = jax.random.split(augment_key, training.batch_size)
-    image, label = jax.vmap(augment)(keys, images[rows][..., None], labels[rows])
+    keys = jax.random.split(jax.random.fold_in(key, step), training.batch_size)
+    image, label = jax.vmap(augment)(keys, images[..., None], labels)
 
     def loss(params):
         return segmentation_loss(_logits(model, params, image[..., 0]), label)
@@ -271,12 +281,16 @@ def _logits(model: UNet, params: Params, images: jax.Array, **options):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _labels_and_features(model, params, images):
+def _labels_and_features(model, params, images, regions):
     logits, state = _logits(
         model, params, images, capture_intermediates=lambda module, _: module.name == _BOTTLENECK
     )
     (bottleneck,) = state["intermediates"][_BOTTLENECK]["__call__"]
-    return jnp.argmax(logits, -1).astype(jnp.uint8), bottleneck.mean((1, 2))
+    # Slices in the place of channels: each position's share of the region.
+    shares = area_resize(jnp.moveaxis(regions.astype(jnp.float32), 0, -1), bottleneck.shape[1:3])
+    shares = jnp.moveaxis(shares, -1, 0)[..., None]
+    features = (shares * bottleneck).sum((1, 2)) / shares.sum((1, 2))
+    return jnp.argmax(logits, -1).astype(jnp.uint8), features
 
 
 def _read_params(path: Path, model: UNet) -> Params:
