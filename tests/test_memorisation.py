@@ -86,6 +86,22 @@ def test_smooth_patches_are_near_to_everything_and_not_isolated():
     assert compared["isolation"]["share"] == 0
 
 
+def test_the_share_of_chance_is_that_of_random_distances():
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(4000):
+        draws = {
+            source: {name: rng.gamma(4, 1, 20) for name in ("distance", "isolation")}
+            for source in ("real", "synthetic")
+        }
+        threshold = np.quantile(draws["real"]["distance"], 0.01)
+        shares.append((draws["synthetic"]["distance"] < threshold).mean())
+    compared = memorisation.compare(draws, np.arange(20), seed=0)
+    assert compared["distance"]["share"] == shares[-1]
+    # The quantile is interpolated in a tail that is not straight.
+    assert compared["chance"] == pytest.approx(np.mean(shares), rel=0.1)
+
+
 def test_real_tissue_compared_with_itself_is_at_its_own_quantile():
     found, compared = _compared(_textures(2, NUM_ROIS))
     assert (found["synthetic"]["distance"] == found["real"]["distance"]).all()

@@ -277,10 +277,9 @@ def tables(result: Mapping[str, Any]) -> str:
         "![Intensities inside the ROIs](fidelity/histograms.png)",
         "",
         "Repainted slices can be nearer than real ones, where the model paints the average and subjects "
-        "differ. The features come from a network that learnt to find tumour and may miss what it did not need; "
-        "at the ROI's border they see context. The standard error "
-        "takes slices for independent, and slices of a subject are not. Intensities say nothing about "
-        "shape and texture.",
+        "differ. The features come from a network that learnt to find tumour and may miss what it did "
+        "not need; at the ROI's border they see context. The standard error takes slices for "
+        "independent, and slices of a subject are not. Intensities say nothing about shape and texture.",
     ]
     return "\n".join(lines)
 

@@ -161,11 +161,16 @@ def compare(
         seed: of the interval's resampling.
 
     Returns:
-        `num_rois`; for `distance` and `isolation` the `real` and `synthetic` medians, the `threshold`
-        (1st percentile of the real ones) and the `share` of synthetic ROIs below it; for distances also
-        `difference`, synthetic minus real, as {"mean", "low", "high"} over subjects.
+        `num_rois`; `chance`, the share to expect where synthetic and real distances are distributed
+        alike, which exceeds 1% where ROIs are few; for `distance` and `isolation` the `real` and
+        `synthetic` medians, the `threshold` (1st percentile of the real ones) and the `share` of
+        synthetic ROIs below it; for distances also `difference`, synthetic minus real, as {"mean",
+        "low", "high"} over subjects.
     """
-    out = {"num_rois": len(subjects)}
+    count = len(subjects)
+    # The quantile lies at this place between the ordered values, and place k has k / (count + 1) below.
+    place = 1 + _NEAR * (count - 1)
+    out = {"num_rois": count, "chance": place / (count + 1)}
     for measure in ("distance", "isolation"):
         real, synthetic = found["real"][measure], found["synthetic"][measure]
         threshold = float(np.quantile(real, _NEAR))
@@ -218,12 +223,12 @@ def tables(result: Mapping[str, Any]) -> str:
         "",
         "Isolation: the distance over the median of the distances to each training subject's nearest "
         "patch; low for a copy of one subject, and not for a patch that is merely smooth. Nearer: the "
-        "share of repainted ROIs below the 1st percentile of the real ones; about 1% would be chance, "
-        "and a few per cent among so few ROIs.",
+        "share of repainted ROIs below the 1st percentile of the real ones, and the share that chance "
+        "would give with so many ROIs.",
         "",
         "| task | sequence | distance, real | repainted | difference | nearer "
-        "| isolation, real | repainted | nearer |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| isolation, real | repainted | nearer | chance |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         near, alone = row["distance"], row["isolation"]
@@ -231,6 +236,7 @@ def tables(result: Mapping[str, Any]) -> str:
             *(row["task"], row["sequence"], f"{near['real']:.3f}", f"{near['synthetic']:.3f}"),
             *(interval_text(**near["difference"]), f"{near['share']:.1%}"),
             *(f"{alone['real']:.3f}", f"{alone['synthetic']:.3f}", f"{alone['share']:.1%}"),
+            f"{row['chance']:.1%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
