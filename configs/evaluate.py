@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     # Segmenters of our own; parts with the same settings share them.
     segmenter = {
         **{"num_slices": 900, "seed": 0},
-        **{"model_channels": 32, "num_steps": 600, "batch_size": 8, "learning_rate": 2e-3},
+        **{"model_channels": 32, "num_steps": 1000, "batch_size": 8, "learning_rate": 1e-3},
     }
     # Components, boxes and removal, in slices with tumour and in as many without. Areas in pixels: of
     # what is scored, in the model's size; of brain in slices without tumour, in the dataset's.
@@ -80,6 +80,6 @@ def get_config() -> ConfigDict:
     config.downstream = ConfigDict({"num_slices": 150, "num_steps": 25, "num_seeds": 2})
     config.downstream.update({"num_test_slices": 60, "least_area": 12, "least_brain": 6000})
     config.downstream.segmenter = ConfigDict(
-        {"model_channels": 32, "num_steps": 250, "batch_size": 8, "learning_rate": 2e-3}
+        {"model_channels": 32, "num_steps": 500, "batch_size": 8, "learning_rate": 1e-3}
     )
     return config

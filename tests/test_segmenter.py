@@ -48,18 +48,19 @@ def test_learns_what_brightness_tells():
         assert dice(found == label, labels == label) > 0.9
 
 
-def test_the_loss_is_cross_entropy_and_soft_dice():
+def test_the_loss_is_weighted_cross_entropy_and_soft_dice():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2, 4, 4, 4)).astype(np.float32)
     labels = rng.integers(0, 3, (2, 4, 4)).astype(np.uint8)  # Without component 3.
     log_shares = np.take_along_axis(log_softmax(logits, -1), labels[..., None].astype(int), -1)
-    entropy = -log_shares.mean()
+    weights = np.array([1, 2, 5, 4], np.float32)
+    entropy = -np.average(log_shares[..., 0], weights=weights[labels])
     shares = softmax(logits, -1)
     expected = []
     for label in (1, 2, 3):
         share, truth = shares[..., label], labels == label
         expected.append((2 * share[truth].sum() + 1) / (share.sum() + truth.sum() + 1))
-    loss = segmenter.segmentation_loss(jnp.asarray(logits), jnp.asarray(labels))
+    loss = segmenter.segmentation_loss(*map(jnp.asarray, (logits, labels, weights)))
     assert loss == pytest.approx(entropy + 1 - np.mean(expected), rel=1e-5)
 
 
