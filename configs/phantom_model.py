@@ -34,6 +34,6 @@ def get_config() -> ConfigDict:
     # schedule spends more of its steps there.
     config.diffusion.schedule = "linear"
     config.ema_decay = 0.999
-    config.num_steps = 12_000
+    config.num_steps = 20_000
     config.validate_every = 1_000
     return config
