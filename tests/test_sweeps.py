@@ -13,7 +13,7 @@ from repainted_slices import make_slices
 
 from mbti_jax.evaluation import sweeps
 from mbti_jax.evaluation.requests import make_request
-from mbti_jax.evaluation.setting import Tasks
+from mbti_jax.evaluation.setting import LabelledSlices, Tasks
 
 SETTINGS = {
     **{"num_slices": 2, "least_area": 2, "least_brain": 50, "num_steps": 2},
@@ -147,3 +147,24 @@ def test_a_part_measures_every_setting_and_draws_it(tmp_path, sweep):
         assert f"\n| {value:g} |" in text
     (link,) = re.findall(r"\]\((.*?)\)", text)
     assert imread(tmp_path / link).shape[-1] >= 3
+
+
+def test_slices_sampled_together_are_what_they_are_alone(tmp_path):
+    setting = make_setting(tmp_path)
+    slices = setting.slices("test", 2, with_tumor=True)
+    parts = [Tasks.components(slices.labels), Tasks.whole(slices.labels > 0, "tumor", box=True)]
+    alone = [setting.repaint(slices, tasks, name="alone", num_steps=2) for tasks in parts]
+    together = setting.repaint(
+        LabelledSlices.joined(slices, slices),
+        Tasks.joined(*parts),
+        name="together",
+        num_steps=2,
+        noise_numbers=np.array([0, 1, 0, 1]),
+    )
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+    # With noise of their own they are not.
+    own = setting.repaint(
+        LabelledSlices.joined(slices, slices), Tasks.joined(*parts), name="own", num_steps=2
+    )
+    np.testing.assert_array_equal(own[:, :2], alone[0])
+    assert (own[:, 2:] != alone[1]).any()

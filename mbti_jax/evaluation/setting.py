@@ -94,6 +94,14 @@ class Tasks:
         return cls(filled, np.where(masks.any((1, 2)), mode, CLASS_EMPTY).astype(np.float32))
 
     @classmethod
+    def joined(cls, *parts: "Tasks") -> "Tasks":
+        """The tasks of the parts, one after the other."""
+        return cls(
+            np.concatenate([part.roi_masks for part in parts]),
+            np.concatenate([part.class_vectors for part in parts]),
+        )
+
+    @classmethod
     def components(cls, labels: np.ndarray, box: Sequence[str] = ()) -> "Tasks":
         """The components of label maps uint8 [N, S, S] where they are; paper, scenario 1."""
         masks = np.zeros((*labels.shape, len(CHANNELS)), bool)
@@ -208,6 +216,7 @@ class Setting:
         num_samples: int = 1,
         num_steps: int = 50,
         guidance_weight: float | None = None,
+        noise_numbers: np.ndarray | None = None,
         inpainter: Inpainter | None = None,
     ) -> np.ndarray:
         """Samples of slices; what was sampled before is read from the folder.
@@ -217,6 +226,7 @@ class Setting:
         Args:
             name: what the progress bar says.
             guidance_weight: w; default the checkpoint's.
+            noise_numbers: int [N]; slices of the same number get the same noise. Default 0 to N - 1.
             inpainter: another model than the setting's.
 
         Returns:
@@ -224,6 +234,8 @@ class Setting:
         """
         inpainter = inpainter or self.inpainter
         weight = inpainter.default_guidance_weight if guidance_weight is None else guidance_weight
+        if noise_numbers is None:
+            noise_numbers = np.arange(len(slices))
         sampling = {"seed": self.seed, "num_steps": num_steps, "guidance_weight": weight}
         arrays = (slices.images, tasks.roi_masks, tasks.class_vectors)
         key = digest(
@@ -232,6 +244,7 @@ class Setting:
                 "num_samples": num_samples,
                 "subjects": slices.subjects.tolist(),
                 "slices": slices.slice_indices.tolist(),
+                "noise_numbers": noise_numbers.tolist(),
                 "arrays": [array_digest(array) for array in arrays],
             }
         )
@@ -251,8 +264,8 @@ class Setting:
                 tasks.roi_masks[numbers[order]].astype(np.float32),
                 tasks.class_vectors[numbers[order]],
                 samples=np.repeat(np.arange(num_samples), len(images)),
-                # Each slice of an evaluation has noise of its own, whatever its subject.
-                slice_indices=numbers[order],
+                # By number, not by position in a volume: slices of two subjects do not share noise.
+                slice_indices=noise_numbers[numbers[order]],
                 progress=lambda done, total: bar.update(100 * done // total - bar.n),
                 **sampling,
             )

@@ -64,6 +64,12 @@ class Sweep:
             hosts, "normal", False, setting.inpainter.method.tasks, setting.seed
         )
         shown = shown_scores(segmenters, slices, settings.least_area)
+        # All in one call, since each call is filled up to whole batches.
+        parts = [(r.slices, r.tasks) for r in requests] + [(hosts, healthy)]
+        all_slices = LabelledSlices.joined(*(slices for slices, _ in parts))
+        all_tasks = Tasks.joined(*(tasks for _, tasks in parts))
+        sizes = [len(slices) for slices, _ in parts]
+        noise_numbers = np.concatenate([np.arange(size) for size in sizes])
         rows = []
         for value in settings.weights if self.name == "guidance" else settings.steps:
             sampling = (
@@ -71,14 +77,18 @@ class Sweep:
                 if self.name == "guidance"
                 else {"num_steps": value, "guidance_weight": settings.guidance_weight}
             )
-            name = f"{self.name} {value:g}"
-            values = {}
-            for request in requests:
-                (painted,) = setting.repaint(request.slices, request.tasks, name=name, **sampling)
-                found = segment(segmenters, painted)
+            (painted,) = setting.repaint(
+                all_slices,
+                all_tasks,
+                name=f"{self.name} {value:g}",
+                noise_numbers=noise_numbers,
+                **sampling,
+            )
+            *painted, painted_healthy = np.split(painted, np.cumsum(sizes)[:-1])
+            values = healthy_scores(hosts, healthy, painted_healthy)
+            for request, images in zip(requests, painted, strict=True):
+                found = segment(segmenters, images)
                 values |= control_scores(request, found, shown, settings.least_area)
-            (painted,) = setting.repaint(hosts, healthy, name=name, **sampling)
-            values |= healthy_scores(hosts, healthy, painted)
             rows.append(
                 {"value": value}
                 | {m: mean_with_interval(*values[m], setting.seed) for m in MEASURES}
