@@ -37,10 +37,15 @@ class MetricsWriter:
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one line `{"step": step, name: value, ...}`; NaN and infinities as strings."""
+        """Writes one line `{"step": step, name: value, ...}`; NaN and infinities as strings.
+
+        A number that is not finite, such as the loss of a quarter of t without an example, is a gap in
+        TensorBoard's curve.
+        """
         plain = {name: float(value) for name, value in values.items()}
         for name, value in plain.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if np.isfinite(value):
+                self._tensorboard.add_scalar(name, value, step)
         finite = {k: v if np.isfinite(v) else str(v) for k, v in plain.items()}
         self._lines.write(json.dumps({"step": step, **finite}) + "\n")
 
