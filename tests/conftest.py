@@ -10,7 +10,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 )
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,3 +34,23 @@ def real_cases() -> Path:
 def goldens() -> Path:
     """Folder with the reference implementations' numbers (`MBTI_GOLDENS`, default ../shared/goldens)."""
     return _folder("MBTI_GOLDENS", "../shared/goldens")
+
+
+@pytest.fixture
+def case_files(tmp_path) -> list[Path]:
+    """The four sequences of a synthetic case of BraTS 2021, with its segmentation beside them."""
+    from synthetic_cases import SUFFIXES, write_case
+
+    subject = "BraTS2021_00001"
+    folder = write_case(tmp_path / "in", subject)
+    return [folder / f"{subject}{suffix}.nii.gz" for suffix in SUFFIXES.values()]
+
+
+@pytest.fixture
+def png(tmp_path) -> Path:
+    """A grey slice of 16 bits."""
+    from tiny_inpainter import make_slice
+
+    path = tmp_path / "slice.png"
+    Image.fromarray(make_slice(dtype=np.uint16)).save(path)
+    return path

@@ -1,0 +1,207 @@
+"""What the web page takes in: files, their sequences, limits, errors."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_cases import AFFINE, make_arrays, write_case, write_volume
+from tiny_inpainter import make_mask, make_slice, tiny_inpainter
+from web_sessions import LIMITS, SETTINGS, SUBJECT, load
+
+from mbti_jax.web import results
+from mbti_jax.web.uploads import Limits, take_in
+
+
+def test_the_sequences_of_a_case_by_a_convention(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    images, _ = make_arrays(0)
+    assert session.name == SUBJECT and session.sequences == ("t1", "t1ce", "t2", "flair")
+    for name, image in images.items():
+        # Written in LPS, so radiological is a matter of axes: rows run along y, columns along x.
+        np.testing.assert_array_equal(session.volumes[name], image.transpose(2, 1, 0))
+
+
+def test_the_sequences_of_a_case_by_name(case_files, tmp_path):
+    images, _ = make_arrays(0)
+    session = load([case_files[3], case_files[0]], tmp_path, sequences=["flair", "t1"])
+    assert session.sequences == ("t1", "flair")
+    np.testing.assert_array_equal(session.volumes["flair"], images["flair"].transpose(2, 1, 0))
+
+
+def test_the_patients_right_is_on_the_left_however_the_file_is_stored(tmp_path):
+    """RAS storage runs from the patient's left to right and from back to front: both are turned."""
+    images, _ = make_arrays(0)
+    turned = AFFINE.copy()
+    turned[:2] *= -1
+    turned[:2, 3] = 0
+    path = write_volume(tmp_path / "t1.nii", images["t1"], turned)
+    session = load([path], tmp_path, sequences=["t1"])
+    assert "".join(nib.aff2axcodes(turned)) == "RAS"
+    np.testing.assert_array_equal(
+        session.volumes["t1"], images["t1"][::-1, ::-1].transpose(2, 1, 0)
+    )
+
+
+def test_one_picture(png, tmp_path):
+    session = load([png], tmp_path)
+    assert session.shape == (1, 40, 36) and session.sequences == ("slice",)
+    np.testing.assert_array_equal(session.volumes["slice"][0], make_slice())
+
+
+def test_uploads_are_copied_and_go_with_the_session(png, tmp_path):
+    session = load([png], tmp_path)
+    copy = session.files[0]
+    assert copy != png and copy.read_bytes() == png.read_bytes()
+    session.close()
+    assert not session.folder.exists() and png.exists()
+
+
+def test_what_is_refused(case_files, png, tmp_path):
+    def refused(*arguments, **settings):
+        paths, *convention = arguments
+        with pytest.raises(ValueError) as error:
+            load(paths, tmp_path, *convention, **settings)
+        assert str(tmp_path) not in str(error.value), "the server's folders are nobody's business"
+        sessions = tmp_path / "sessions"
+        assert not sessions.exists() or not list(sessions.iterdir()), "something was left behind"
+        return str(error.value)
+
+    assert "choose a file" in refused([])
+    assert "which sequence each file is" in refused(case_files)
+    assert "which sequence each file is" in refused(case_files, sequences=["t1"])
+    assert "twice" in refused(case_files[:2], sequences=["t1", "t1"])
+    assert "not both" in refused(case_files, convention="brats2021", sequences=["t1"])
+    assert "the upload: no case of convention brats2023" in refused(case_files, "brats2023")
+    assert "do not make one case" in refused([png, case_files[0]])
+    assert "which sequence each file is" in refused([png, *_copies(png, tmp_path, "other.png")])
+    assert "unknown convention" in refused(case_files, convention="brats1066")
+    assert "of a kind that is not read" in refused(_copies(png, tmp_path, "slice.jpg"))
+    other = write_case(tmp_path / "in", "BraTS2021_00002", seed=2)
+    both = [case_files[0], other / "BraTS2021_00002_t1.nii.gz"]
+    assert "several cases" in refused(both, convention="brats2021")
+
+
+def _copies(path, tmp_path, name):
+    (tmp_path / name).write_bytes(path.read_bytes())
+    return [tmp_path / name]
+
+
+def pictures_of(tmp_path, names, shape=(40, 36)):
+    """A PNG for each sequence, all different."""
+    image = make_slice(shape, channels=len(names), dtype=np.uint16)
+    paths = []
+    for c in range(len(names)):
+        paths.append(tmp_path / f"picture {c}.png")
+        Image.fromarray(image[..., c]).save(paths[-1])
+    return paths, dict(zip(names, np.moveaxis(image, -1, 0), strict=True))
+
+
+def test_pictures_of_the_sequences_of_one_slice(tmp_path):
+    names = ("flair", "t1", "t2", "t1ce")
+    paths, images = pictures_of(tmp_path, names)
+    inpainter = tiny_inpainter(4)
+    session = load(paths, tmp_path, sequences=names, inpainter=inpainter)
+    assert session.sequences == inpainter.sequences
+    for name, volume in session.volumes.items():
+        np.testing.assert_array_equal(volume[0], images[name])
+    labels = make_mask().astype(np.uint8) * 2
+    session.paint(0, labels, ())
+    result = results.run(inpainter, session, LIMITS, **SETTINGS)
+    written = {path.name: path for path in result.files[0]}
+    expected = inpainter(
+        np.stack([images[name] for name in inpainter.sequences], -1), labels, **SETTINGS
+    )
+    for c, name in enumerate(inpainter.sequences):
+        path = written[f"picture {names.index(name)}-inpainted.png"]
+        np.testing.assert_array_equal(np.array(Image.open(path)), expected.images[0][..., c])
+
+
+def test_pictures_that_make_no_slice(tmp_path):
+    def refused(paths, names, model):
+        with pytest.raises(ValueError) as error:
+            load(paths, tmp_path, sequences=names, inpainter=model)
+        return str(error.value)
+
+    paths, _ = pictures_of(tmp_path, ("t1", "t2"))
+    four = tiny_inpainter(4)
+    assert "paints t1, t1ce, t2, flair of a slice together" in refused(paths, ("t1", "t2"), four)
+    assert "a picture of each" in refused(paths[:1], (), four)
+    assert "not trained on adc" in refused(paths, ("t1", "adc"), tiny_inpainter())
+    Image.fromarray(make_slice((40, 30), dtype=np.uint16)).save(paths[1])
+    text = refused(paths, ("t1", "t2"), tiny_inpainter())
+    assert "picture 1.png: holds (40, 30) uint16, but picture 0.png (40, 36)" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_slice_that_is_not_finite(tmp_path, value):
+    image = make_slice(dtype=np.float32)
+    image[20, 18] = value
+    np.save(tmp_path / "slice.npy", image)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        load([tmp_path / "slice.npy"], tmp_path)
+
+
+def test_constant_and_coloured_pictures(tmp_path):
+    Image.fromarray(np.full((40, 36), 7, np.uint8)).save(tmp_path / "flat.png")
+    with pytest.raises(ValueError, match="constant"):
+        load([tmp_path / "flat.png"], tmp_path)
+    color = np.zeros((40, 36, 3), np.uint8)
+    color[10:20, 10:20, 0] = 200
+    Image.fromarray(color).save(tmp_path / "color.png")
+    with pytest.raises(ValueError, match=r"color\.png: .*not grey"):
+        load([tmp_path / "color.png"], tmp_path)
+
+
+def test_a_volume_with_nan_or_a_truncated_one(case_files, tmp_path):
+    images, _ = make_arrays(0)
+    broken = images["t1"].astype(np.float32)
+    broken[5, 5, 2] = np.nan
+    path = write_volume(tmp_path / "nan.nii", broken)
+    with pytest.raises(ValueError, match=r"^nan\.nii: holds NaN"):
+        load([path], tmp_path, sequences=["t1"])
+    half = tmp_path / "half.nii.gz"
+    content = case_files[0].read_bytes()
+    half.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"^half\.nii\.gz: .*truncated"):
+        load([half], tmp_path, sequences=["t1"])
+
+
+def test_another_number_of_sequences_than_the_models(case_files, png, tmp_path):
+    together = tiny_inpainter(4)
+    with pytest.raises(ValueError, match="paints t1, t1ce, t2, flair of a slice together"):
+        load([png], tmp_path, inpainter=together)
+    with pytest.raises(ValueError, match="has no t1ce image"):
+        load(case_files[:1], tmp_path, sequences=["t1"], inpainter=together)
+
+
+def test_the_limits(case_files, png, tmp_path):
+    def taken(path, **changes):
+        limits = Limits(**{"upload_mb": 1, "volume_mb": 1, "pixels": 2000, "images": 8} | changes)
+        return take_in([path], tmp_path / "taken", limits)
+
+    assert taken(png)
+    with pytest.raises(ValueError, match="36 x 40 pixels; at most 100"):
+        taken(png, pixels=100)
+    # Three kilobytes that unpack to three megabytes, behind the header of a small volume.
+    bomb = tmp_path / "bomb.nii.gz"
+    bomb.write_bytes(gzip.compress(gzip.decompress(case_files[0].read_bytes()) + bytes(3_000_000)))
+    assert bomb.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="more than 1 MB after decompression"):
+        taken(bomb)
+    assert taken(bomb, volume_mb=4)
+    large = tmp_path / "large.nii"
+    large.write_bytes(bytes(2_100_000))
+    with pytest.raises(ValueError, match="has 2 MB; at most 1 MB"):
+        taken(large)
+    with pytest.raises(ValueError, match="at most 8"):
+        take_in([png] * 9, tmp_path / "taken", LIMITS)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Limits(0, 1, 1, 1)
+
+
+def test_a_large_slice_of_a_volume(case_files, tmp_path):
+    small = Limits(5, 20, 24 * 20 - 1, 8)
+    with pytest.raises(ValueError, match="at most 479"):
+        load(case_files[:1], tmp_path, sequences=["t1"], limits=small)

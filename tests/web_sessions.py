@@ -1,0 +1,29 @@
+"""Sessions of the web page with the tiny network, as its tests load and paint them."""
+
+import numpy as np
+from tiny_inpainter import tiny_inpainter
+
+from mbti_jax.rois import ROI_LABELS
+from mbti_jax.web.session import load_files
+from mbti_jax.web.uploads import Limits
+
+SUBJECT = "BraTS2021_00001"
+LIMITS = Limits(upload_mb=5, volume_mb=20, pixels=100_000, images=64)
+SETTINGS = {"seed": 3, "num_samples": 2, "num_steps": 2, "guidance_weight": 0.4}
+NUMBERS = {name: number for number, name in ROI_LABELS.items()}
+
+
+def load(paths, tmp_path, convention="", sequences=(), limits=LIMITS, inpainter=None):
+    inpainter = inpainter or tiny_inpainter()
+    return load_files(paths, convention, sequences, inpainter, tmp_path / "sessions", limits)
+
+
+def painted(session, number, name="normal", box=()):
+    """Paints a cross into a slice; returns its mask."""
+    labels = np.zeros(session.shape[1:], np.uint8)
+    labels[8, 5:14] = labels[6:12, 9] = NUMBERS[name]
+    session.paint(number, labels, box)
+    return labels > 0
+
+
+# What comes in.
