@@ -102,6 +102,9 @@ def test_the_fewest_steps_that_are_as_good():
     assert sweeps.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
     # Good Dice and good texture never together: the most.
     assert sweeps.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {"steps": 9}
+    # A blurred row that has the best Dice by chance does not decide.
+    lucky = [_row(1, 0.31, 0.25, 0.08), _row(250, 0.26, 0.39, 0.06), _row(1000, 0.27, 0.35, 0.06)]
+    assert sweeps.choose_steps(lucky) == {"steps": 250}
 
 
 def test_weights_for_tumours_and_for_healthy_tissue():

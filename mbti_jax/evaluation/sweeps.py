@@ -32,7 +32,7 @@ MEASURES = {
 }
 # More steps are not timed but computed: each costs the same.
 MOST_TIMED_STEPS = 100
-# How far below the best Dice, and from the texture at the most steps, a choice of steps may be.
+# How far below the Dice, and from the texture, at the most steps a choice of steps may be.
 _DICE_MARGIN, _TEXTURE_MARGIN = 0.02, 0.05
 
 
@@ -151,8 +151,9 @@ class Sweep:
     def _advice(self, choice: Mapping[str, Any]) -> str:
         if self.name == "steps":
             return (
-                f"**Choose {choice['steps']} steps**: the fewest with a Dice within {_DICE_MARGIN:g} of "
-                f"the best and a texture within {_TEXTURE_MARGIN:g} of that at the most steps."
+                f"**Choose {choice['steps']} steps**: the fewest with a Dice at most "
+                f"{_DICE_MARGIN:g} below, and a texture within {_TEXTURE_MARGIN:g} of, that at the most "
+                "steps."
             )
         tumor = "-" if choice["tumor"] is None else f"{choice['tumor']:g}"
         return (
@@ -272,15 +273,18 @@ def seconds_per_image(
 
 
 def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fewest steps that are as good as the rest; see `Sweep.tables`."""
+    """The fewest steps that are as good as the most; see `Sweep.tables`.
+
+    The most steps and not the best Dice, which in a few slices can be another row's by chance.
+    """
     most = max(rows, key=lambda row: row["value"])
-    dices = [row["dice"]["mean"] for row in rows if row["dice"]]
-    for row in sorted(rows, key=lambda row: row["value"]):
-        good = not dices or row["dice"]["mean"] >= max(dices) - _DICE_MARGIN
-        difference = abs(row["texture"]["mean"] - most["texture"]["mean"])
-        if good and difference <= _TEXTURE_MARGIN:
-            return {"steps": row["value"]}
-    return {"steps": most["value"]}
+    good = [
+        row["value"]
+        for row in rows
+        if abs(row["texture"]["mean"] - most["texture"]["mean"]) <= _TEXTURE_MARGIN
+        and (not most["dice"] or row["dice"]["mean"] >= most["dice"]["mean"] - _DICE_MARGIN)
+    ]
+    return {"steps": min(good)}
 
 
 def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
