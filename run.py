@@ -13,19 +13,18 @@ import sys
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-# Task -> the module whose `main(config, workdir)` runs it.
-TASKS = {
-    "data": "tfds_brats.builder",
-    "evaluate": "mbti_jax.evaluate",
-    "export": "mbti_jax.interop.export",
-    "figures": "mbti_jax.figures",
-    "healthy_masks": "mbti_jax.evaluation.healthy_masks",
-    "import_torch": "mbti_jax.interop.import_torch",
-    "inpaint": "mbti_jax.inpaint_files",
-    "quickstart": "mbti_jax.quickstart",
-    "serve": "mbti_jax.serve",
-    "train": "mbti_jax.train",
-}
+TASKS = (
+    "data",
+    "evaluate",
+    "export",
+    "figures",
+    "healthy_masks",
+    "import_torch",
+    "inpaint",
+    "quickstart",
+    "serve",
+    "train",
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of the task, for example configs/quickstart.py."
@@ -83,7 +82,7 @@ def main(_: list[str]) -> None:
     cache = os.path.join(os.path.expanduser("~"), ".cache", "mbti_jax", "xla")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
     logging.getLogger().setLevel(logging.WARNING)
-    task = importlib.import_module(TASKS[config.task])
+    task = importlib.import_module(f"mbti_jax.commands.{config.task}")
     try:
         task.main(config, _WORKDIR.value or config.workdir)
     except (ValueError, OSError) as error:

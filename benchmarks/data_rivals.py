@@ -17,13 +17,13 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from configs import train as paper
-from mbti_jax import data
-from mbti_jax.augment import augment
-from mbti_jax.method import Method
+from mbti_jax.data import loader
+from mbti_jax.data.augment import augment
+from mbti_jax.models.pipeline import Method
 from mbti_jax.models.unet import init_params
-from mbti_jax.state import create_state
-from mbti_jax.tasks import sample_task
-from mbti_jax.train import make_examples, make_train_step
+from mbti_jax.rois.tasks import sample_task
+from mbti_jax.training.loop import make_examples, make_train_step
+from mbti_jax.training.state import create_state
 from tfds_brats.builder import build
 from tfds_brats.cases import CaseFiles
 from tfds_brats.conventions import SEQUENCES
@@ -127,7 +127,7 @@ class LoaderRivals:
         return len(self._items)
 
     def _load(self, num_threads: int) -> int:
-        batches = data.training_batches(
+        batches = loader.training_batches(
             self._examples, seed=0, batch_size=BATCH_SIZE, num_threads=num_threads
         )
         for _ in range(self._batches):
@@ -147,7 +147,7 @@ def device_rivals(
     """
     method = Method.from_config(config)
     examples = make_examples(SliceSource(dataset_dir, _SPLIT), config)
-    (batch,) = jax.device_put(data.fixed_batches(examples, 1, config.batch_size))
+    (batch,) = jax.device_put(loader.fixed_batches(examples, 1, config.batch_size))
     keys = jax.random.split(jax.random.key(config.seed), config.batch_size)
     resized = jax.jit(method.resized)(batch)
     functions = {
@@ -177,7 +177,7 @@ def device_rivals(
 
 
 def _train_step(
-    method: Method, config: ConfigDict, batch: data.Batch
+    method: Method, config: ConfigDict, batch: loader.Batch
 ) -> tuple[Callable[[], int], float]:
     optimizer = optax.adam(config.optimizer.learning_rate)
     key = jax.random.key(config.seed)

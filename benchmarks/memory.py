@@ -22,10 +22,10 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks.timing import describe_machine
-from mbti_jax.method import Method
+from mbti_jax.models.pipeline import Method
 from mbti_jax.models.unet import param_shapes
-from mbti_jax.state import create_state
-from mbti_jax.train import make_train_step
+from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.state import create_state
 
 GIB = 2**30
 # XLA's CPU compiler drops the barriers of rematerialisation before it orders the operations, and so

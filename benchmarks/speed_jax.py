@@ -17,14 +17,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from benchmarks.memory import count_flops, peak_bytes
-from mbti_jax import diffusion
-from mbti_jax.guidance import guided
-from mbti_jax.method import Method
+from mbti_jax.diffusion import process as diffusion
+from mbti_jax.diffusion.guidance import guided
+from mbti_jax.diffusion.sampler import Sampler, step_table
+from mbti_jax.diffusion.schedule import trailing_timesteps
 from mbti_jax.models.blocks import ZERO_INIT
-from mbti_jax.models.unet import init_params
-from mbti_jax.sampler import Sampler, step_table
-from mbti_jax.schedule import trailing_timesteps
-from mbti_jax.state import Params, TrainState, apply_update, create_state
+from mbti_jax.models.pipeline import Method
+from mbti_jax.models.unet import Params, init_params
+from mbti_jax.training.state import TrainState, apply_update, create_state
 
 CLIP = (-1.0, 1.0)
 

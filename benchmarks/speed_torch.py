@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.speed_jax import CLIP, Problem, Program, run_twice
 from benchmarks.torch_unet import TorchUNet
+from mbti_jax.diffusion.sampler import step_table
 from mbti_jax.interop.names import to_guided_diffusion
-from mbti_jax.sampler import step_table
 
 
 @dataclass(frozen=True)

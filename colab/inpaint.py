@@ -117,7 +117,7 @@ NUM_SEEDS = 6  # @param {type:"integer"}
 
 # %% cellView="form"
 # @title 4. Load the model
-from mbti_jax.inpaint import Inpainter
+from mbti_jax.inference.inpainter import Inpainter
 
 if MODEL in ("Google Drive", "upload") and not IN_COLAB:
     raise ValueError(f"MODEL = {MODEL!r} works in Colab only; here choose 'folder'")
@@ -154,7 +154,7 @@ print(f"{inpainter.image_size} x {inpainter.image_size} pixels, sequences", *inp
 # @title 5. Make a phantom
 import numpy as np
 
-from mbti_jax import pictures
+from mbti_jax.io import pictures
 from tfds_brats.cases import find_cases, read_case
 from tfds_brats.phantom import write_phantoms
 from tfds_brats.slices import bounding_box, to_slices
@@ -198,10 +198,10 @@ print(f"slice {number}: core, edema and enhancement have {areas[:, number]} pixe
 # @title 6. How to paint and to show
 from IPython.display import Image, display
 
-from mbti_jax.case_runs import progress_bar
-from mbti_jax.rois import box_flags
-from mbti_jax.tasks import CHANNELS
-from mbti_jax.tumors import own_tumor_masks
+from mbti_jax.inference.runs import progress_bar
+from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.regions import box_flags
+from mbti_jax.rois.tumors import own_tumor_masks
 
 RESULTS = Path("inpainted")
 chosen = {
@@ -323,9 +323,9 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # @markdown in this order.
 from skimage.draw import ellipse
 
-from mbti_jax.case_files import named_files
-from mbti_jax.outputs import write_json
-from mbti_jax.slice_files import read_sequences, write_slice
+from mbti_jax.inference.cases import named_files
+from mbti_jax.inference.slices import read_sequences, write_slice
+from mbti_jax.io.files import write_json
 
 IMAGE = ""  # @param {type:"string"}
 UPLOAD_IMAGE = False  # @param {type:"boolean"}

@@ -6,7 +6,7 @@ from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
 from mbti_jax.evaluation.setting import Setting
-from mbti_jax.inpaint import Inpainter
+from mbti_jax.inference.inpainter import Inpainter
 from tfds_brats import builder
 from tfds_brats.reading import SliceSource
 

@@ -4,7 +4,7 @@ from fake_slices import FakeSlices
 from ml_collections import ConfigDict
 
 from configs.train import get_config
-from mbti_jax import data
+from mbti_jax.data import loader
 
 
 def tiny_config() -> ConfigDict:
@@ -33,5 +33,7 @@ def tiny_config() -> ConfigDict:
     return config
 
 
-def tiny_examples() -> data.Examples:
-    return data.Examples(FakeSlices(), ("t1", "flair"), together=False, window=40, tumor_repeats=2)
+def tiny_examples() -> loader.Examples:
+    return loader.Examples(
+        FakeSlices(), ("t1", "flair"), together=False, window=40, tumor_repeats=2
+    )

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from tiny import tiny_config
 
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.method import Method
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.models.pipeline import Method
 from mbti_jax.models.unet import param_shapes
 
 IMAGE_SIZE = 16

@@ -9,8 +9,8 @@ from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
 from configs.serve import get_config
-from mbti_jax import serve
-from mbti_jax.inpaint import Inpainter
+from mbti_jax.commands import serve
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.web.examples import Examples
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, find_cases, read_case

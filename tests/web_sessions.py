@@ -3,7 +3,7 @@
 import numpy as np
 from tiny_inpainter import tiny_inpainter
 
-from mbti_jax.rois import ROI_LABELS
+from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web.session import load_files
 from mbti_jax.web.uploads import Limits
 

@@ -184,14 +184,6 @@ def build(
     return dataset_dir
 
 
-def main(config, workdir: str) -> None:
-    """The task of `configs/data.py`; everything goes to `config.data_dir`."""
-    del workdir
-    if not config.source or not config.convention:
-        raise ValueError("give --config.source=DIR and --config.convention=NAME")
-    build(config.source, config.convention, config.data_dir, config.num_workers or None)
-
-
 def _build(
     cases: Sequence[CaseFiles], summary: Mapping[str, Any], data_dir: Path, workers: Workers
 ) -> Path:

@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+BACKGROUND = -1.0
+"""Intensity of every pixel outside the brain; brain is whatever differs from it in any sequence."""
+
 _MAX_CODE = 65535
 _LOW_PERCENTILE = 0.1
 _HIGH_PERCENTILE = 99.5

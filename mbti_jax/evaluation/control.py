@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from mbti_jax import pictures
 from mbti_jax.evaluation import segmenter
 from mbti_jax.evaluation.requests import (
-    COMPONENTS,
     KINDS,
     SCORES,
     Request,
@@ -26,7 +24,8 @@ from mbti_jax.evaluation.requests import (
 )
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, ratio_of_means
-from mbti_jax.tasks import CHANNELS
+from mbti_jax.io import pictures
+from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
 # Below it a segmenter cannot tell on real slices either, and the ratio says nothing.
 LEAST_REAL_SCORE = 0.3

@@ -20,12 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from skimage.metrics import structural_similarity
 
-from mbti_jax import pictures
 from mbti_jax.evaluation import own_anatomy
 from mbti_jax.evaluation.own_anatomy import Repainted
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
-from mbti_jax.outputs import standard_deviation
+from mbti_jax.io import pictures
+from mbti_jax.io.quantize import standard_deviation
 from tfds_brats.slices import bounding_box
 
 # The nominal range [-1, 1]. A range taken from the images would make slices incomparable.

@@ -12,9 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mbti_jax.evaluation import segmenter
-from mbti_jax.evaluation.requests import COMPONENTS, Request, borrow, make_request, measure
+from mbti_jax.evaluation.requests import Request, borrow, make_request, measure
 from mbti_jax.evaluation.setting import LabelledSlices, Setting
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference
+from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
 

@@ -15,15 +15,15 @@ from matplotlib.patches import Patch
 from ml_collections import ConfigDict
 from scipy.stats import wasserstein_distance
 
-from mbti_jax.baselines import surrounding_mean
 from mbti_jax.evaluation import own_anatomy, segmenter
+from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.distances import frechet_distance, half_subset_error, kernel_distance
 from mbti_jax.evaluation.own_anatomy import Repainted
 from mbti_jax.evaluation.segmenter import Segmenter
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
-from mbti_jax.outputs import replacing
-from mbti_jax.tasks import CHANNELS
+from mbti_jax.io.files import replacing
+from mbti_jax.rois.kinds import CHANNELS
 
 # A covariance of D features has full rank from D + 1 vectors on; twice as many keep it from being so
 # badly conditioned that the distance is mostly bias.

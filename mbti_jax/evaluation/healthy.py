@@ -15,9 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mbti_jax import baselines, pictures
-from mbti_jax.case_files import file_digest
+from mbti_jax.diffusion.regression import Regression
+from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
+from mbti_jax.evaluation.metrics import axial_slice_metrics, brats_inpainting_metrics
 from mbti_jax.evaluation.report import images_seen, table
 from mbti_jax.evaluation.setting import Setting
 from mbti_jax.evaluation.statistics import (
@@ -26,14 +27,13 @@ from mbti_jax.evaluation.statistics import (
     paired_difference,
     summary,
 )
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.metrics import axial_slice_metrics, brats_inpainting_metrics
-from mbti_jax.outputs import replacing
-from mbti_jax.provenance import digest
-from mbti_jax.regression import Regression
-from mbti_jax.rois import box_flags
-from mbti_jax.tasks import CHANNELS
-from mbti_jax.volumes import inpaint_case, sequences_to_paint
+from mbti_jax.inference.continuity import inpaint_case, sequences_to_paint
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.provenance import digest
+from mbti_jax.io import pictures
+from mbti_jax.io.files import file_digest, replacing
+from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.regions import box_flags
 from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
 

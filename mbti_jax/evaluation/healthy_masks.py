@@ -26,16 +26,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy import ndimage
 from tqdm import tqdm
 
-from mbti_jax.case_files import file_digest
-from mbti_jax.case_runs import RECORD, is_done
-from mbti_jax.checks import whole_number
-from mbti_jax.outputs import new_folder, write_json, write_label_map, write_nifti_like
-from mbti_jax.provenance import digest
-from tfds_brats.cases import Case, CaseFiles, find_cases, is_tumor, read_case
+from mbti_jax.io.nifti import write_label_map, write_nifti_like
+from tfds_brats.cases import Case, CaseFiles, is_tumor, read_case
 from tfds_brats.conventions import CAVITY
 
 MIN_VOXELS = 800
@@ -218,44 +213,6 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
     if not mask.any():
         return np.full(mask.shape, np.inf)
     return ndimage.distance_transform_edt(~mask)
-
-
-def main(config: ConfigDict, workdir: str) -> None:
-    """Writes the local-inpainting layout of the cases of a folder; see `configs/healthy_masks.py`.
-
-    Raises:
-        ValueError, OSError: cases that cannot be read, no place for a mask, a result of another request.
-    """
-    whole_number("seed", config.seed)
-    cases = find_cases(config.source, config.convention, sequences=("t1",))
-    if cases[0].convention.channels:
-        raise ValueError(
-            f"{config.convention} has all sequences in one file, which the local-inpainting layout "
-            "does not know"
-        )
-    givers = cases
-    if config.shapes_source:
-        givers = find_cases(config.shapes_source, config.convention, sequences=("t1",))
-    shapes = read_shapes(givers)
-    pool = digest([[shape.share, np.packbits(shape.mask).tolist()] for shape in shapes])
-    for number, files in enumerate(tqdm(cases, desc="healthy masks", unit="case")):
-        inputs = {path.name: file_digest(path) for path in (files.images["t1"], files.labels)}
-        # A case's mask depends on its place in the folder, so that is part of the request.
-        request = {"seed": [config.seed, number], "shapes_sha256": pool, "inputs": inputs}
-        target = Path(workdir) / files.subject
-        if not is_done(target / RECORD, request):
-            case = read_case(files, ("t1",))
-            try:
-                mask = healthy_mask(case.labels, case.brain, shapes, request["seed"])
-            except ValueError as error:
-                raise ValueError(f"{files.subject}: {error}") from error
-            with new_folder(target) as beside:
-                write_layout(beside, case, mask)
-                sizes = {
-                    name: int(np.count_nonzero(getattr(mask, name)))
-                    for name in ("healthy", "unhealthy", "whole")
-                }
-                write_json(beside / RECORD, {"request": request, "voxels": sizes})
 
 
 def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:

@@ -20,12 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from mbti_jax import pictures
 from mbti_jax.evaluation import own_anatomy
 from mbti_jax.evaluation.own_anatomy import Repainted
 from mbti_jax.evaluation.patch_search import Patch, distance_at, search
 from mbti_jax.evaluation.setting import LabelledSlices, Setting
 from mbti_jax.evaluation.statistics import interval_text, paired_difference
+from mbti_jax.io import pictures
 
 # Real held-out patches nearer than this share of them count as near as a copy.
 _NEAR = 0.01

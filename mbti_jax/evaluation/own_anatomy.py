@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from mbti_jax.evaluation.setting import LabelledSlices, Setting, Tasks
-from mbti_jax.tasks import CHANNELS, TaskConfig, sample_task
+from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.tasks import TaskConfig, sample_task
 from tfds_brats.cases import is_tumor
 
 KINDS = ("normal", "components", "tumor")

@@ -12,7 +12,7 @@ import numpy as np
 
 import mbti_jax
 from mbti_jax.evaluation.setting import Setting
-from mbti_jax.outputs import replacing, write_json
+from mbti_jax.io.files import replacing, write_json
 from tfds_brats.reading import SliceSource
 
 SPLITS = ("train", "validation", "test")

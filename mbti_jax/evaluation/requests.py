@@ -12,12 +12,11 @@ import numpy as np
 from mbti_jax.evaluation.overlap import box_around, dice, intersection_over_union
 from mbti_jax.evaluation.segmenter import Segmenter
 from mbti_jax.evaluation.setting import LabelledSlices, Tasks
-from mbti_jax.tasks import CHANNELS
-from mbti_jax.tumors import moved
+from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
+from mbti_jax.rois.tumors import moved
 from tfds_brats.cases import is_tumor
-from tfds_brats.conventions import EDEMA, ENHANCEMENT, NECROTIC_CORE
+from tfds_brats.conventions import EDEMA
 
-COMPONENTS = {"necrotic_core": NECROTIC_CORE, "edema": EDEMA, "enhancement": ENHANCEMENT}
 KINDS = {
     "components": "components, free-form",
     "tumor_box": "mixed tumour in a box",

@@ -18,14 +18,13 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from mbti_jax.augment import augment
+from mbti_jax.data.augment import augment
+from mbti_jax.data.preprocess import area_resize
 from mbti_jax.evaluation.setting import LabelledSlices, Setting, array_digest
+from mbti_jax.inference.provenance import digest
 from mbti_jax.interop.tensors import read_safetensors
-from mbti_jax.models.unet import UNet, init_params, param_shapes
-from mbti_jax.outputs import replacing
-from mbti_jax.preprocess import area_resize
-from mbti_jax.provenance import digest
-from mbti_jax.state import Params
+from mbti_jax.io.files import replacing
+from mbti_jax.models.unet import Params, UNet, init_params, param_shapes
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.

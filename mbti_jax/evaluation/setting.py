@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mbti_jax import data
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.outputs import replacing
-from mbti_jax.provenance import digest
-from mbti_jax.rois import box_flags, fill_boxes
-from mbti_jax.tasks import CHANNELS, CLASS_BOX, CLASS_EMPTY, CLASS_FREE_FORM
+from mbti_jax.data import loader
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.provenance import digest
+from mbti_jax.io.files import replacing
+from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.regions import box_flags, fill_boxes
+from mbti_jax.rois.tasks import CLASS_BOX, CLASS_EMPTY, CLASS_FREE_FORM
 from tfds_brats.cases import CaseFiles, find_cases
 from tfds_brats.reading import SliceSource
 
@@ -189,14 +190,14 @@ class Setting:
         # The middle of each of `count` equal stretches: not the first and last slices of the split.
         stretches = min(count, len(found))
         records = found[((np.arange(stretches) + 0.5) * len(found) / stretches).astype(int)]
-        examples = data.Examples(source, self.sequences, together=True, window=self._window)
+        examples = loader.Examples(source, self.sequences, together=True, window=self._window)
         resized = jax.jit(self.inpainter.method.resized)
         images, labels = [], []
         for start in range(0, len(records), _READ_AT_ONCE):
             rows = records[start : start + _READ_AT_ONCE]
             # The last batch is filled up, so that one compiled program serves all.
             padded = np.resize(rows, _READ_AT_ONCE)
-            batch = data.stack([examples[examples.of_record(int(i))[0]] for i in padded])
+            batch = loader.stack([examples[examples.of_record(int(i))[0]] for i in padded])
             part = jax.device_get(resized(batch))
             images.append(part[0][: len(rows)])
             labels.append(part[1][: len(rows)])

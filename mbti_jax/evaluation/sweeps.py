@@ -17,12 +17,13 @@ from scipy.ndimage import binary_erosion, laplace
 
 from mbti_jax.evaluation import own_anatomy, segmenter
 from mbti_jax.evaluation.control import LEAST_REAL_SCORE
-from mbti_jax.evaluation.requests import COMPONENTS, Request, borrow, make_request, measure, segment
+from mbti_jax.evaluation.requests import Request, borrow, make_request, measure, segment
 from mbti_jax.evaluation.segmenter import Segmenter
 from mbti_jax.evaluation.setting import LabelledSlices, Setting, Tasks
 from mbti_jax.evaluation.statistics import cell, mean_with_interval
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.outputs import replacing
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.io.files import replacing
+from mbti_jax.rois.kinds import COMPONENTS
 
 MEASURES = {
     "dice": "Dice of components",

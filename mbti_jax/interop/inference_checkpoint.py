@@ -29,7 +29,7 @@ from mbti_jax.interop.names import (
     to_guided_diffusion,
 )
 from mbti_jax.interop.tensors import read_safetensors
-from mbti_jax.method import Method
+from mbti_jax.models.pipeline import Method
 from mbti_jax.models.unet import param_shapes
 
 FORMAT = "mbti-jax inference checkpoint"

@@ -7,6 +7,7 @@ checkpoints can be used; 2-D only.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,9 @@ from mbti_jax.models.blocks import (
     dense,
     timestep_embedding,
 )
+
+# Nested dicts of arrays.
+Params = Any
 
 
 class UNet(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.rois import box_flags
-from mbti_jax.sampler import SamplingCancelled
+from mbti_jax.diffusion.sampler import SamplingCancelled
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.rois.regions import box_flags
 from mbti_jax.web import painter, results
 from mbti_jax.web.examples import Examples
 from mbti_jax.web.results import Result

@@ -4,9 +4,9 @@ import threading
 from functools import cached_property
 from pathlib import Path
 
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.rois import box_flags, to_label_map
-from mbti_jax.tumors import own_tumor_masks
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.rois.regions import box_flags, to_label_map
+from mbti_jax.rois.tumors import own_tumor_masks
 from mbti_jax.web.session import Session, new_session_folder, volume_session
 from tfds_brats.cases import Case, find_cases, is_tumor, read_case
 from tfds_brats.phantom import write_phantoms

@@ -27,7 +27,7 @@ from typing import Any
 
 import gradio as gr
 
-from mbti_jax.inpaint import Inpainter
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.web import painter
 from mbti_jax.web.actions import Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES

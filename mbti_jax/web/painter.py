@@ -15,17 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mbti_jax.pictures import COLORS
-from mbti_jax.rois import ROI_LABELS
-
-# Names as users read them, in the order of the page.
-TISSUES = {
-    "normal": "normal tissue",
-    "edema": "edema",
-    "enhancement": "enhancing tumour",
-    "necrotic_core": "necrotic core",
-    "tumor": "whole tumour",
-}
+from mbti_jax.rois.kinds import COLORS, ROI_LABELS, TISSUES
 
 
 def source(ending: str) -> str:

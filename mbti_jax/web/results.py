@@ -10,13 +10,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from mbti_jax import case_files, pictures, slice_files
-from mbti_jax.case_runs import RECORD, make_record, preview_title
-from mbti_jax.checks import whole_number
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.outputs import new_folder, replacing, standard_deviation, write_json
-from mbti_jax.rois import box_flags, to_label_map
-from mbti_jax.volumes import inpaint_samples
+from mbti_jax.fields import whole_number
+from mbti_jax.inference import cases, slices
+from mbti_jax.inference.continuity import inpaint_samples
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.runs import RECORD, make_record, preview_title
+from mbti_jax.io import pictures
+from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
+from mbti_jax.io.quantize import standard_deviation
+from mbti_jax.rois.regions import box_flags, to_label_map
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.slices import bounding_box
@@ -171,9 +173,9 @@ def _run_case(
     for number, sample in enumerate(samples):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
-        clipped = case_files.write_case(target, case, sample)
+        clipped = cases.write_case(target, case, sample)
         record = make_record(inpainter, case, sample, {}, _request(session), clipped)
-        case_files.draw_preview(target / "preview.png", case, sample, title)
+        cases.draw_preview(target / "preview.png", case, sample, title)
         write_json(target / RECORD, record)
     slices = sorted(session.painted)
     roi = masks[slices].any(-1)
@@ -208,10 +210,10 @@ def _run_slice(
     for number, image in enumerate(result.images):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
-        slice_files.write_sequences(target, session.files, image)
-        slice_files.write_slice(target / "rois.png", to_label_map(result.roi_masks))
+        slices.write_sequences(target, session.files, image)
+        slices.write_slice(target / "rois.png", to_label_map(result.roi_masks))
         one = dataclasses.replace(result, images=image[None])
-        slice_files.draw_preview(target / "preview.png", session.image, one, title)
+        slices.draw_preview(target / "preview.png", session.image, one, title)
         record = {**result.provenance, **_request(session), "sample": number}
         write_json(target / RECORD, record)
     values = np.moveaxis(result.images.reshape(*result.images.shape[:3], -1), -1, 0)
@@ -220,7 +222,7 @@ def _run_slice(
 
 
 def _request(session: Session) -> dict[str, Any]:
-    digests = {path.name: case_files.file_digest(path) for path in session.files}
+    digests = {path.name: file_digest(path) for path in session.files}
     return {"inputs": digests, "made_with": "web page"}
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mbti_jax import case_files, checks, pictures, slice_files
-from mbti_jax.inpaint import Inpainter
-from mbti_jax.rois import box_flags, fill_boxes, parse_labels, to_label_map, to_masks
-from mbti_jax.volumes import sequences_to_paint
+from mbti_jax.inference import cases, checks, slices
+from mbti_jax.inference.continuity import sequences_to_paint
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.io import pictures
+from mbti_jax.rois.regions import box_flags, fill_boxes, parse_labels, to_label_map, to_masks
 from mbti_jax.web import uploads
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, find_cases, read_case
@@ -187,7 +188,7 @@ def load_files(
                 raise ValueError(f"these are files of several cases ({names}); choose one")
             case_paths = found[0]
         else:
-            case_paths = case_files.named_files(_named(files, sequences))
+            case_paths = cases.named_files(_named(files, sequences))
         available = [name for name in SEQUENCES if name in case_paths.images]
         case = read_case(case_paths, available, labels=False)
         uploads.check_slice(case.subject, case.brain.shape[:2], limits)
@@ -218,12 +219,12 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
         if session.case is None:
             if uploads.is_nifti(file):
                 raise ValueError(f"{file.name}: the ROI of a single slice is a PNG or npy file")
-            roi = slice_files.read_roi(file)
+            roi = slices.read_roi(file)
             masks = to_masks(roi, session.shape[1:], labels)[None]
         else:
             if not uploads.is_nifti(file):
                 raise ValueError(f"{file.name}: the ROI of a volume is a NIfTI file")
-            masks = case_files.read_roi_volume(file, session.case, labels)
+            masks = cases.read_roi_volume(file, session.case, labels)
     except ValueError as error:
         raise ValueError(str(error).replace(f"{folder}/", "")) from error
     finally:
@@ -270,7 +271,7 @@ def _slice_session(
             raise ValueError(f"the model was not trained on {unknown[0]}, but on {known}")
         sequences = tuple(name for name in inpainter.sequences if name in by_name)
         files = [Path(by_name[name]) for name in sequences]
-    image = slice_files.read_sequences(files)
+    image = slices.read_sequences(files)
     values = checks.image_values(image)
     uploads.check_slice(files[0].name, values.shape[:2], limits)
     count = values.shape[-1]

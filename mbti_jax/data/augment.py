@@ -1,0 +1,73 @@
+"""Augmentation as in the paper: flips along both axes, rotation within ±15 degrees, no more."""
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+
+from tfds_brats.scale import BACKGROUND
+
+MAX_ANGLE_DEGREES = 15.0
+
+
+def augment(key: jax.Array, image: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Flips each axis with probability 1/2, then rotates by an angle uniform in ±15 degrees.
+
+    Args:
+      key: typed PRNG key of this example.
+      image: float32 [H, W, C], background -1.
+      labels: integer [H, W], background 0.
+
+    Returns:
+      The moved image and labels, of the same shapes and dtypes; see `flip_and_rotate`.
+    """
+    vertical_key, horizontal_key, angle_key = jax.random.split(key, 3)
+    return flip_and_rotate(
+        image,
+        labels,
+        flip_vertical=jax.random.bernoulli(vertical_key),
+        flip_horizontal=jax.random.bernoulli(horizontal_key),
+        angle_degrees=jax.random.uniform(
+            angle_key, minval=-MAX_ANGLE_DEGREES, maxval=MAX_ANGLE_DEGREES
+        ),
+    )
+
+
+def flip_and_rotate(
+    image: jax.Array,
+    labels: jax.Array,
+    flip_vertical: jax.Array,
+    flip_horizontal: jax.Array,
+    angle_degrees: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Flips, then rotates about the image centre; one interpolation does both.
+
+    The image is interpolated bilinearly, labels take the nearest pixel. What comes from outside the
+    image is background (-1 and 0), and background away from the brain stays exactly -1.
+
+    Args:
+      image: float32 [H, W, C], background -1.
+      labels: integer [H, W], background 0.
+      flip_vertical: bool, turns the rows over.
+      flip_horizontal: bool, turns the columns over.
+      angle_degrees: float, counter-clockwise as displayed with row 0 at the top.
+
+    Returns:
+      The moved image and labels, of the same shapes and dtypes.
+    """
+    height, width = labels.shape
+    y = (jnp.arange(height) - (height - 1) / 2)[:, None]
+    x = (jnp.arange(width) - (width - 1) / 2)[None, :]
+    angle = jnp.deg2rad(angle_degrees)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # Both flips keep the centre, so on centred source coordinates they are a change of sign.
+    source_y = jnp.where(flip_vertical, -1.0, 1.0) * (cos * y + sin * x) + (height - 1) / 2
+    source_x = jnp.where(flip_horizontal, -1.0, 1.0) * (cos * x - sin * y) + (width - 1) / 2
+
+    def interpolate(channel: jax.Array) -> jax.Array:
+        # Above background, zeros stay exactly zero whatever the weights' rounding.
+        moved = map_coordinates(channel - BACKGROUND, (source_y, source_x), order=1)
+        return moved + BACKGROUND
+
+    moved_image = jax.vmap(interpolate, in_axes=-1, out_axes=-1)(image)
+    moved_labels = map_coordinates(labels, (source_y, source_x), order=0)
+    return moved_image, moved_labels

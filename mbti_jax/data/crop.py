@@ -1,0 +1,45 @@
+"""The window that is cut out of a slice."""
+
+import numpy as np
+
+
+def window_slices(
+    shape: tuple[int, ...], brain_box: np.ndarray, window: int
+) -> tuple[range, range]:
+    """Rows and columns of the window in the slice's own pixel numbers (negative ones are padding).
+
+    Args:
+        shape: (height, width) of the slice.
+        brain_box: (y0, x0, y1, x1), half-open, of the volume's brain.
+        window: side of the window in pixels.
+
+    Raises:
+        ValueError: the brain does not fit into the window.
+    """
+    ranges = []
+    for size, low, high in zip(shape[:2], brain_box[:2], brain_box[2:], strict=True):
+        low, high = int(low), int(high)
+        if window >= size:
+            start = -((window - size) // 2)
+        elif high - low > window:
+            raise ValueError(
+                f"its brain is {high - low} pixels wide and does not fit a window of {window}; "
+                f"set --config.data.window to at least {high - low}"
+            )
+        else:
+            start = min(max((low + high - window) // 2, 0), size - window)
+        ranges.append(range(start, start + window))
+    return ranges[0], ranges[1]
+
+
+def cut_window(image: np.ndarray, rows: range, columns: range) -> np.ndarray:
+    """The window of `image` [H, W, ...]; zeros where it lies outside."""
+    out = np.zeros((len(rows), len(columns), *image.shape[2:]), image.dtype)
+    (top, bottom), (left, right) = (
+        (max(span.start, 0), min(span.stop, size))
+        for span, size in zip((rows, columns), image.shape, strict=False)
+    )
+    out[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
+        image[top:bottom, left:right]
+    )
+    return out

@@ -1,0 +1,244 @@
+"""Training examples from slice records: which record a step sees, and how its pixels are cut out.
+
+The host does input and output only. It reads a record, cuts (or pads) a window out of it and stacks
+windows into a batch; scaling, resizing, augmentation and the choice of the task happen on the device.
+
+Which examples a step sees is a function of (seed, step) alone: the examples are numbered, Grain
+shuffles the numbers anew in every epoch, and step `s` takes the numbers `s * B ... s * B + B - 1` of
+that endless sequence, however many processes share the work.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import SupportsIndex
+
+import grain
+import numpy as np
+
+from mbti_jax.data.crop import cut_window, window_slices
+from tfds_brats.reading import SliceSource
+
+Batch = dict[str, np.ndarray]
+
+
+class Examples:
+    """The numbered examples of one split, for Grain to draw from.
+
+    A record holds all sequences of a slice. With `together=False` every sequence is an example of its
+    own (the paper's setting, C = 1); with `together=True` a slice is one example with all sequences as
+    channels. Slices with tumour are counted `tumor_repeats` times. Both are arithmetic on the number of
+    the example: nothing is copied.
+
+    Each example is a dict:
+        codes: uint16 [window, window, C], 0 where there is no brain.
+        gain, bias: float32 [C]; the image is `where(codes == 0, -1, gain * codes + bias)`.
+        labels: uint8 [window, window], the canonical label map.
+        weight: float32 scalar, 1 (0 only for the padding of a batch).
+
+    Args:
+        source: the split's records.
+        sequences: names of the sequences to use, in channel order.
+        together: one example per slice instead of one per slice and sequence.
+        window: height and width of the cut-out in pixels. Where it exceeds the slice, the slice is
+            padded with background around its centre; where it is smaller, it is centred on the brain's
+            bounding box in the whole volume, as far as the slice allows.
+        tumor_repeats: how often a slice that contains tumour is counted.
+
+    Raises:
+        ValueError: an unknown sequence, or one that is named twice; an empty split; `tumor_repeats` or
+            `window` below 1; a subject whose brain does not fit into the window.
+    """
+
+    def __init__(
+        self,
+        source: SliceSource,
+        sequences: Sequence[str],
+        *,
+        together: bool,
+        window: int,
+        tumor_repeats: int = 1,
+    ):
+        unknown = [name for name in sequences if name not in source.sequences]
+        if unknown or not sequences:
+            raise ValueError(
+                f"unknown sequences {unknown or '()'}; the dataset has {', '.join(source.sequences)}"
+            )
+        if len({*sequences}) < len(sequences):
+            raise ValueError(f"sequences are named twice: {', '.join(sequences)}")
+        if len(source) == 0:
+            raise ValueError("the split holds no slices")
+        for name, value in (("tumor_repeats", tumor_repeats), ("window", window)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        # A record of each subject has the box of its whole brain. In training, the one that does not fit
+        # might be drawn only after hours.
+        for record in np.unique(source.index.subject, return_index=True)[1]:
+            content = source.read(int(record), sequences[:1])
+            try:
+                window_slices(content["labels"].shape, content["brain_box"], window)
+            except ValueError as error:
+                raise ValueError(f"subject {content['subject']}: {error}") from None
+        self._source = source
+        self._window = window
+        self._groups = [tuple(sequences)] if together else [(name,) for name in sequences]
+        with_tumor = np.flatnonzero(source.index.tumor_area > 0)
+        self._records = np.concatenate(
+            [np.arange(len(source)), np.repeat(with_tumor, tumor_repeats - 1)]
+        )
+
+    @property
+    def num_channels(self) -> int:
+        """C, the number of sequences of an example."""
+        return len(self._groups[0])
+
+    def __len__(self) -> int:
+        return len(self._records) * len(self._groups)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the records of the dataset do."""
+        return self._source.fingerprint
+
+    def with_tumor(self) -> "Examples":
+        """Only the slices that contain tumour; all of them where none does."""
+        chosen = copy.copy(self)
+        with_tumor = self._source.index.tumor_area[self._records] > 0
+        if with_tumor.any():
+            chosen._records = self._records[with_tumor]
+        return chosen
+
+    def locate(self, i: SupportsIndex) -> tuple[int, tuple[str, ...]]:
+        """Record number and sequences of example `i`."""
+        record, group = divmod(int(i), len(self._groups))
+        return int(self._records[record]), self._groups[group]
+
+    def of_record(self, record: int) -> list[int]:
+        """Numbers of the examples made of one record, a sequence each (or the one with all)."""
+        position = int(np.flatnonzero(self._records == record)[0])
+        return [position * len(self._groups) + group for group in range(len(self._groups))]
+
+    def __getitem__(self, i: SupportsIndex) -> Batch:
+        record, sequences = self.locate(i)
+        content = self._source.read(record, sequences)
+        rows, columns = window_slices(content["labels"].shape, content["brain_box"], self._window)
+        return {
+            "codes": cut_window(content["codes"], rows, columns),
+            "gain": content["gain"],
+            "bias": content["bias"],
+            "labels": cut_window(content["labels"], rows, columns),
+            "weight": np.float32(1),
+        }
+
+
+class _Positions:
+    """The endless sequence of one process's batch positions, from step 0 on.
+
+    Of the `padded_size` positions of a global batch, process p of P holds the p-th P-th. Positions from
+    `batch_size` on are padding: zeros, weight included.
+    """
+
+    def __init__(
+        self,
+        examples: grain.MapDataset,
+        batch_size: int,
+        padded_size: int,
+        process_index: int,
+        process_count: int,
+    ):
+        self._examples = examples
+        self._batch_size = batch_size
+        self._per_process = padded_size // process_count
+        self._first = process_index * self._per_process
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, i: SupportsIndex) -> Batch:
+        step, position = divmod(int(i), self._per_process)
+        position += self._first
+        if position < self._batch_size:
+            return self._examples[step * self._batch_size + position]
+        return {name: np.zeros_like(value) for name, value in self._examples[0].items()}
+
+
+def training_batches(
+    examples: Examples,
+    *,
+    seed: int,
+    batch_size: int,
+    padded_size: int | None = None,
+    start_step: int = 0,
+    num_threads: int = 8,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless iterator over this process's part of each step's global batch, read ahead by threads.
+
+    Args:
+        examples: what to draw from.
+        seed: seed of the shuffle, 0 <= seed < 2**32.
+        batch_size: examples in a global batch.
+        padded_size: its size with padding, divisible by `process_count`; `batch_size` when None.
+        start_step: step of the first batch returned.
+        num_threads: reading threads; 0 reads in the caller's thread.
+        process_index, process_count: this process and their number.
+
+    Returns:
+        Iterator over dicts as of `Examples`, with a leading axis of `padded_size / process_count`.
+    """
+    padded_size = batch_size if padded_size is None else padded_size
+    if padded_size < batch_size or padded_size % process_count:
+        raise ValueError(
+            f"padded_size {padded_size} must be at least batch_size {batch_size} and divisible by "
+            f"the {process_count} processes"
+        )
+    # `repeat` counts on through the epochs and `shuffle` draws a new order for each.
+    shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    positions = _Positions(shuffled, batch_size, padded_size, process_index, process_count)
+    per_process = padded_size // process_count
+    dataset = (
+        grain.MapDataset.source(positions)[start_step * per_process :]
+        .to_iter_dataset(
+            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * per_process)
+        )
+        .batch(per_process)
+    )
+    if num_threads:
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
+    return iter(dataset)
+
+
+def fixed_batches(
+    examples: Examples, num_batches: int, batch_size: int, padded_size: int | None = None
+) -> list[Batch]:
+    """`num_batches` batches of examples spread evenly over the split, always the same ones.
+
+    A split too small for that many is taken once. Batches are filled up with zeros, weight included,
+    to `padded_size` (default: `batch_size`).
+    """
+    padded_size = batch_size if padded_size is None else padded_size
+    count = min(num_batches * batch_size, len(examples))
+    numbers = np.linspace(0, len(examples) - 1, count).round().astype(int)
+    batches = []
+    for start in range(0, count, batch_size):
+        items = [examples[i] for i in numbers[start : start + batch_size]]
+        items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (padded_size - len(items))
+        batches.append(stack(items))
+    return batches
+
+
+def stack(items: Sequence[Batch]) -> Batch:
+    """Examples as one batch, with a new leading axis."""
+    return {name: np.stack([item[name] for item in items]) for name in items[0]}
+
+
+def intensity_bounds(examples: Examples, num_examples: int = 256) -> tuple[float, float]:
+    """Lowest and highest image value in examples spread evenly over the split.
+
+    The sampler clips x_0 to these bounds; training data and context are never clipped.
+    """
+    (batch,) = fixed_batches(examples, 1, num_examples)
+    codes = batch["codes"].astype(np.float32)
+    images = batch["gain"][:, None, None] * codes + batch["bias"][:, None, None]
+    inside = images[batch["codes"] > 0]
+    return min(-1.0, float(inside.min())), float(inside.max())

@@ -1,0 +1,66 @@
+"""Start noise that neighbouring slices of a volume share in part.
+
+White noise n_k of every slice k is filtered along the slices with a Gaussian and brought back to unit
+variance:
+
+    x_T(k) = sum_j w_j n_(k+j) / sqrt(sum_j w_j^2),   w_j = exp(-j^2 / (2 sigma^2))
+
+so x_T(k) is standard normal again, and the correlation of two slices d apart is about
+exp(-d^2 / (4 sigma^2)). Slice k's noise is made of the neighbours' own keys, whether or not they are
+sampled too, so it is the same for one slice as for the whole volume.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from mbti_jax.diffusion.sampler import noise_for
+
+# Beyond this many sigma the weights are cut off.
+_REACH = 3.0
+
+
+def slice_weights(z_sigma: float) -> np.ndarray:
+    """float64 [2 R + 1], w_j / sqrt(sum w^2) for j = -R ... R; their squares sum to one."""
+    reach = math.ceil(_REACH * z_sigma)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-((offsets / z_sigma) ** 2) / 2) if reach else np.ones(1)
+    return weights / np.sqrt(np.square(weights).sum())
+
+
+def start_noise(
+    seed: int,
+    samples: Sequence[int],
+    slice_indices: Sequence[int],
+    shape: Sequence[int],
+    z_sigma: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Start noise and step keys, as of `sampler.noise_for`, the start correlated along the slices.
+
+    The noise that steps add with eta > 0 stays independent from slice to slice.
+
+    Args:
+        seed, samples, slice_indices, shape: as in `noise_for`.
+        z_sigma: sigma of the filter in slices; 0 is independent noise.
+
+    Returns:
+        (x_T float32 [B, H, W, C], typed keys [B]).
+
+    Raises:
+        ValueError: `z_sigma` is negative or infinite, or as `noise_for` does.
+    """
+    if not (math.isfinite(z_sigma) and z_sigma >= 0):
+        raise ValueError(f"z_sigma must be a number of slices, at least 0, not {z_sigma}")
+    noise, keys = noise_for(seed, samples, slice_indices, shape)
+    if z_sigma == 0:
+        return noise, keys
+    weights = slice_weights(z_sigma).astype(np.float32)
+    reach = len(weights) // 2
+    noise = weights[reach] * noise
+    for offset in range(1, reach + 1):
+        for shift in (-offset, offset):
+            neighbour, _ = noise_for(seed, samples, np.asarray(slice_indices) + shift, shape)
+            noise += weights[reach + shift] * neighbour
+    return noise, keys

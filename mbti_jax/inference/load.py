@@ -1,0 +1,25 @@
+"""A trained model from wherever it lies: a training run, an export, or the package itself."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mbti_jax.interop.inference_checkpoint import is_export, read_export
+from mbti_jax.training.checkpoint import load_for_inference
+
+# Models that come with the package.
+PRETRAINED = {"phantom": Path(__file__).parent.parent / "pretrained" / "phantom"}
+
+
+def load_model(path: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
+    """Averaged parameters and metadata of a model, as `checkpoint.load_for_inference` returns them.
+
+    Args:
+        path: folder of a training run, whose newest checkpoint is read, or of an export; or a name in
+            `PRETRAINED` (a folder of that name is "./phantom").
+
+    Raises:
+        ValueError: there is nothing readable.
+    """
+    folder = PRETRAINED.get(str(path), path)
+    return read_export(folder) if is_export(folder) else load_for_inference(folder)

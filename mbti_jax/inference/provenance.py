@@ -1,0 +1,77 @@
+"""What every output says about how it was made."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import mbti_jax
+from mbti_jax.models.unet import Params
+from mbti_jax.rois.kinds import CHANNELS
+from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import bounding_box
+
+
+def digest(content: Any) -> str:
+    """SHA-256, hex, of JSON values; the same for the same content in any order of keys."""
+    text = json.dumps(content, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(params: Params) -> str:
+    """SHA-256, hex, of names, shapes, types and numbers of a tree of parameters."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.ascontiguousarray(jax.device_get(leaf))
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def checkpoint_record(path: str, params: Params, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Name, step, digests and the checkpoint's own `note`, in JSON values.
+
+    The digest of the weights is the same for a training checkpoint and its export.
+    """
+    inference = metadata["inference"]
+    return {
+        "name": Path(path).name,
+        "step": metadata.get("step"),
+        "weights_sha256": weights_digest(params),
+        "config_sha256": digest(metadata["contract"]),
+        "trained_with": inference.get("version"),
+        "note": inference.get("note", ""),
+    }
+
+
+def record(checkpoint: Mapping[str, Any], **details: Any) -> dict[str, Any]:
+    """The provenance record of an output, in JSON values."""
+    return {
+        "synthetic": True,
+        "software": f"mbti-jax {mbti_jax.__version__}",
+        "checkpoint": dict(checkpoint),
+        **details,
+    }
+
+
+def roi_record(masks: np.ndarray, box: np.ndarray) -> dict[str, Any]:
+    """Mode, size and extent of the ROIs in bool [..., H, W, 5]."""
+    out = {}
+    for channel, name in enumerate(CHANNELS):
+        mask = masks[..., channel]
+        if mask.any():
+            out[name] = {
+                "mode": "box" if box[channel] else "free-form",
+                "pixels": int(mask.sum()),
+                "extent_y0_x0_y1_x1": list(bounding_box(mask)),
+            }
+    return out
+
+
+def scale_record(scales: list[IntensityScale], source: str) -> dict[str, Any]:
+    """The intensity scales used, one a sequence, and where they come from."""
+    return {"from": source, "low_high": [[scale.low, scale.high] for scale in scales]}

@@ -1,0 +1,86 @@
+"""What a checkpoint with guided-diffusion's names is of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mbti_jax.interop.hyperparameters import infer_hyperparameters
+from mbti_jax.rois.kinds import CHANNELS
+
+
+def describe(
+    state_dict: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The contract of the model in a state dict, and the tensors that it needs.
+
+    The second half of the output channels of a network that also learns the variance is left out:
+    DDIM takes the mean alone.
+
+    Args:
+        state_dict: arrays in PyTorch's layouts by guided-diffusion's names.
+        fields: the entries `data`, `model` and `diffusion` of configs/import_torch.py; None where
+            nothing was given.
+
+    Returns:
+        (contract, state dict), the former as in `checkpoint`.
+
+    Raises:
+        ValueError: the network is of another kind, or what the tensors do not tell was not given.
+    """
+    inferred = infer_hyperparameters({name: value.shape for name, value in state_dict.items()})
+    model = {k: v for k, v in fields["model"].items() if v is not None}
+    data = dict(fields["data"])
+    patch_area = model["patch_size"] ** 2
+    num_sequences = inferred["in_channels"] / patch_area - len(CHANNELS)
+    if num_sequences not in (1, len(data["sequences"])) or inferred["num_classes"] != len(CHANNELS):
+        raise ValueError(
+            f"a network with {inferred['in_channels']} input channels and a class vector of length "
+            f"{inferred['num_classes']} is none that inpaints: wanted are 1 or "
+            f"{len(data['sequences'])} sequences and {len(CHANNELS)} masks as input, and "
+            f"{len(CHANNELS)} classes"
+        )
+    out_channels = int(num_sequences) * patch_area
+    if inferred["out_channels"] == 2 * out_channels and patch_area == 1:
+        state_dict = {
+            k: v[:out_channels] if k.startswith("out.2.") else v for k, v in state_dict.items()
+        }
+    elif inferred["out_channels"] != out_channels:
+        raise ValueError(
+            f"a network with {inferred['out_channels']} output channels is none that inpaints "
+            f"{int(num_sequences)} sequence(s): wanted are {out_channels}, or twice as many with a "
+            "learned variance"
+        )
+    _ask_for_missing(fields)
+    for name in ("in_channels", "out_channels", "num_classes"):
+        del inferred[name]
+    contract = {
+        "data": {
+            "sequences": list(data["sequences"]),
+            "together": num_sequences > 1,
+            "window": data["window"] or data["image_size"],
+            "image_size": data["image_size"],
+        },
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in (inferred | model).items()},
+        "diffusion": {**fields["diffusion"], "drop_condition": 0.0},
+        "tasks": {},
+    }
+    return contract, state_dict
+
+
+def _ask_for_missing(fields: Mapping[str, Any]) -> None:
+    """Raises a ValueError that lists every field that has to be given and was not."""
+    model = fields["model"]
+    missing = []
+    if model["num_heads"] is None and model["num_head_channels"] is None:
+        missing.append(
+            "--config.model.num_heads or --config.model.num_head_channels (attention heads)"
+        )
+    if model["use_new_attention_order"] is None:
+        missing.append("--config.model.use_new_attention_order (True or False)")
+    if fields["data"]["image_size"] is None:
+        missing.append("--config.data.image_size (height = width in training)")
+    if fields["diffusion"]["schedule"] is None:
+        missing.append("--config.diffusion.schedule (linear or cosine)")
+    if missing:
+        raise ValueError("the tensors do not tell everything; give\n  " + "\n  ".join(missing))

@@ -1,0 +1,77 @@
+"""Writing files: complete or not at all."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Of 1 to 9. Higher levels take several times longer for a few per cent.
+_COMPRESSION = 4
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a path beside `path` to write a file to; renamed on success, removed on failure.
+
+    The name keeps its ending, from which some writers tell the format.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".partial.{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder to write to; it gets the name `path` when all is written.
+
+    On failure it is removed; what a killed process left is removed by the next one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".partial.{path.name}")
+    if beside.exists():
+        shutil.rmtree(beside)
+    beside.mkdir()
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON, complete or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, complete or not at all, compressed if its name ends in .gz.
+
+    The compressed file has no time stamp, so the same content gives the same bytes.
+    """
+    if path.suffix == ".gz":
+        packed = io.BytesIO()
+        with gzip.GzipFile("", "wb", _COMPRESSION, packed, mtime=0) as file:
+            file.write(content)
+        content = packed.getvalue()
+    with replacing(path) as beside:
+        beside.write_bytes(content)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

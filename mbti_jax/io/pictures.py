@@ -1,0 +1,151 @@
+"""Pictures a person can look at: grey slices, coloured ROIs, sheets and figures."""
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from skimage.segmentation import find_boundaries
+
+from mbti_jax.io.files import replacing
+from mbti_jax.rois.kinds import CHANNELS, COLORS
+from tfds_brats.slices import bounding_box
+
+
+def gray(image: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
+    """float [H, W] -> uint8 [H, W, 3]; `low` and what is below is black, `high` and above white."""
+    shown = np.clip((image - low) / (high - low), 0, 1)
+    return np.repeat((255 * shown + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def with_rois(picture: np.ndarray, roi_masks: np.ndarray, fill: float = 0.35) -> np.ndarray:
+    """Colours each ROI channel: its area tinted by `fill`, its outline in full colour.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        roi_masks: [H, W, 5], 0 / 1.
+    """
+    out = picture.astype(np.float32)
+    for channel, name in enumerate(CHANNELS):
+        mask = roi_masks[..., channel] > 0
+        color = np.array(COLORS[name], np.float32)
+        out[mask] = (1 - fill) * out[mask] + fill * color
+        out[find_boundaries(mask, mode="inner")] = color
+    return out.astype(np.uint8)
+
+
+def enlarge(picture: np.ndarray, least: int = 192) -> np.ndarray:
+    """Repeats pixels until the shorter side has at least `least` of them."""
+    factor = max(1, -(-least // min(picture.shape[:2])))
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def around(inside: np.ndarray, margin: int = 8, least: int = 48) -> tuple[slice, slice]:
+    """Rows and columns of a square window around a region, moved and cut to fit the image.
+
+    Args:
+        inside: bool [H, W], not empty.
+        margin: pixels around the region.
+        least: smallest side.
+    """
+    box = bounding_box(inside)
+    spans = list(zip(box[:2], box[2:], inside.shape, strict=True))
+    side = max(least, *(high - low + 2 * margin for low, high, _ in spans))
+    window = []
+    for low, high, size in spans:
+        start = min(max((low + high - side) // 2, 0), max(size - side, 0))
+        window.append(slice(start, min(start + side, size)))
+    return window[0], window[1]
+
+
+def sheet(images: np.ndarray, roi_masks: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Input, ROIs and sample side by side, an example a row, once for each sequence.
+
+    Args:
+        images, samples: float [B, H, W, C].
+        roi_masks: [B, H, W, 5].
+
+    Returns:
+        uint8 [B * h, 3 * C * w, 3].
+    """
+    rows = []
+    for image, masks, sample in zip(images, roi_masks, samples, strict=True):
+        cells = []
+        for c in range(image.shape[-1]):
+            before = enlarge(gray(image[..., c]))
+            marked = with_rois(before, enlarge(masks))
+            cells += [before, marked, enlarge(gray(sample[..., c]))]
+        rows.append(np.concatenate(cells, axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def figure(
+    path: str | os.PathLike,
+    cells: Sequence[Sequence[np.ndarray]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str = "",
+    footnote: str = "",
+) -> Path:
+    """Writes a labelled grid of pictures as PNG, with the colours of the ROI channels explained.
+
+    Args:
+        path: file to write; written beside and renamed.
+        cells: rows of uint8 [H, W, 3] pictures.
+        rows, columns: labels; those of columns are wrapped, as the title is.
+        title, footnote: text above and below.
+    """
+    inch = 1.9
+    width = inch * len(columns) + 0.5
+    title, columns = _wrapped(title, width / 0.085), [_wrapped(c, inch / 0.066) for c in columns]
+    # Of the title a line takes 0.17 inch, of the labels 0.15.
+    lines = max(label.count("\n") + 1 for label in columns)
+    top, bottom = 0.4 + 0.17 * title.count("\n") + 0.15 * lines, 0.55
+    height = inch * len(rows) + top + bottom
+    fig = Figure(figsize=(width, height), facecolor="white")
+    axes = fig.subplots(
+        len(rows),
+        len(columns),
+        squeeze=False,
+        gridspec_kw={
+            "left": 0.45 / width,
+            "right": 1 - 0.05 / width,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": 0.03,
+            "hspace": 0.03,
+        },
+    )
+    for r, line in enumerate(cells):
+        for c, picture in enumerate(line):
+            axis = axes[r, c]
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if r == 0:
+                axis.set_title(columns[c], fontsize=9)
+            if c == 0:
+                axis.set_ylabel(rows[r], fontsize=10)
+    fig.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
+    handles = [
+        Patch(color=np.array(color) / 255, label=name.replace("_", " "))
+        for name, color in COLORS.items()
+    ]
+    place = {"loc": "upper left", "bbox_to_anchor": (0, (bottom - 0.02) / height)}
+    fig.legend(handles=handles, **place, ncols=len(handles), fontsize=8, frameon=False)
+    fig.text(1 - 0.05 / width, 0.08 / height, footnote, ha="right", fontsize=8)
+    FigureCanvasAgg(fig)
+    # Fine enough that no pixel is left out, such as those of a thin outline.
+    largest = max(max(cell.shape[:2]) for line in cells for cell in line)
+    with replacing(path) as beside:
+        fig.savefig(beside, format="png", dpi=max(110, largest / (inch / 1.04)))
+    return Path(path)
+
+
+def _wrapped(text: str, characters: float) -> str:
+    return "\n".join(textwrap.fill(line, int(characters)) for line in text.split("\n"))

@@ -1,0 +1,55 @@
+"""Painted values in the data type of the input, and nothing else touched."""
+
+import numpy as np
+
+
+def quantize(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
+    """Numbers in the data type of the input.
+
+    Args:
+        values: float [...].
+        dtype: integer (values are rounded, then clipped to its range) or float.
+
+    Returns:
+        (array of `dtype`, how many values were clipped).
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "iu":
+        return values.astype(dtype), 0
+    rounded = np.rint(values)
+    limits = np.iinfo(dtype)
+    clipped = int(((rounded < limits.min) | (rounded > limits.max)).sum())
+    # The largest 64-bit integers have no float64 of their own; one below does.
+    top = np.nextafter(limits.max, 0) if limits.bits == 64 else limits.max
+    return np.clip(rounded, limits.min, top).astype(dtype), clipped
+
+
+def paste(image: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, int]:
+    """Copies of an image with other values inside, in its own data type.
+
+    Args:
+        image: [...].
+        painted: float [N, ...], used inside.
+        inside: bool [...].
+
+    Returns:
+        ([N, ...] of the image's data type, how many values were clipped to it).
+    """
+    numbers, clipped = quantize(painted[:, inside], image.dtype)
+    images = np.repeat(image[None], len(painted), axis=0)
+    images[:, inside] = numbers
+    return images, clipped
+
+
+def standard_deviation(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The standard deviation of samples, n - 1 in the denominator.
+
+    Args:
+        images: [n, ...] with n of at least 2.
+        inside: bool [...].
+
+    Returns:
+        float32 [...], 0 where not `inside`.
+    """
+    spread = np.std(images, axis=0, ddof=1, dtype=np.float64)
+    return np.where(inside, spread, 0).astype(np.float32)

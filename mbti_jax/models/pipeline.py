@@ -1,0 +1,229 @@
+"""The method put together: network, diffusion process and tasks, from the fields of a config.
+
+Training, validation and inference all build theirs here, the last one from what a checkpoint recorded.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbti_jax.data.augment import augment
+from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
+from mbti_jax.diffusion import guidance, process
+from mbti_jax.diffusion.regression import Regression, regressed
+from mbti_jax.diffusion.schedule import make_schedule
+from mbti_jax.models.unet import Params, UNet
+from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.tasks import TaskConfig, sample_task
+
+# The loss is also reported for each quarter of the timesteps.
+QUARTERS = 4
+
+
+class Inputs(NamedTuple):
+    """What the device makes of a batch of records.
+
+    Attributes:
+        x_0: float32 [B, H, W, C], the image.
+        roi_masks: float32 [B, H, W, 5].
+        class_vector: float32 [B, 5].
+    """
+
+    x_0: jax.Array
+    roi_masks: jax.Array
+    class_vector: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Network, process and tasks.
+
+    Attributes:
+        model: the network.
+        process: noise schedule and what the network predicts.
+        tasks: how tasks are drawn in training.
+        image_size: height and width of the network's images.
+        drop_rate: share of class vectors replaced by the null condition in training.
+    """
+
+    model: UNet
+    process: process.Diffusion
+    tasks: TaskConfig
+    image_size: int
+    drop_rate: float
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Method":
+        """Builds the parts that the entries `data`, `model`, `diffusion` and `tasks` describe.
+
+        Args:
+            config: a run's config, or the contract in a checkpoint's metadata.
+
+        Raises:
+            ValueError: a field has no such value.
+        """
+        fields = config["diffusion"]
+        if not 0 <= fields["drop_condition"] <= 1:
+            raise ValueError(
+                f"diffusion.drop_condition must lie in [0, 1], not {fields['drop_condition']}"
+            )
+        num_sequences = len(config["data"]["sequences"]) if config["data"]["together"] else 1
+        image_size = config["data"]["image_size"]
+        return cls(
+            model=make_unet(config["model"], num_sequences, image_size),
+            process=make_process(fields),
+            tasks=TaskConfig(**config["tasks"]),
+            image_size=image_size,
+            drop_rate=fields["drop_condition"],
+        )
+
+    @property
+    def denoise(self) -> guidance.Denoise:
+        """What a sampler asks for x_0."""
+        if isinstance(self.process, Regression):
+            return regressed(self.apply)
+        return guidance.guided(self.apply, self.process)
+
+    def check_sampling(self, samples: Sequence[int], guidance_weight: float) -> None:
+        """Raises ValueError if a regressor is asked for a second sample or for guidance."""
+        if isinstance(self.process, Regression) and (any(samples) or guidance_weight):
+            raise ValueError(
+                "this model is a regressor, which has one result and no guidance: ask for one sample "
+                "and a guidance weight of 0"
+            )
+
+    def apply(
+        self, params: Params, x: jax.Array, t: jax.Array, class_vector: jax.Array
+    ) -> jax.Array:
+        """The network without dropout: float32 [B, H, W, C]."""
+        return self.model.apply({"params": params}, x, t, class_vector)
+
+    def resized(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Images and label maps of the network's size, out of a batch of records.
+
+        Args:
+            batch: arrays as of `data.Examples`, with a leading batch axis.
+
+        Returns:
+            float32 [B, S, S, C] in model units, background -1; uint8 [B, S, S].
+        """
+        size = (self.image_size, self.image_size)
+        images = jax.vmap(decode)(batch["codes"], batch["gain"], batch["bias"])
+        resize = jax.vmap(lambda image: area_resize(image, size))
+        return resize(images), jax.vmap(lambda labels: nearest_resize(labels, size))(
+            batch["labels"]
+        )
+
+    def prepare(
+        self, batch: Mapping[str, jax.Array], keys: jax.Array, *, augmented: bool
+    ) -> Inputs:
+        """Scales, resizes, augments and draws a task for every example.
+
+        Args:
+            batch: arrays as of `data.Examples`, with a leading batch axis.
+            keys: typed keys [B].
+            augmented: flip and rotate.
+        """
+
+        images, labels = self.resized(batch)
+
+        def one(key, image, labels):
+            augment_key, task_key = jax.random.split(key)
+            if augmented:
+                image, labels = augment(augment_key, image, labels)
+            return Inputs(image, *sample_task(task_key, image, labels, self.tasks))
+
+        return jax.vmap(one)(keys, images, labels)
+
+    def loss_terms(
+        self,
+        params: Params,
+        inputs: Inputs,
+        weight: jax.Array,
+        keys: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Sums from which the loss is made: over examples, and for each quarter of the timesteps.
+
+        Args:
+            weight: float32 [B], 0 for padding.
+            keys: typed keys [B], for timestep, noise and dropping of the condition.
+            dropout_key: key for dropout inside the network; None for none.
+
+        Returns:
+            (sum, (sums, counts)): the squared error summed over the batch's ROI pixels and sequences,
+            the same by quarter of t, float32 [4], and the number of pixels times sequences, [4].
+        """
+        num_timesteps = self.process.schedule.num_timesteps
+
+        def draw(key):
+            time_key, noise_key, drop_key = jax.random.split(key, 3)
+            t = jax.random.randint(time_key, (), 0, num_timesteps)
+            return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
+
+        t, eps, drop_keys = jax.vmap(draw)(keys)
+        roi = process.union(inputs.roi_masks)
+        x_t = self.process.q_sample(inputs.x_0, eps, t, roi)
+        class_vector = guidance.drop_condition(drop_keys, inputs.class_vector, self.drop_rate)
+        prediction = self.model.apply(
+            {"params": params},
+            process.model_input(x_t, inputs.roi_masks),
+            t,
+            class_vector,
+            deterministic=dropout_key is None,
+            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        )
+        target = self.process.target(inputs.x_0, eps, t)
+        sums, counts = process.squared_error_terms(prediction, target, roi, weight)
+        quarter = jax.nn.one_hot(t * QUARTERS // num_timesteps, QUARTERS)
+        return sums.sum(), (sums @ quarter, counts @ quarter)
+
+
+def make_process(fields: Mapping[str, Any]) -> process.Diffusion:
+    """The process of a config's `diffusion` fields; the prediction "regression" stands for none.
+
+    Raises:
+        ValueError: a field has no such value.
+    """
+    schedule = make_schedule(fields["schedule"], fields["num_timesteps"])
+    if fields["prediction"] != "regression":
+        return process.Diffusion(schedule, fields["prediction"])
+    if fields["drop_condition"]:
+        raise ValueError(
+            "a regressor has no null condition to train: set --config.diffusion.drop_condition=0"
+        )
+    return Regression(schedule)
+
+
+def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+    """Typed keys [batch_size], folded out of the step and the position in the global batch."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
+
+
+def losses(sums: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+    """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
+
+    Args:
+        sums, counts: float32 [4], as of `Method.loss_terms`.
+    """
+    quarters = sums / counts
+    return {
+        "loss": sums.sum() / counts.sum(),
+        **{f"loss_q{i + 1}": quarters[i] for i in range(QUARTERS)},
+    }
+
+
+def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:
+    """The UNet of a config's `model` fields for images of `num_sequences` channels."""
+    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
+    return UNet(
+        image_size=image_size,
+        in_channels=num_sequences + len(CHANNELS),
+        out_channels=num_sequences,
+        num_classes=len(CHANNELS),
+        **fields,
+    )

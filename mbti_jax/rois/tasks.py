@@ -1,0 +1,289 @@
+"""Inpainting tasks: from a label map to ROI masks and the class vector (paper, section 2.1).
+
+A task is five ROI masks and, for each, a class value:
+
+| channel | ROI of | label |
+|---|---|---|
+| 0 | normal tissue | - |
+| 1 | necrotic core | 1 |
+| 2 | edema | 2 |
+| 3 | enhancement | 3 |
+| 4 | mixed tumour | 1, 2 or 3 |
+
+Training draws tasks with `sample_task`, inference states them with `make_task`; both end in the
+same code for boxes and class values. Everything works on one example with static shapes, for use
+under `jax.vmap` and `jax.jit`.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbti_jax.rois.kinds import CHANNELS
+from tfds_brats.scale import BACKGROUND
+
+CLASS_EMPTY = 1
+CLASS_FREE_FORM = 2
+CLASS_BOX = 3
+
+_COMPONENT_LABELS = (1, 2, 3)
+_RESECTION_CAVITY = 4
+
+
+class Task(NamedTuple):
+    """What to inpaint where.
+
+    Attributes:
+      roi_masks: float32 [H, W, 5], 0 or 1. The ROI is their union.
+      class_vector: float32 [5]: 1 empty channel, 2 free-form, 3 bounding box. All zeros is the null
+        condition of guidance, which no task has.
+    """
+
+    roi_masks: jax.Array
+    class_vector: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """How often each task is drawn in training, and how large ROIs of normal tissue are.
+
+    The paper says which tasks exist but not how often each is drawn, so every number here is our
+    choice. With the defaults a slice with tumour trains tumour alone in 40% of draws, tumour and
+    normal tissue together in 40%, normal tissue alone in 20%.
+
+    Attributes:
+      prob_tumor: probability of ROIs of tumour (scenario 1 or 2) in a slice that has tumour. High,
+        because fewer than half of the slices have any; not 1, because normal tissue has to be
+        inpainted beside tumour that stays, too.
+      prob_normal: probability of an ROI of normal tissue (scenario 3), independent of the above;
+        drawn regardless wherever there is no ROI of tumour. 1/2: as often with as without.
+      prob_mixed: probability that the ROIs of tumour are one mixed ROI (scenario 2) and not one for
+        each component (scenario 1). 1/2: no task is preferred.
+      prob_box: probability of a bounding box instead of a free-form ROI, drawn for every tumour
+        channel. 1/2: every combination of modes is equally likely.
+      prob_normal_box: probability that the ROI of normal tissue is a rectangle, not circles. 1/2.
+      max_circles: circles are between 1 and this many, uniformly; they may overlap, which gives
+        outlines that are not round. There is one rectangle, since a box channel is one box.
+      min_radius: least radius of a circle, in units of the radius of the disk that has the slice's
+        brain area; a rectangle has the area of a circle.
+      max_radius: largest radius, likewise; radii are uniform in between. At inference this ROI
+        covers a tumour that is to go, and in BraTS slices the radius of the disk of the tumour's
+        area is 0.07 to 0.52 of the brain's between the 5th and 95th percentile, 0.36 in the median.
+      max_aspect: rectangles' height / width is log-uniform in [1 / max_aspect, max_aspect].
+      min_brain_fraction: least share of brain among the pixels of a circle or rectangle.
+      num_candidates: how many places are tried, all at once.
+
+    Raises:
+      ValueError: a probability or fraction outside [0, 1], or an impossible size or count.
+    """
+
+    prob_tumor: float = 0.8
+    prob_normal: float = 0.5
+    prob_mixed: float = 0.5
+    prob_box: float = 0.5
+    prob_normal_box: float = 0.5
+    max_circles: int = 3
+    min_radius: float = 0.1
+    max_radius: float = 0.5
+    max_aspect: float = 2.0
+    min_brain_fraction: float = 0.75
+    num_candidates: int = 16
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            is_share = field.name.startswith("prob_") or field.name == "min_brain_fraction"
+            if is_share and not 0 <= value <= 1:
+                raise ValueError(f"TaskConfig.{field.name} must lie in [0, 1], not {value}")
+        if not 0 < self.min_radius <= self.max_radius:
+            raise ValueError(
+                "TaskConfig needs 0 < min_radius <= max_radius, not "
+                f"{self.min_radius} and {self.max_radius}"
+            )
+        if self.max_aspect < 1:
+            raise ValueError(f"TaskConfig.max_aspect must be at least 1, not {self.max_aspect}")
+        if not 1 <= self.max_circles <= self.num_candidates:
+            raise ValueError(
+                "TaskConfig needs 1 <= max_circles <= num_candidates, not "
+                f"{self.max_circles} and {self.num_candidates}"
+            )
+
+
+def masks_to_box(masks: jax.Array) -> jax.Array:
+    """Fills each mask's bounding rectangle.
+
+    Args:
+      masks: bool [H, W, K].
+
+    Returns:
+      bool [H, W, K]; an empty mask stays empty.
+    """
+    rows = _fill_between(masks.any(axis=1))
+    columns = _fill_between(masks.any(axis=0))
+    return rows[:, None, :] & columns[None, :, :]
+
+
+def make_task(masks: jax.Array, box: jax.Array) -> Task:
+    """The task of given masks: boxes filled, class values set.
+
+    Args:
+      masks: [H, W, 5], non-zero inside the ROI of each channel; see `CHANNELS`.
+      box: bool [5]; True makes the channel a bounding box around all its pixels, False leaves it
+        free-form.
+
+    Returns:
+      The `Task`. A channel without pixels is empty (class value 1) whatever `box` says.
+
+    Raises:
+      ValueError: masks or box of another shape.
+    """
+    masks, box = jnp.asarray(masks), jnp.asarray(box)
+    if masks.ndim != 3 or masks.shape[-1] != len(CHANNELS) or box.shape != (len(CHANNELS),):
+        raise ValueError(
+            f"masks must be [H, W, {len(CHANNELS)}] and box [{len(CHANNELS)}] for the channels "
+            f"{', '.join(CHANNELS)}; got {masks.shape} and {box.shape}"
+        )
+    present = masks != 0
+    roi_masks = _fill_boxes(present, box)
+    class_vector = jnp.where(
+        present.any(axis=(0, 1)), jnp.where(box, CLASS_BOX, CLASS_FREE_FORM), CLASS_EMPTY
+    )
+    return Task(roi_masks.astype(jnp.float32), class_vector.astype(jnp.float32))
+
+
+def sample_task(key: jax.Array, image: jax.Array, labels: jax.Array, config: TaskConfig) -> Task:
+    """Draws a training task for one slice, after augmentation.
+
+    Tumour in channels 1-3 or 4 and normal tissue in channel 0 are drawn independently, but one of
+    them is always there: the ROI is never empty. Channel 0 shares no pixel with tumour, a resection
+    cavity or an ROI of tumour. Only a box around tumour may contain a cavity.
+
+    Args:
+      key: typed PRNG key of this example.
+      image: float32 [H, W, C]; brain is where any sequence differs from -1.
+      labels: uint8 [H, W]: 0, 1 necrotic core, 2 edema, 3 enhancement, 4 resection cavity.
+      config: probabilities and sizes.
+
+    Returns:
+      The `Task`. Without brain outside tumour and cavity (a slice no dataset should hold) channel 0
+      falls back to background, and to anything at all if there is none.
+    """
+    choices_key, shapes_key = jax.random.split(key)
+    # One draw for all choices: each call of a generator costs compilation time.
+    num_tumor_channels = len(CHANNELS) - 1
+    probabilities = (config.prob_tumor, config.prob_normal, config.prob_mixed)
+    box_probabilities = (config.prob_normal_box, *num_tumor_channels * (config.prob_box,))
+    choices = jax.random.bernoulli(choices_key, jnp.array(probabilities + box_probabilities))
+    draw_tumor, draw_normal, mixed = choices[:3]
+    box = choices[3:]
+
+    components = jnp.stack([labels == label for label in _COMPONENT_LABELS], axis=-1)
+    tumor = components.any(axis=-1)
+    cavity = labels == _RESECTION_CAVITY
+    brain = (image != BACKGROUND).any(axis=-1)
+
+    use_tumor = tumor.any() & (draw_tumor | ~(brain & ~tumor & ~cavity).any())
+    tumor_masks = use_tumor & jnp.concatenate(
+        [components & ~mixed, tumor[..., None] & mixed], axis=-1
+    )
+    tumor_rois = _fill_boxes(tumor_masks, box[1:])
+
+    free = ~(tumor | cavity | tumor_rois.any(axis=-1))
+    use_normal = ~use_tumor | (draw_normal & (brain & free).any())
+    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[0], config)
+
+    return make_task(jnp.concatenate([normal_roi[..., None], tumor_rois], axis=-1), box)
+
+
+def _sample_shapes(
+    key: jax.Array, brain: jax.Array, free: jax.Array, box: jax.Array, config: TaskConfig
+) -> jax.Array:
+    """Draws one rectangle or up to `max_circles` circles, disjoint from what is not `free`.
+
+    Every candidate has its centre in free brain, and shrinks about it until it touches neither a
+    pixel that is not free nor the image's border. It is valid if it is then still of the least
+    size and mostly brain. The first valid ones are taken. If none is, the candidates shrink further,
+    until they hold nothing but free brain, and the largest is taken; it still holds its centre.
+
+    Args:
+      key: typed PRNG key.
+      brain: bool [H, W].
+      free: bool [H, W], pixels that the shapes may contain.
+      box: bool, rectangle or circles.
+      config: sizes and counts.
+
+    Returns:
+      bool [H, W], with at least one pixel.
+    """
+    candidates_key, count_key = jax.random.split(key)
+    height, width = brain.shape
+    place, size, elongation = jax.random.uniform(candidates_key, (3, config.num_candidates))
+
+    # Where centres may lie: the first of these that is not empty.
+    pool = jnp.where((brain & free).any(), brain & free, jnp.where(free.any(), free, True))
+    center_y, center_x = _choose_pixels(place, pool)
+
+    # At least one pixel, so that a slice without brain divides by no zero.
+    brain_radius = jnp.sqrt(brain.sum() / jnp.pi)
+    min_radius = jnp.maximum(config.min_radius * brain_radius, 1.0)
+    max_radius = jnp.maximum(config.max_radius * brain_radius, 1.0)
+    radius = min_radius + (max_radius - min_radius) * size
+    log_aspect = math.log(config.max_aspect) * (2 * elongation - 1)
+    rectangle_scale = math.sqrt(math.pi) / 2  # Half the side of the square of a unit disk's area.
+    half_height = radius * jnp.where(box, rectangle_scale * jnp.exp(log_aspect / 2), 1.0)
+    half_width = radius * jnp.where(box, rectangle_scale * jnp.exp(-log_aspect / 2), 1.0)
+
+    # A shape is the set of pixels whose gauge is at most 1, or a lower limit once it has shrunk.
+    # Squares, not roots, make it cheap to compute again in each of the reductions below.
+    y = jnp.square((jnp.arange(height) - center_y[:, None]) / half_height[:, None])[:, :, None]
+    x = jnp.square((jnp.arange(width) - center_x[:, None]) / half_width[:, None])[:, None, :]
+    gauge = jnp.where(box, jnp.maximum(y, x), y + x)
+    to_border_y = jnp.minimum(center_y + 1, height - center_y) / half_height
+    to_border_x = jnp.minimum(center_x + 1, width - center_x) / half_width
+    border_gauge = jnp.square(jnp.minimum(to_border_y, to_border_x))
+
+    def limit_within(allowed: jax.Array) -> jax.Array:
+        """Gauge [N] at which each candidate stays inside the image and inside `allowed`."""
+        nearest_other = jnp.where(allowed, jnp.inf, gauge).min(axis=(1, 2))
+        # A little less, for the comparisons with it may round differently.
+        return jnp.minimum(1.0, (1 - 1e-4) * jnp.minimum(nearest_other, border_gauge))
+
+    limit_in_free = limit_within(free)
+    shapes_in_free = gauge <= limit_in_free[:, None, None]
+    brain_fraction = (shapes_in_free & brain).sum((1, 2)) / shapes_in_free.sum((1, 2))
+    valid = (radius * jnp.sqrt(limit_in_free) >= min_radius) & (
+        brain_fraction >= config.min_brain_fraction
+    )
+    num_circles = jax.random.randint(count_key, (), 1, config.max_circles + 1)
+    first_valid = valid & (jnp.cumsum(valid) <= jnp.where(box, 1, num_circles))
+
+    limit_in_pool = limit_within(pool)
+    largest_in_pool = jnp.argmax(radius**2 * limit_in_pool)
+
+    chosen = jnp.where(
+        valid.any(), first_valid, jnp.arange(config.num_candidates) == largest_in_pool
+    )
+    limit = jnp.where(valid.any(), limit_in_free, limit_in_pool)
+    return ((gauge <= limit[:, None, None]) & chosen[:, None, None]).any(axis=0)
+
+
+def _choose_pixels(place: jax.Array, pool: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns [N] of uniform pixels of bool `pool` [H, W], for `place` [N] in [0, 1)."""
+    positions = jnp.cumsum(pool.reshape(-1))
+    index = jnp.searchsorted(positions, place * positions[-1], side="right")
+    return jnp.divmod(index, pool.shape[1])
+
+
+def _fill_boxes(masks: jax.Array, box: jax.Array) -> jax.Array:
+    return jnp.where(box, masks_to_box(masks), masks)
+
+
+def _fill_between(line: jax.Array) -> jax.Array:
+    """Sets everything between the first and the last True along axis 0 of bool [N, K]."""
+    index = jnp.arange(line.shape[0])[:, None]
+    first = jnp.where(line, index, line.shape[0]).min(axis=0)
+    last = jnp.where(line, index, -1).max(axis=0)
+    return (first <= index) & (index <= last)

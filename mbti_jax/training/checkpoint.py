@@ -1,0 +1,191 @@
+"""Checkpoints of a training run (Orbax): the state, and metadata that says what it belongs to.
+
+A checkpoint holds three items: `train` (step, parameters, optimizer state), `ema` (the averaged
+parameters, so that inference reads nothing else) and `metadata` (JSON):
+    contract: what a resumed run must share with the one that wrote the checkpoint - data, seed, global
+        batch, model, tasks, diffusion, optimizer. Nested dict of JSON values.
+    inference: what sampling needs beyond that, such as the bounds that x_0 is clipped to.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mbti_jax.models.unet import Params
+from mbti_jax.training.state import TrainState
+
+_FOLDER = "checkpoints"
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint that belongs to another run than the one that wants to go on from it."""
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of the run in `workdir`.
+
+    Saving is asynchronous and atomic: a checkpoint appears under its name when it is complete. What a
+    killed process left half-written is removed on opening.
+
+    Args:
+        workdir: the run's folder.
+        metadata: dict with `contract` and `inference` as in the module's docstring; saved with every
+            checkpoint and compared on restoring.
+        max_to_keep: older checkpoints beyond this number are deleted.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, metadata: dict[str, Any], max_to_keep: int = 3):
+        self._metadata = metadata
+        self._manager = ocp.CheckpointManager(
+            (Path(workdir) / _FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=max_to_keep, cleanup_tmp_directories=True
+            ),
+            item_handlers={
+                "train": ocp.StandardCheckpointHandler(),
+                "ema": ocp.StandardCheckpointHandler(),
+                "metadata": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Saves `state` under its own step; a step that is already there is left as it is."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                train=ocp.args.StandardSave(train),
+                ema=ocp.args.StandardSave(state.ema),
+                metadata=ocp.args.JsonSave(self._metadata),
+            ),
+            force=True,
+        )
+
+    def restore(self, shapes: TrainState) -> TrainState | None:
+        """The newest readable checkpoint, or None when the run has none yet.
+
+        A checkpoint that cannot be read (truncated, say) is reported, and the one before it is used;
+        once that is read, what could not be is renamed to `<step>.unreadable`.
+
+        Args:
+            shapes: state of `jax.ShapeDtypeStruct`s with the shardings that the arrays shall have.
+
+        Raises:
+            CheckpointMismatchError: it was written by a run with other data, seed, batch, model, ...;
+                the message says what differs.
+            ValueError: there are checkpoints, but none of them can be read. They are left as they are,
+                so that no run starts anew over them when what failed is the disk or the memory.
+        """
+        unreadable = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._manager.restore(
+                    step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
+                )["metadata"]
+                differences = _differences(saved["contract"], self._metadata["contract"])
+                if differences:
+                    raise CheckpointMismatchError(
+                        f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
+                        f"start in a new --workdir, or undo: {'; '.join(differences)}"
+                    )
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        train=ocp.args.StandardRestore(
+                            {
+                                "step": shapes.step,
+                                "params": shapes.params,
+                                "opt_state": shapes.opt_state,
+                            }
+                        ),
+                        ema=ocp.args.StandardRestore(shapes.ema),
+                    ),
+                )
+            except CheckpointMismatchError:
+                raise
+            except Exception as error:  # Orbax has no exception of its own for damaged files.
+                path = self._manager.directory / str(step)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logging.warning(
+                    "checkpoint %s cannot be read (%s); trying the one before it", path, reason
+                )
+                unreadable.append(step)
+                continue
+            if unreadable:
+                self._set_aside(unreadable)
+            return TrainState(**items["train"], ema=items["ema"])
+        if unreadable:
+            raise ValueError(
+                f"none of the checkpoints in {self._manager.directory} can be read, see the warnings "
+                "above. Start in a new --workdir, unless it was the disk or the memory that failed."
+            )
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            folder = Path(self._manager.directory)
+            for step in steps:
+                # The same step may have been damaged before.
+                before = len([*folder.glob(f"{step}.unreadable*")])
+                (folder / str(step)).rename(folder / f"{step}.unreadable{before or ''}")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Blocks until what was saved is complete on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, Any]]:
+    """The averaged parameters of a run's newest readable checkpoint and its metadata.
+
+    Returns:
+        (ema, metadata): a pytree of float32 arrays on the default device, and the dict with
+        `contract`, `inference` and `step`.
+
+    Raises:
+        ValueError: there is no readable checkpoint in `workdir`. One that cannot be read is reported
+            and the one before it used.
+    """
+    folder = Path(workdir).absolute() / _FOLDER
+    if not folder.is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints: there is no folder {folder}")
+    items = ocp.args.Composite(
+        metadata=ocp.args.JsonRestore(),
+        ema=ocp.args.StandardRestore(
+            fallback_sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        ),
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
+            try:
+                saved = checkpointer.restore(folder / str(step), items)
+            except Exception as error:  # Orbax has no exception of its own for damaged files.
+                logging.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
+                continue
+            return saved["ema"], {**saved["metadata"], "step": step}
+    raise ValueError(f"{folder} holds no complete, readable checkpoint")
+
+
+def _differences(saved: Any, current: Any, name: str = "") -> list[str]:
+    """`name: saved -> current` for every leaf in which two nested dicts differ."""
+    if isinstance(saved, dict) and isinstance(current, dict):
+        out = []
+        for key in sorted(saved.keys() | current.keys()):
+            path = f"{name}.{key}" if name else key
+            out += _differences(saved.get(key, "absent"), current.get(key, "absent"), path)
+        return out
+    return [] if saved == current else [f"{name} is {current!r} here, was {saved!r} there"]

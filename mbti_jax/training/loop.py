@@ -1,0 +1,375 @@
+"""Training: the step, and the loop that decides the order of work.
+
+Randomness: the key of an example is folded out of (seed, step, position in the global batch), so an
+update depends neither on the number of devices nor on the way a batch is split into microbatches.
+A run that is started again goes on from its newest checkpoint and computes what it would have computed.
+"""
+
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import mbti_jax
+from mbti_jax import sharding
+from mbti_jax.data import loader
+from mbti_jax.models.pipeline import QUARTERS, Method, example_keys, losses
+from mbti_jax.models.unet import init_params
+from mbti_jax.training.checkpoint import Checkpointer
+from mbti_jax.training.state import TrainState, apply_update, create_state
+from mbti_jax.training.validation import Validation
+from mbti_jax.training.writer import MetricsWriter
+from tfds_brats.reading import SliceSource
+
+# Streams of random numbers folded out of the run's seed.
+_INIT, _TRAIN, _VALIDATE = range(3)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+def make_train_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    ema_decay: float,
+    accumulation: int = 1,
+) -> Callable:
+    """`step(state, batch) -> (state, metrics)`, to be jitted.
+
+    The batch's length must be a multiple of `accumulation`. Squared errors and their number are summed
+    over microbatches (and, by XLA, over devices) before the one division, so the update is that of
+    the whole batch.
+
+    metrics: float32 scalars `loss`, `grad_norm`, and `loss_q1` ... `loss_q4`, the loss by quarter of
+    the timesteps (NaN where the batch had none).
+    """
+
+    def microbatch_grads(params, batch, keys, dropout_key):
+        prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        inputs = method.prepare(batch, prepare_keys, augmented=True)
+        loss_of = jax.value_and_grad(method.loss_terms, has_aux=True)
+        (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
+        return grads, terms
+
+    def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        size = len(batch["weight"])
+        keys = example_keys(key, state.step, size)
+        dropout_key = jax.random.fold_in(keys[0], 0) if method.model.dropout else None
+        if accumulation == 1:
+            grads, (sums, counts) = microbatch_grads(state.params, batch, keys, dropout_key)
+        else:
+            # Microbatch m takes every A-th example, so that the devices keep the examples they hold.
+            split = jax.tree.map(
+                lambda x: jnp.swapaxes(
+                    x.reshape(size // accumulation, accumulation, *x.shape[1:]), 0, 1
+                ),
+                (batch, keys),
+            )
+
+            def add(total, part):
+                m, (part_batch, part_keys) = part
+                part_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
+                new = microbatch_grads(state.params, part_batch, part_keys, part_dropout)
+                return jax.tree.map(jnp.add, total, new), None
+
+            zeros = (
+                jax.tree.map(jnp.zeros_like, state.params),
+                (jnp.zeros(QUARTERS), jnp.zeros(QUARTERS)),
+            )
+            parts = (jnp.arange(accumulation), split)
+            (grads, (sums, counts)), _ = jax.lax.scan(add, zeros, parts)
+        grads = jax.tree.map(lambda g: g / counts.sum(), grads)
+        metrics = {**losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
+        return apply_update(state, grads, optimizer, ema_decay), metrics
+
+    return step
+
+
+def main(config: ConfigDict, workdir: str) -> bool:
+    """Trains in `workdir` until `config.num_steps`, going on from what is there.
+
+    Returns:
+        Whether `config.num_steps` was reached; False when a signal stopped the run, which was saved.
+
+    Raises:
+        NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
+        CheckpointMismatchError: `workdir` holds another run.
+        ValueError, OSError: config or data cannot be used; the message says what to change.
+    """
+    _check_numbers(config)
+    if config.multihost:
+        jax.distributed.initialize()
+    mesh = sharding.make_mesh()
+    dataset = functools.partial(SliceSource, config.data.dataset)
+    examples = make_examples(dataset(config.data.train_split), config)
+    method = Method.from_config(config)
+    root = jax.random.key(config.seed)
+
+    optimizer = optax.adam(config.optimizer.learning_rate)
+    init = functools.partial(_init_state, method, optimizer)
+    shapes = jax.eval_shape(init, jax.random.fold_in(root, _INIT))
+    shardings = sharding.state_sharding(mesh, shapes, fully_sharded=config.fully_sharded)
+    shapes = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        shardings,
+    )
+    metadata = run_metadata(config, examples)
+    checkpointer = Checkpointer(workdir, metadata, config.max_to_keep)
+    state = checkpointer.restore(shapes)
+    if state is None:
+        state = jax.jit(init, out_shardings=shardings)(jax.random.fold_in(root, _INIT))
+    start = int(state.step)
+    _say(
+        f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters, "
+        f"{len(examples):,} training examples, {mesh.size} {jax.devices()[0].device_kind} device(s), "
+        f"{'going on' if start else 'starting'} at step {start} of {config.num_steps}"
+    )
+
+    train_step = jax.jit(
+        make_train_step(
+            method,
+            optimizer,
+            jax.random.fold_in(root, _TRAIN),
+            accumulation=config.accumulation,
+            ema_decay=config.ema_decay,
+        ),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    batches = loader.training_batches(
+        examples,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        padded_size=sharding.padded_batch_size(config.batch_size, mesh, config.accumulation),
+        start_step=start,
+        num_threads=config.data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    validation = Validation(
+        config,
+        method,
+        make_examples(dataset(config.data.validation_split), config),
+        mesh,
+        jax.random.fold_in(root, _VALIDATE),
+        metadata["inference"]["x_0_bounds"],
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpointer.close)
+        writer = None
+        if jax.process_index() == 0:
+            # The line of step n is written before the checkpoint of step n.
+            writer = MetricsWriter(workdir, start + 1)
+            stack.callback(writer.close)
+        stopping = stack.enter_context(_stop_on_signal())
+        return _loop(
+            config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping
+        )
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses numbers with which a run would fail late, or silently do something else."""
+    for name in (
+        *("batch_size", "accumulation", "log_every", "checkpoint_every", "max_to_keep"),
+        *("validate_every", "validation_batches", "num_pictures", "picture_steps"),
+    ):
+        if config[name] < 1:
+            raise ValueError(f"--config.{name} must be at least 1, not {config[name]}")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(f"--config.ema_decay must lie in [0, 1), not {config.ema_decay}")
+
+
+def _init_state(method, optimizer, key):
+    return create_state(init_params(method.model, key), optimizer)
+
+
+def _loop(
+    config: ConfigDict,
+    state: TrainState,
+    train_step: Callable,
+    batches: Iterator[loader.Batch],
+    mesh: Mesh,
+    checkpointer: Checkpointer,
+    validation: Validation,
+    writer: MetricsWriter | None,
+    stopping: Callable[[int], bool],
+) -> bool:
+    """One update after another. The metrics of a step are read while the next one is computed.
+
+    Returns:
+        Whether the last step was reached.
+    """
+    start = int(state.step)
+    bar = tqdm(
+        total=config.num_steps, initial=start, unit="step", disable=writer is None, desc="training"
+    )
+    log = _Log(writer, bar, config.batch_size, config.log_every)
+    pending = None
+    for step in range(start, config.num_steps):
+        began = time.perf_counter()
+        batch = sharding.put_batch(next(batches), mesh)
+        state, metrics = train_step(state, batch)
+        if step == start:
+            jax.block_until_ready(metrics)
+            _say(f"compilation and first step: {time.perf_counter() - began:.0f} s")
+            log.restart_clock()
+        if pending is not None:
+            log.read(step - 1, pending)
+        pending = metrics
+        done = step + 1
+        last = done == config.num_steps
+        stop = stopping(done) and not last
+        saves = last or stop or done % config.checkpoint_every == 0
+        # Whoever stops a run may not wait for a validation.
+        validates = last or (done % config.validate_every == 0 and not stop)
+        if saves or validates:
+            # Read first: a state after a step that was not finite is neither saved nor looked at.
+            log.read(step, pending)
+            pending = None
+        if validates:
+            # Before saving: what is killed in between does both again.
+            log.pause()
+            validation.run(done, state.ema, writer)
+            log.resume()
+        if saves:
+            checkpointer.save(state)
+        if stop:
+            break
+    checkpointer.wait()
+    bar.close()
+    complete = int(state.step) >= config.num_steps
+    if not complete:
+        _say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
+    return complete
+
+
+class _Log:
+    """Reads metrics off the device, checks them, and writes their means every so many steps."""
+
+    def __init__(self, writer: MetricsWriter | None, bar: tqdm, batch_size: int, every: int):
+        self._writer, self._bar, self._batch_size, self._every = writer, bar, batch_size, every
+        self._values: list[dict[str, float]] = []
+        self._since = time.perf_counter()
+        self._paused = 0.0
+
+    def read(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite([values["loss"], values["grad_norm"]]).all():
+            raise NonFiniteLossError(
+                f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The last "
+                "checkpoint is from before. Look at the data, or lower "
+                "--config.optimizer.learning_rate, or set --config.model.dtype=float32."
+            )
+        self._values.append(values)
+        self._bar.update()
+        self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        if (step + 1) % self._every:
+            return
+        seconds = time.perf_counter() - self._since
+        means = {
+            # A batch may hold no timestep of some quarter; the mean is over those that do.
+            name: np.nanmean([v[name] for v in self._values] or [np.nan])
+            for name in values
+            if not all(np.isnan(v[name]) for v in self._values)
+        }
+        means["images_per_second"] = len(self._values) * self._batch_size / seconds
+        if self._writer is not None:
+            self._writer.scalars(step + 1, {f"train/{name}": v for name, v in means.items()})
+        self._values.clear()
+        self._since = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Forgets the time so far: neither images per second nor the time left include compilation."""
+        self._bar.unpause()
+        self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stops the clock of images per second."""
+        self._paused = time.perf_counter()
+
+    def resume(self) -> None:
+        self._since += time.perf_counter() - self._paused
+
+
+def make_examples(source: SliceSource, config: ConfigDict) -> loader.Examples:
+    """The examples of a split under a config's `data` fields."""
+    return loader.Examples(
+        source,
+        config.data.sequences,
+        together=config.data.together,
+        window=config.data.window,
+        tumor_repeats=config.data.tumor_repeats,
+    )
+
+
+def run_metadata(config: ConfigDict, examples: loader.Examples) -> dict[str, Any]:
+    """What a checkpoint records: see `checkpoint`. Plain JSON values."""
+    model = config.model.to_dict()
+    del model["remat"]  # Changes memory and time, not the result.
+    contract = {
+        "data": {
+            "fingerprint": examples.fingerprint,
+            "train_split": config.data.train_split,
+            "sequences": list(config.data.sequences),
+            "together": config.data.together,
+            "window": config.data.window,
+            "image_size": config.data.image_size,
+            "tumor_repeats": config.data.tumor_repeats,
+        },
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()},
+        "tasks": config.tasks.to_dict(),
+        "diffusion": config.diffusion.to_dict(),
+        "optimizer": config.optimizer.to_dict(),
+        "ema_decay": config.ema_decay,
+    }
+    inference = {
+        "x_0_bounds": list(loader.intensity_bounds(examples)),
+        "guidance_weight": config.guidance_weight,
+        "version": mbti_jax.__version__,
+    }
+    return {"contract": contract, "inference": inference}
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
+    """Yields a function that says, after a step, whether SIGTERM or SIGINT came on any process."""
+    received = []
+
+    def remember(number, frame):
+        received.append(number)
+
+    def stopping(step: int) -> bool:
+        if jax.process_count() > 1:
+            # All processes have to stop after the same step.
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return bool(received)
+
+    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    before = {number: signal.signal(number, remember) for number in signals}
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

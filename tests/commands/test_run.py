@@ -1,0 +1,93 @@
+"""The command line: what is wrong with it is said in one line."""
+
+import importlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from ml_collections import ConfigDict
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+TRAIN = "--config=configs/train.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def sole_line(*arguments: str) -> str:
+    """The one line with which a command fails."""
+    result = run(*arguments)
+    assert result.returncode != 0
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([TRAIN, "--config.batch_sise=3"], ["config.batch_sise", "batch_size", "num_steps"]),
+        ([TRAIN, "--config.model.widht", "3"], ["config.model.widht", "model_channels"]),
+        ([TRAIN, "--config.seed.deep=3"], ["config.seed.deep", "no fields"]),
+        ([TRAIN, "--config.batch_size=abc"], ["config.batch_size", "abc"]),
+        ([TRAIN, "--config.seed=1.5"], ["config.seed", "1.5"]),
+        ([TRAIN, "--config.task=trian"], ["'trian'", "data", "quickstart", "train"]),
+        (["--config=configs/nothing.py"], ["configs/nothing.py", "configs/quickstart.py"]),
+        ([], ["config", "configs/quickstart.py"]),
+        ([TRAIN, "--wrokdir=x"], ["wrokdir"]),
+        ([TRAIN, "batch_size=3"], ["batch_size=3", "--config.field=value"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_valid(arguments, parts):
+    line = sole_line(*arguments)
+    for part in parts:
+        assert part in line
+
+
+def test_help_lists_the_fields_of_a_config():
+    result = run(TRAIN, "--help")
+    assert result.returncode == 0
+    for field in ("batch_size: 108", "model_channels", "num_steps: 370000"):
+        assert field in result.stdout
+
+
+def test_an_error_of_a_task_is_a_sentence_and_not_a_traceback(tmp_path):
+    result = run("--config=configs/data.py", f"--config.data_dir={tmp_path}")
+    assert result.returncode == 1
+    assert "--config.source=DIR" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def load(path) -> ConfigDict:
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_names_a_task_and_can_be_overridden(path):
+    config = load(path)
+    assert isinstance(config, ConfigDict)
+    assert isinstance(config.workdir, str)
+    tasks = runpy.run_path(str(ROOT / "run.py"), run_name="loaded")["TASKS"]
+    assert config.task in tasks
+    assert callable(importlib.import_module(f"mbti_jax.commands.{config.task}").main)
+    # Absl takes the type of a field from its default, so None could not be overridden.
+    assert None not in config.values()
+
+
+def test_the_paper_is_the_default_of_training():
+    config = load(ROOT / "configs" / "train.py")
+    assert (config.data.window, config.data.image_size) == (256, 256)
+    assert config.batch_size == 108
+    assert config.num_steps == 370_000
+    assert config.diffusion.num_timesteps == 1000
+    assert config.diffusion.drop_condition == 0.1
+    assert config.optimizer.learning_rate == 1e-4

@@ -1,0 +1,197 @@
+"""The diffusion process against guided-diffusion's numbers and float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbti_jax.diffusion.process import (
+    PREDICTIONS,
+    Diffusion,
+    model_input,
+    squared_error_terms,
+    union,
+)
+from mbti_jax.diffusion.schedule import make_schedule
+
+SCHEDULES = ("linear", "cosine")
+
+
+@pytest.fixture(autouse=True)
+def strict_types():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def relative_l2(value, reference):
+    return np.linalg.norm(value - reference) / np.linalg.norm(reference)
+
+
+def assert_parity(value, golden, name):
+    value = np.asarray(value).transpose(0, 3, 1, 2)
+    close = np.allclose(value, golden, rtol=0, atol=1e-8)
+    assert close or relative_l2(value, golden) <= 1e-6, name
+
+
+@pytest.fixture
+def batch():
+    """x_0, eps, t and roi of six examples, both ends of the process among them."""
+    rng = np.random.default_rng(0)
+    x_0 = rng.uniform(-1, 1, (6, 8, 8, 2)).astype(np.float32)
+    eps = rng.standard_normal((6, 8, 8, 2)).astype(np.float32)
+    roi = (rng.random((6, 8, 8, 1)) < 0.5).astype(np.float32)
+    return x_0, eps, np.array([0, 1, 250, 500, 998, 999], np.int32), roi
+
+
+def float64_factors(name, t):
+    alpha = make_schedule(name).alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    return np.sqrt(alpha), np.sqrt(1 - alpha)
+
+
+def test_parity_with_guided_diffusion(goldens):
+    files = sorted(goldens.glob("schedule*.npz"))
+    assert files, f"no schedule*.npz in {goldens}"
+    for file in files:
+        with np.load(file) as arrays:
+            golden = dict(arrays)
+        for name in sorted({key.split("/")[0] for key in golden if key.endswith("/q_sample")}):
+            diffusion = Diffusion(make_schedule(name, len(golden[f"{name}/betas"])))
+            x_0, eps = (golden[f"{name}/{k}"].transpose(0, 2, 3, 1) for k in ("x0", "noise"))
+            t = jnp.asarray(golden[f"{name}/t"], jnp.int32)
+            x_t = diffusion.q_sample(x_0, eps, t, np.ones_like(x_0[..., :1]))
+            assert_parity(x_t, golden[f"{name}/q_sample"], f"{file.name}: {name} q_sample")
+            mean, variance = diffusion.posterior(x_0, x_t, t)
+            variance = jnp.broadcast_to(variance, mean.shape)
+            for key, value in (("posterior_mean", mean), ("posterior_variance", variance)):
+                assert_parity(value, golden[f"{name}/{key}"], f"{file.name}: {name} {key}")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_q_sample_noises_the_roi_and_nothing_else(name, batch):
+    x_0, eps, t, roi = batch
+    x_t = np.asarray(Diffusion(make_schedule(name)).q_sample(x_0, eps, t, roi))
+    a, s = float64_factors(name, t)
+    inside = np.broadcast_to(roi > 0, x_0.shape)
+    np.testing.assert_array_equal(x_t[~inside], x_0[~inside])
+    np.testing.assert_allclose(x_t[inside], (a * x_0 + s * eps)[inside], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_posterior_is_bayes_rule(name, batch):
+    """q(x_{t-1} | x_t, x_0) as the product of two Gaussians in x_{t-1}, in float64."""
+    x_0, eps, t, _ = batch
+    schedule = make_schedule(name)
+    beta = schedule.betas[t].reshape(-1, 1, 1, 1)[1:]  # at t = 0 the prior is a point
+    alpha_prev = schedule.alphas_cumprod[t - 1].reshape(-1, 1, 1, 1)[1:]
+    mean, variance = Diffusion(schedule).posterior(x_0, eps, t)  # any x_t will do
+    np.testing.assert_array_equal(mean[0], x_0[0])
+    assert variance[0].item() == 0
+    precision = 1 / (1 - alpha_prev) + (1 - beta) / beta
+    expected = np.sqrt(alpha_prev) / (1 - alpha_prev) * x_0[1:] + np.sqrt(1 - beta) / beta * eps[1:]
+    np.testing.assert_allclose(variance[1:], 1 / precision, rtol=1e-6)
+    np.testing.assert_allclose(mean[1:], expected / precision, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_predictions_convert_to_the_image_and_the_noise(name, prediction, batch):
+    x_0, eps, t, _ = batch
+    diffusion = Diffusion(make_schedule(name), prediction)
+    a, s = float64_factors(name, t)
+    target = diffusion.target(x_0, eps, t)
+    expected = {"eps": eps, "v": a * eps - s * x_0, "x_0": x_0}[prediction]
+    np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-6)
+
+    x_t = diffusion.q_sample(x_0, eps, t, np.ones_like(x_0[..., :1]))
+    # x_0 from eps is as good as float32 allows: x_t is known to one part in 2^24, of which a_t x_0 is
+    # a small share late in the process; likewise eps from x_0 early in it. From v both are exact at
+    # every timestep.
+    for value, wanted, share in (
+        (diffusion.to_x_0(target, x_t, t), x_0, a if prediction == "eps" else 1.0),
+        (diffusion.to_eps(target, x_t, t), eps, s if prediction == "x_0" else 1.0),
+    ):
+        error = np.abs(np.asarray(value) - wanted)
+        assert np.all(error <= 2e-6 / share + 1e-5 * np.abs(wanted)), error.max()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_last_timestep_is_finite_in_values_and_gradients(name, batch):
+    x_0, eps, t, roi = batch
+    for prediction in PREDICTIONS:
+        diffusion = Diffusion(make_schedule(name), prediction)
+
+        def loss(output, diffusion=diffusion):
+            x_t = diffusion.q_sample(x_0, eps, t, roi)
+            return jnp.mean(diffusion.to_x_0(output, x_t, t) ** 2)
+
+        value, gradient = jax.value_and_grad(loss)(jnp.asarray(eps))
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
+
+
+def test_one_example_and_a_batch_are_the_same_function(batch):
+    x_0, eps, t, roi = batch
+    diffusion = Diffusion(make_schedule("cosine"), "v")
+    for method in (diffusion.target, lambda *args: diffusion.q_sample(*args, roi[2])):
+        np.testing.assert_allclose(
+            method(x_0[2], eps[2], t[2]), method(x_0[2:3], eps[2:3], t[2:3])[0], rtol=1e-6
+        )
+
+
+def test_unknown_prediction_is_an_error():
+    with pytest.raises(ValueError, match="'score'"):
+        Diffusion(make_schedule("linear"), "score")
+
+
+def test_roi_is_the_union_of_the_masks(batch):
+    x_0, *_ = batch
+    masks = np.zeros((6, 8, 8, 5), np.float32)
+    masks[0, 1, 2, 0] = masks[0, 1, 2, 4] = masks[3, 4, 5, 3] = 1
+    roi = np.asarray(union(masks))
+    assert roi.shape == (6, 8, 8, 1)
+    assert list(zip(*roi.nonzero(), strict=True)) == [(0, 1, 2, 0), (3, 4, 5, 0)]
+    x = model_input(jnp.asarray(x_0), jnp.asarray(masks))
+    np.testing.assert_array_equal(x[..., :2], x_0)
+    np.testing.assert_array_equal(x[..., 2:], masks)
+
+
+def test_loss_is_the_mean_over_roi_pixels_and_sequences(batch):
+    prediction, target, _, roi = batch
+    weight = np.array([1, 1, 0, 1, 1, 0], np.float32)
+    sums, counts = squared_error_terms(prediction, target, roi, weight)
+    inside = np.broadcast_to(roi > 0, target.shape).copy()
+    inside[weight == 0] = False
+    expected = np.mean((prediction.astype(np.float64) - target)[inside] ** 2)
+    assert float(sums.sum() / counts.sum()) == pytest.approx(expected, rel=1e-6)
+    assert float(counts.sum()) == inside.sum()
+    # Any split of the batch adds up to the same two numbers.
+    arrays = (prediction, target, roi, weight)
+    parts = [squared_error_terms(*(a[i : i + 2] for a in arrays)) for i in (0, 2, 4)]
+    np.testing.assert_array_equal(np.concatenate([p[0] for p in parts]), sums)
+    np.testing.assert_array_equal(np.concatenate([p[1] for p in parts]), counts)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_target_outside_the_roi_changes_neither_loss_nor_gradient(prediction, batch):
+    """Through a network that mixes all pixels, so that leaks would show."""
+    x_0, eps, t, roi = batch
+    diffusion = Diffusion(make_schedule("cosine"), prediction)
+    mix = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32) / 8
+
+    @jax.jit
+    def loss_and_gradient(mix, x_t, target):
+        def loss(mix):
+            output = jnp.einsum("pq,bqc->bpc", mix, x_t.reshape(6, 64, 2)).reshape(x_t.shape)
+            sums, counts = squared_error_terms(output, target, roi, jnp.ones(6))
+            return jnp.sum(sums) / jnp.sum(counts)
+
+        return jax.value_and_grad(loss)(mix)
+
+    x_t = diffusion.q_sample(x_0, eps, t, roi)
+    target = np.array(diffusion.target(x_0, eps, t))
+    changed = np.where(roi > 0, target, 1e3 * target + 7)
+    before, after = loss_and_gradient(mix, x_t, target), loss_and_gradient(mix, x_t, changed)
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    # The same change inside the roi does show.
+    moved = loss_and_gradient(mix, x_t, np.where(roi > 0, 1e3 * target + 7, target))
+    assert moved[0] > 10 * before[0]

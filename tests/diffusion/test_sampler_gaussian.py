@@ -1,0 +1,143 @@
+"""The whole sampler against a model whose answer is known: Gaussian images, given their context."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbti_jax.diffusion.guidance import guided
+from mbti_jax.diffusion.process import Diffusion
+from mbti_jax.diffusion.sampler import Sampler, noise_for
+from mbti_jax.diffusion.schedule import make_schedule, trailing_timesteps
+
+
+@pytest.fixture(autouse=True)
+def strict_types():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+class GaussianImage:
+    """Images of 4 x 4 pixels with two correlated sequences; the roi is what has to be inferred.
+
+    x ~ N(mu, Sigma). Given the pixels c outside the roi, those inside are N(m, S) with
+    m = mu_r + K (c - mu_c), K = Sigma_rc Sigma_cc^-1 and S = Sigma_rr - K Sigma_cr. The best guess of
+    them from c and x_t = a x_0 + s eps is m + G_t (x_t - a m), G_t = a S (a^2 S + s^2 I)^-1.
+    """
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+        rng = np.random.default_rng(4)
+        place = np.stack(np.mgrid[:4, :4], axis=-1).reshape(-1, 2)
+        distance = np.linalg.norm(place[:, None] - place, axis=-1)
+        sigma = 0.25 * np.kron(np.exp(-distance / 2), [[1, 0.6], [0.6, 1]])
+        mu = rng.uniform(-0.8, 0.8, 32)
+        self.roi_masks = np.zeros((1, 4, 4, 5), np.float32)
+        self.roi_masks[0, 1:3, 1:3, 1] = self.roi_masks[0, 2, 2:4, 3] = 1
+        self.inside = np.repeat(self.roi_masks.max(axis=-1).ravel() > 0, 2)
+        r, c = self.inside.nonzero()[0], (~self.inside).nonzero()[0]
+        k = sigma[np.ix_(r, c)] @ np.linalg.inv(sigma[np.ix_(c, c)])
+        image = rng.multivariate_normal(mu, sigma).astype(np.float32)
+        self.context = image.reshape(1, 4, 4, 2)
+        self.mean = mu[r] + k @ (image[c] - mu[c])
+        self.covariance = sigma[np.ix_(r, r)] - k @ sigma[np.ix_(c, r)]
+        # x_T starts at N(0, I) where training ended at N(a x_0, s^2 I): the mean is off by this much.
+        self.start_error = math.sqrt(schedule.alphas_cumprod[-1]) * np.abs(self.mean).max()
+        alpha = schedule.alphas_cumprod[:, None, None]
+        total = alpha * self.covariance + (1 - alpha) * np.eye(len(r))
+        self.gains = np.sqrt(alpha) * self.covariance @ np.linalg.inv(total)
+
+        gains, k, mu = (jnp.asarray(array, jnp.float32) for array in (self.gains, k, mu))
+        a, s = (jnp.asarray(np.sqrt(x[:, :, 0]), jnp.float32) for x in (alpha, 1 - alpha))
+
+        def network(params, x, t, class_vector):
+            """The exact eps, from the image outside the roi as the sampler shows it."""
+            x_t = x[..., :2].reshape(-1, 32)
+            mean = mu[None, r] + (x_t[:, c] - mu[None, c]) @ k.T
+            error = x_t[:, r] - a[t] * mean
+            x_0 = mean + jnp.einsum("brq,bq->br", gains[t], error)
+            eps = (x_t[:, r] - a[t] * x_0) / s[t]
+            return jnp.full_like(x_t, 7.0).at[:, r].set(eps).reshape(-1, 4, 4, 2)
+
+        self.sampler = Sampler(guided(network, Diffusion(schedule)), schedule)
+
+    def sample(self, x_T, keys, **options):
+        """Pixels inside the roi [B, d] that the sampler makes from x_T [B, 4, 4, 2]."""
+        batch = len(x_T)
+        context, roi_masks = (np.repeat(a, batch, axis=0) for a in (self.context, self.roi_masks))
+        class_vector = np.ones((batch, 5), np.float32)
+        out = self.sampler(
+            (), x_T, context, roi_masks, class_vector, keys, weight=0.4, chunk=1000, **options
+        )
+        return np.asarray(out, np.float64).reshape(-1, 32)[:, self.inside]
+
+    def moments_of_ddim(self, timesteps, eta):
+        """Mean and covariance that DDIM with these steps gives, by its recursion in float64."""
+        mean, covariance = np.zeros(len(self.mean)), np.eye(len(self.mean))
+        alphas = self.schedule.alphas_cumprod
+        for t, t_prev in zip(timesteps, [*timesteps[1:], None], strict=True):
+            alpha, alpha_prev = alphas[t], 1.0 if t_prev is None else alphas[t_prev]
+            sigma = eta * np.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))
+            eps_scale = np.sqrt((1 - alpha_prev - sigma**2) / (1 - alpha))
+            x_0_scale = np.sqrt(alpha_prev) - eps_scale * np.sqrt(alpha)
+            factor = x_0_scale * self.gains[t] + eps_scale * np.eye(len(mean))
+            shift = x_0_scale * (self.mean - np.sqrt(alpha) * self.gains[t] @ self.mean)
+            mean = factor @ mean + shift
+            covariance = factor @ covariance @ factor.T + sigma**2 * np.eye(len(mean))
+        return mean, covariance
+
+
+@pytest.fixture(scope="module", params=["linear", "cosine"])
+def gaussian(request):
+    return GaussianImage(make_schedule(request.param))
+
+
+def relative_error(value, reference):
+    return np.linalg.norm(value - reference) / np.linalg.norm(reference)
+
+
+def test_deterministic_sampler_gives_the_conditional_gaussian(gaussian):
+    """x_T -> x_0 is affine here, so a basis of x_T tells its mean and covariance without sampling."""
+    size = len(gaussian.mean)
+    x_T = np.zeros((size + 1, 32), np.float32)
+    x_T[1 + np.arange(size), gaussian.inside.nonzero()[0]] = 1
+    _, keys = noise_for(0, range(size + 1), [0] * (size + 1), ())
+    errors = {}
+    for steps in (1, 25, 50, 100, 200, 1000):
+        timesteps = trailing_timesteps(steps)
+        out = gaussian.sample(x_T.reshape(-1, 4, 4, 2), keys, timesteps=timesteps, eta=0.0)
+        mean, covariance = out[0], (out[1:] - out[0]).T @ (out[1:] - out[0])
+        ddim_mean, ddim_covariance = gaussian.moments_of_ddim(timesteps, 0.0)
+        np.testing.assert_allclose(mean, ddim_mean, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(covariance, ddim_covariance, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(mean, gaussian.mean, rtol=0, atol=2e-3 + gaussian.start_error)
+        errors[steps] = relative_error(covariance, gaussian.covariance)
+    # DDIM is a first-order method: twice the steps, half the error.
+    assert errors[1000] < 0.01
+    for steps in (25, 50, 100):
+        assert 1.6 < errors[steps] / errors[2 * steps] < 2.2, errors
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(20, 0.5), (20, 1.0), (1000, 1.0)])
+def test_ancestral_sampler_gives_the_conditional_gaussian(gaussian, steps, eta):
+    count = 4096
+    x_T, keys = noise_for(1, range(count), [0] * count, (4, 4, 2))
+    timesteps = trailing_timesteps(steps)
+    out = gaussian.sample(x_T, keys, timesteps=timesteps, eta=eta)
+    mean, covariance = out.mean(axis=0), np.cov(out.T)
+    ddim_mean, ddim_covariance = gaussian.moments_of_ddim(timesteps, eta)
+    variance = np.diag(ddim_covariance)
+    mean_error = np.sqrt(variance / count)
+    covariance_error = np.sqrt((np.outer(variance, variance) + ddim_covariance**2) / count)
+    assert np.all(np.abs(mean - ddim_mean) < 4.5 * mean_error + 1e-4)
+    assert np.all(np.abs(covariance - ddim_covariance) < 4.5 * covariance_error + 1e-4)
+    error = relative_error(covariance, gaussian.covariance)
+    if steps == 1000:
+        # What 1000 steps leave of the discretisation, 0.02 at most, is less than 4096 samples show.
+        assert relative_error(ddim_covariance, gaussian.covariance) < 0.02
+        assert np.all(np.abs(mean - gaussian.mean) < 4.5 * mean_error + gaussian.start_error)
+        assert error < 0.02 + 2 * np.linalg.norm(covariance_error) / np.linalg.norm(covariance)
+    else:
+        assert error > 0.1

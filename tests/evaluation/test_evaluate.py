@@ -1,0 +1,181 @@
+"""The task `evaluate`: parts one after the other, what is done again, and the report of all."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from synthetic_cases import write_case
+from tiny_inpainter import tiny_metadata, tiny_params
+
+from configs import evaluate as config_file
+from mbti_jax.commands import evaluate
+from mbti_jax.evaluation import report
+from mbti_jax.interop.inference_checkpoint import write_export
+from tfds_brats import builder
+from tfds_brats.reading import SliceSource
+
+
+class Part:
+    """A part that counts slices of the test split, and how often it was run."""
+
+    def __init__(self, name: str):
+        self.name, self.runs, self.stop = name, 0, False
+
+    def run(self, setting, settings, folder):
+        if self.stop:
+            raise KeyboardInterrupt
+        self.runs += 1
+        (folder / "picture.png").write_bytes(b"picture")
+        slices = setting.slices("test", settings.count, with_tumor=True, least_area=1)
+        return {"slices": len(slices)}
+
+    def tables(self, result):
+        return f"## Part {self.name}\n\n{result['slices']} slices were counted."
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Folder with cases, their dataset, and an exported model that was trained on it."""
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(10):
+        write_case(folder / "cases", f"BraTS2021_{number:05d}", number)
+    dataset = builder.build(folder / "cases", "brats2021", folder / "slices")
+    metadata = tiny_metadata()
+    metadata["contract"]["data"]["fingerprint"] = SliceSource(dataset, "train").fingerprint
+    metadata["contract"]["batch_size"] = 8
+    metadata["step"] = 250
+    card = {"title": "of a test", "data": "random weights", "licence": "none"}
+    write_export(folder / "tiny", tiny_params(metadata), metadata, card)
+    return folder
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    parts = {name: Part(name) for name in ("first", "second")}
+    monkeypatch.setattr(evaluate, "PARTS", parts)
+    return parts
+
+
+def config(source, **fields) -> ConfigDict:
+    config = config_file.get_config()
+    config.update({"source": str(source / "cases"), "convention": "brats2021"})
+    config.update({"data_dir": str(source / "slices"), "checkpoint": str(source / "tiny")})
+    config.update(fields)
+    config.first = ConfigDict({"count": 2})
+    config.second = ConfigDict({"count": 1, "folder": "/a/folder/of/mine"})
+    return config
+
+
+def read(workdir):
+    return json.loads((workdir / "report.json").read_text()), (workdir / "report.md").read_text()
+
+
+def test_the_report_holds_every_part_and_what_it_was_made_with(source, parts, tmp_path):
+    evaluate.main(config(source), str(tmp_path))
+    numbers, text = read(tmp_path)
+    assert [part["result"] for part in numbers["parts"].values()] == [{"slices": 2}, {"slices": 1}]
+    assert (tmp_path / "first" / "picture.png").is_file()
+    # The order: model and data, the parts, what they cost, what is not shown.
+    places = [text.index(p) for p in ("# Evaluation of tiny", "## Part first", "## Part second")]
+    places += [text.index(p) for p in ("## Budget", "## What this report does not show")]
+    assert places == sorted(places)
+    assert "trained on 2,000 images" in text
+    assert "random weights" in text
+    assert "**held out**" in text
+    assert "not known" not in text
+    dataset = builder.build(source / "cases", "brats2021", source / "slices")
+    index = SliceSource(dataset, "train").index
+    tumor = (index.tumor_area > 0).sum()
+    row = f"| train | {len(np.unique(index.subject))} | {len(index.subject)} | {tumor} |"
+    assert row in text
+    assert "| first | " in text
+    assert "count 2" in text
+    # Folders are a machine's own.
+    assert "/a/folder" not in text
+    assert str(source) not in text
+    assert "jax" in text.split("## Budget")[1]
+
+
+def test_what_is_there_is_not_done_again(source, parts, tmp_path):
+    evaluate.main(config(source, parts=("second",)), str(tmp_path))
+    _, text = read(tmp_path)
+    assert "Part first" not in text
+    evaluate.main(config(source), str(tmp_path))
+    _, text = read(tmp_path)
+    # In the order of the report, not of when they were made.
+    assert text.index("Part first") < text.index("Part second")
+    assert [part.runs for part in parts.values()] == [1, 1]
+    evaluate.main(config(source, parts=("first",)), str(tmp_path))
+    assert read(tmp_path)[1] == text
+    assert [part.runs for part in parts.values()] == [1, 1]
+
+
+def test_a_run_that_is_stopped_leaves_a_report_of_what_it_has(source, parts, tmp_path):
+    parts["second"].stop = True
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(config(source), str(tmp_path))
+    _, text = read(tmp_path)
+    assert "Part first" in text
+    assert "Part second" not in text
+    assert not list(tmp_path.glob(".partial*"))
+
+
+def test_results_of_other_settings_are_not_mixed(source, parts, tmp_path):
+    evaluate.main(config(source), str(tmp_path))
+    other = config(source)
+    other.first.count = 1
+    with pytest.raises(ValueError, match="another request"):
+        evaluate.main(other, str(tmp_path))
+    with pytest.raises(ValueError, match=r"another request \(other seed\)"):
+        evaluate.main(config(source, seed=1), str(tmp_path))
+
+
+def test_an_unknown_part_is_refused_before_anything_is_loaded(parts, tmp_path):
+    with pytest.raises(ValueError, match="unknown parts third; choose from first, second"):
+        evaluate.main(config(tmp_path, parts=("third",)), str(tmp_path))
+
+
+def test_every_part_has_its_settings_and_functions():
+    fields = config_file.get_config()
+    for name, module in evaluate.PARTS.items():
+        assert name in fields
+        assert callable(module.run)
+        assert callable(module.tables)
+
+
+def test_a_model_of_other_data_and_phantoms_are_said_to_be_so():
+    head = {
+        "model": {
+            **{"name": "m", "step": None, "weights_sha256": "0" * 64, "note": ""},
+            **{"image_size": 8, "sequences": ["t1", "t2"], "sequences_painted_together": True},
+            **{"images_seen": None, "guidance_weight": 0.4},
+        },
+        "dataset": {"convention": "phantom", "splits": {}, "held_out": False},
+        "seed": 0,
+    }
+    text = report.markdown(head, {}, "")
+    assert "trained on an unknown number of images" in text
+    assert "t1, t2, together" in text
+    assert text.count("**not known**") == 2
+    assert "digital phantoms" in text
+    assert "Budget" not in text
+    head["dataset"] |= {"convention": "msd", "held_out": True}
+    text = report.markdown(head, {}, "")
+    assert "not known" not in text
+    assert "phantom" not in text
+
+
+def test_tables_are_markdown():
+    assert report.table(["a", "b"], [["x", 1], ["y", 2.5]]).splitlines() == [
+        *("| a | b |", "| --- | ---: |", "| x | 1 |", "| y | 2.5 |")
+    ]
+    with pytest.raises(ValueError, match="2 cells"):
+        report.table(["a", "b"], [["x"]])
+
+
+def test_images_seen_are_steps_times_batch():
+    assert report.images_seen({"batch_size": 8}, 100) == 800
+    assert report.images_seen({}, 100) is None
+    assert report.images_seen({"batch_size": 8}, None) is None
+    assert "cpu" in report.machine()["devices"]

@@ -1,0 +1,242 @@
+"""The part "healthy": what methods get to see, what is judged, and the tables it writes."""
+
+import dataclasses
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from ml_collections import ConfigDict
+from solid_cases import SIZE, ball, ellipsoid, labels_with
+from tiny_inpainter import tiny_metadata, tiny_params
+
+from configs import baseline
+from mbti_jax.evaluation import healthy
+from mbti_jax.evaluation.baselines import biharmonic, surrounding_mean
+from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
+from mbti_jax.evaluation.metrics import axial_inpainting_metrics, brats_inpainting_metrics
+from mbti_jax.evaluation.setting import Setting
+from mbti_jax.evaluation.statistics import paired_difference
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.interop.inference_checkpoint import write_export
+from tfds_brats import builder
+from tfds_brats.cases import read_case
+from tfds_brats.reading import SliceSource
+
+REGRESSION = baseline.get_config().diffusion.to_dict()
+CARD = {"title": "of a test", "data": "random weights", "licence": "none"}
+SETTINGS = {"num_cases": 2, "num_samples": 2, "num_steps": 2, "slices_per_case": 3}
+SETTINGS |= {"z_sigma_mm": 2.0, "num_shape_cases": 99, "regressor": ""}
+
+
+def write_cases(folder, count):
+    """Cases in BraTS 2021's names with a smooth brain and a tumour of more than 800 voxels."""
+    x, y, z = np.indices(SIZE)
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        smooth = 400 + 150 * np.sin(x / 6 + number) + 100 * np.cos(y / 5) + 3 * z
+        tumor = ball((38, 38, 22), 7 + (number % 3) / 2)
+        name = f"BraTS2021_{number:05d}"
+        (folder / name).mkdir(parents=True)
+        for ending in ("t1", "t1ce", "t2", "flair", "seg"):
+            array = labels_with(tumor)
+            if ending != "seg":
+                image = smooth + 200 * tumor + rng.normal(0, 10, SIZE)
+                array = np.where(ellipsoid(), image, 0).astype(np.int16)
+            affine = np.diag([-1.0, -1, 1, 1])
+            nib.save(nib.Nifti1Image(array, affine), folder / name / f"{name}_{ending}.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory) -> Setting:
+    folder = tmp_path_factory.mktemp("healthy")
+    write_cases(folder / "cases", 20)
+    dataset = builder.build(folder / "cases", "brats2021", folder / "slices")
+    metadata = tiny_metadata()
+    metadata["contract"]["data"]["fingerprint"] = SliceSource(dataset, "train").fingerprint
+    metadata |= {"step": 10}
+    metadata["contract"]["batch_size"] = 3
+    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")
+    return Setting(inpainter, dataset, folder / "cases", "brats2021", folder / "samples", 0)
+
+
+@pytest.fixture(scope="module")
+def regressor(setting, tmp_path_factory):
+    """Folder of an exported regressor with random weights, of the setting's data."""
+    metadata = json.loads(json.dumps(setting.inpainter.metadata))
+    metadata["contract"]["diffusion"] = REGRESSION
+    metadata["inference"]["guidance_weight"] = 0.0
+    folder = tmp_path_factory.mktemp("regressor") / "exported"
+    write_export(folder, tiny_params(metadata), metadata, CARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(setting, regressor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("part")
+    settings = ConfigDict({**SETTINGS, "regressor": str(regressor)})
+    return healthy.run(setting, settings, folder), folder
+
+
+def first_case(setting):
+    case = read_case(setting.cases("test")[0], ("t1",))
+    shapes = read_shapes(setting.cases("train"))
+    return case, healthy_mask(case.labels, case.brain, shapes, (0, 0))
+
+
+def test_the_methods_see_nothing_of_what_was_cut_out(setting, regressor):
+    """Everything inside the mask, tumour included, is replaced by other numbers before voiding."""
+    case, mask = first_case(setting)
+    t1 = case.images["t1"]
+    noise = np.random.default_rng(0).integers(1, 30_000, t1.shape).astype(t1.dtype)
+    other = dataclasses.replace(case, images={"t1": np.where(mask.whole, noise, t1)})
+    voided, again = (healthy.voided_case(c, mask) for c in (case, other))
+    assert not voided.values("t1")[mask.whole].any()
+    np.testing.assert_array_equal(voided.values("t1")[~mask.whole], case.values("t1")[~mask.whole])
+    np.testing.assert_array_equal(voided.values("t1"), again.values("t1"))
+    assert voided.scale("t1") == again.scale("t1") != other.scale("t1")
+    assert voided.labels is None
+
+
+def test_fills_go_slice_by_slice():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(100, 900, (20, 18, 4))
+    values[..., 3] = 0
+    roi = np.zeros(values.shape, bool)
+    roi[5:12, 6:11] = True
+    values[roi] = 0
+    brain = values != 0
+    for fill in (surrounding_mean, biharmonic):
+        filled = healthy.fill_slices(fill, values, roi, [1, 3])
+        expected = fill(values[..., 1].astype(np.float32), roi[..., 1], brain[..., 1])
+        np.testing.assert_allclose(filled[..., 1], expected, rtol=1e-6)
+        # Neither a slice that was not asked for, nor one without brain.
+        assert not filled[..., [0, 2, 3]].any()
+
+
+def test_a_table_of_constructed_numbers():
+    """Method b is a + 1 in every slice, so its difference is exactly 1, whatever the slices are."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for subject in "uvw":
+        a = rng.normal(0, 9, 4)
+        for method, values in (("a", a), ("b", a + 1), ("c", -a)):
+            numbers = enumerate(values)
+            named = [{"slice": k, "score": float(v)} for k, v in numbers]
+            rows += [{"subject": subject, "method": method, **row} for row in named]
+    found = healthy.compared(rows, ["a"], seed=0)
+    assert list(found) == ["score"]
+    assert found["score"]["b"]["minus"] == {"a": pytest.approx({"mean": 1, "low": 1, "high": 1})}
+    assert found["score"]["a"]["minus"] == {}
+    a, c = ([r["score"] for r in rows if r["method"] == m] for m in "ac")
+    assert found["score"]["a"]["mean"] == pytest.approx(np.mean(a))
+    assert found["score"]["a"]["median"] == pytest.approx(np.median(a))
+    assert found["score"]["a"]["sd"] == pytest.approx(np.std(a, ddof=1))
+    expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvw"), 4), 0)
+    assert found["score"]["c"]["minus"]["a"] == expected
+
+
+def test_all_methods_are_judged_on_the_same_masks(result):
+    found, folder = result
+    assert found["methods"] == [
+        *("surrounding mean", "Telea", "biharmonic", "U-Net regressor"),
+        *("diffusion, one sample", "diffusion, mean of 2"),
+    ]
+    volumes, slices = found["values"]["official_3d"], found["values"]["axial_2d"]
+    assert len(volumes) == 2 * 6
+    assert len(slices) == found["num_slices"] * 6
+    numbers = {
+        m: [(r["subject"], r["slice"]) for r in slices if r["method"] == m]
+        for m in found["methods"]
+    }
+    assert len({tuple(n) for n in numbers.values()}) == 1
+    assert "ssim" not in slices[0]
+    assert "ssim_axial" not in volumes[0]
+    assert found["images_seen"] == {"diffusion": 30, "regressor": 30}
+    assert imread(folder / "slices.png").std() > 0.05
+
+
+def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(setting, result):
+    """The surrounding mean of the first case, done again with the functions below."""
+    found, _ = result
+    case, mask = first_case(setting)
+    t1 = case.values("t1")
+    voided = np.where(mask.whole, 0, t1)
+    numbers = np.flatnonzero(mask.healthy.any((0, 1)))
+    filled = healthy.fill_slices(surrounding_mean, voided, mask.whole, numbers)
+    prediction = np.where(mask.healthy, filled, t1)
+    expected = brats_inpainting_metrics(prediction, t1, voided, mask.healthy)
+    row = found["values"]["official_3d"][0]
+    assert (row["subject"], row["method"]) == (case.subject, "surrounding mean")
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    row = found["values"]["axial_2d"][1]
+    alone = np.zeros_like(mask.healthy)
+    alone[..., row["slice"]] = mask.healthy[..., row["slice"]]
+    expected = axial_inpainting_metrics(prediction, t1, voided, alone)
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_mean_of_samples_is_their_mean(setting):
+    case, mask = first_case(setting)
+    voided = healthy.voided_case(case, mask)
+    painted = {}
+    for count in (1, 2):
+        settings = ConfigDict({**SETTINGS, "num_samples": count})
+        painted[count] = healthy.paint(setting, voided, mask, settings, 0, None)
+    one, mean = (painted[2][m] for m in ("diffusion, one sample", "diffusion, mean of 2"))
+    np.testing.assert_array_equal(painted[1]["diffusion, one sample"], one)
+    assert list(painted[1])[-1] == "diffusion, one sample"
+    second = 2 * mean - one
+    roi = np.zeros_like(mask.whole)
+    roi[..., mask.healthy.any((0, 1))] = mask.whole[..., mask.healthy.any((0, 1))]
+    assert np.abs(second - one)[roi].mean() > 1
+    assert not mean[~roi].any()
+
+
+def test_the_same_again_samples_nothing_anew(setting, regressor, result, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(healthy, "inpaint_case", fail)
+    settings = ConfigDict({**SETTINGS, "regressor": str(regressor)})
+    assert healthy.run(setting, settings, tmp_path) == result[0]
+
+
+def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
+    found, folder = result
+    found = json.loads(json.dumps(found, allow_nan=False))
+    text = healthy.tables(found)
+    for method in found["methods"]:
+        assert len(re.findall(rf"^\| {re.escape(method)} \|", text, re.MULTILINE)) == 6
+    official, axial = text.split("### ")[1:]
+    assert "| `ssim` |" in official
+    assert "ssim_axial" not in official
+    assert "| `ssim_axial` |" in axial
+    assert "not comparable" in axial
+    value = found["official_3d"]["ssim"]["Telea"]
+    assert f"| Telea | {value['mean']:.3f} (" in official
+    pictures = re.findall(r"!\[.*\]\(healthy/(.*)\)", text)
+    assert pictures == ["slices.png"]
+    assert (folder / pictures[0]).is_file()
+    assert "trained on 30 images" in text
+    without = {**found, "methods": found["methods"][:3], "images_seen": {"regressor": None}}
+    assert "**No regressor was given**" in healthy.tables(without)
+
+
+def test_a_model_that_is_no_regressor_or_of_other_data_is_refused(setting, tmp_path):
+    metadata = json.loads(json.dumps(setting.inpainter.metadata))
+    write_export(tmp_path / "diffusion", tiny_params(metadata), metadata, CARD)
+    with pytest.raises(ValueError, match="is no regressor"):
+        healthy.load_regressor(str(tmp_path / "diffusion"), setting.inpainter)
+    metadata["contract"]["diffusion"] = REGRESSION
+    metadata["contract"]["data"]["fingerprint"] = "another"
+    write_export(tmp_path / "other", tiny_params(metadata), metadata, CARD)
+    with pytest.raises(ValueError, match="other data"):
+        healthy.load_regressor(str(tmp_path / "other"), setting.inpainter)
+
+
+def test_a_mask_is_both_of_its_parts():
+    a, b = ball((20, 20, 20), 5), ball((40, 40, 20), 5)
+    np.testing.assert_array_equal(HealthyMask(a, b).whole, a | b)

@@ -1,0 +1,320 @@
+"""The task that inpaints files: what it writes, what it leaves alone, and how it goes on."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from PIL import Image
+from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
+from tiny_inpainter import make_mask, make_slice, tiny_inpainter
+
+from configs.inpaint import get_config
+from mbti_jax.commands import inpaint
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.rois.kinds import COLORS
+
+SUBJECT = "BraTS2021_00001"
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(monkeypatch):
+    monkeypatch.setattr(Inpainter, "load", lambda *_: tiny_inpainter())
+
+
+def run(workdir: Path, **fields) -> Path:
+    config = get_config()
+    config.num_steps = 2
+    config.update(fields)
+    inpaint.main(config, str(workdir))
+    return workdir
+
+
+def of_case(source: Path, **fields) -> dict:
+    return {"source": str(source), "convention": "brats2021", "tumor": "remove", **fields}
+
+
+def stored(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj.get_unscaled())
+
+
+def header(path: Path) -> bytes:
+    return nib.load(path).header.binaryblock
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return write_case(tmp_path / "in", SUBJECT)
+
+
+def test_only_the_roi_changes(source, tmp_path):
+    out = run(tmp_path / "out", **of_case(source)) / SUBJECT / "sample_000"
+    roi = stored(source / f"{SUBJECT}_seg.nii.gz") > 0
+    for suffix in SUFFIXES.values():
+        before = source / f"{SUBJECT}{suffix}.nii.gz"
+        after = out / f"{SUBJECT}{suffix}-inpainted.nii.gz"
+        assert header(after) == header(before)
+        np.testing.assert_array_equal(stored(after)[~roi], stored(before)[~roi])
+        assert (stored(after)[roi] != stored(before)[roi]).mean() > 0.9
+    rois = nib.load(out / "rois.nii.gz")
+    np.testing.assert_array_equal(np.asarray(rois.dataobj), np.where(roi, 5, 0))
+    np.testing.assert_array_equal(rois.affine, AFFINE)
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["synthetic"] is True and record["rois"]["normal"]["pixels"] == roi.sum()
+    assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
+    assert record["sampling"]["spacing"] == record["request"]["spacing"] == "trailing"
+    assert Image.open(out / "preview.png").size[0] > 300
+
+
+def test_goes_on_where_it_stopped(source, tmp_path, capsys):
+    fields = of_case(source, sequences=("t1",))
+    out = run(tmp_path / "out", **fields) / SUBJECT
+    first = (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns
+    run(tmp_path / "out", **fields, num_samples=3)
+    assert sorted(path.name for path in out.iterdir()) == ["sample_000", "sample_001", "sample_002"]
+    assert (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns == first
+    capsys.readouterr()
+    run(tmp_path / "out", **fields, num_samples=3)
+    assert capsys.readouterr().out == f"{SUBJECT}: is there, {out}\n"
+    with pytest.raises(ValueError, match="another request \\(other seed"):
+        run(tmp_path / "out", **fields, seed=1)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "PSR", "AIL"])
+def test_the_files_own_orientation(tmp_path, axes):
+    """However the axes are stored, each voxel of the patient gets the same number."""
+    images, labels = make_arrays(0)
+    # Not symmetric, with affines to tell left from right.
+    to_axes = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt(axes))
+    back = ornt_transform(axcodes2ornt(axes), axcodes2ornt("LPS"))
+    results = {}
+    for name, orientation in (("lps", None), (axes, to_axes)):
+        folder = tmp_path / name / SUBJECT
+        for suffix, array in ((SUFFIXES["t1"], images["t1"]), ("_seg", labels)):
+            affine = AFFINE
+            if orientation is not None:
+                affine = AFFINE @ inv_ornt_aff(orientation, SHAPE)
+                array = apply_orientation(array, orientation)
+            write_volume(folder / f"{SUBJECT}{suffix}.nii.gz", array, affine)
+        out = run(tmp_path / f"out_{name}", **of_case(folder, sequences=("t1",)))
+        path = out / SUBJECT / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz"
+        assert "".join(nib.aff2axcodes(nib.load(path).affine)) == name.upper()
+        results[name] = stored(path)
+    np.testing.assert_array_equal(apply_orientation(results[axes], back), results["lps"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "end"),
+    [
+        ("<f4", None, ".nii.gz"),
+        (">i2", None, ".nii"),
+        ("<i2", 0.5, ".nii.gz"),
+        ("<f8", None, ".nii"),
+    ],
+)
+def test_data_types_and_scaling(tmp_path, dtype, slope, end):
+    images, labels = make_arrays(0)
+    path = tmp_path / f"scan{end}"
+    image = nib.Nifti1Image(images["t1"].astype(dtype), AFFINE)
+    image = nib.Nifti1Image(
+        images["t1"].astype(dtype),
+        AFFINE,
+        nib.Nifti1Header(endianness=dtype[0]) if dtype[0] == ">" else None,
+    )
+    image.set_data_dtype(dtype)
+    if slope:
+        image.header.set_slope_inter(slope, 0)
+        # Saved as they are: what is in the array becomes the stored numbers.
+        image = nib.Nifti1Image(images["t1"] * slope, AFFINE, image.header)
+        image.header.set_slope_inter(slope, 0)
+    nib.save(image, path)
+    roi = write_volume(tmp_path / "roi.nii.gz", (labels > 0).astype(np.uint8))
+    out = run(tmp_path / "out", images={"t1": str(path)}, roi=str(roi), roi_labels="1:normal")
+    after = out / "scan" / "sample_000" / f"scan-inpainted{end}"
+    assert header(after) == header(path)
+    np.testing.assert_array_equal(stored(after)[labels == 0], stored(path)[labels == 0])
+    # In the range of the image, in its units.
+    values = nib.load(after).get_fdata()[labels > 0]
+    top = images["t1"].max() * (slope or 1)
+    assert -0.01 * top <= values.min() and values.max() < 2.5 * top and values.std() > 0.02 * top
+
+
+def test_sequences_in_one_file(tmp_path):
+    images, labels = make_arrays(0)
+    stack = np.stack([images[s] for s in ("flair", "t1", "t1ce", "t2")], axis=-1)
+    write_volume(tmp_path / "in/imagesTr/BRATS_001.nii.gz", stack)
+    write_volume(tmp_path / "in/labelsTr/BRATS_001.nii.gz", np.where(labels == 4, 3, labels))
+    out = run(tmp_path / "out", source=str(tmp_path / "in"), convention="msd", tumor="replace")
+    after = stored(out / "BRATS_001/sample_000/BRATS_001-inpainted.nii.gz")
+    roi = labels > 0
+    np.testing.assert_array_equal(after[~roi], stack[~roi])
+    assert (after[roi] != stack[roi]).mean(0).min() > 0.8
+    rois = stored(out / "BRATS_001/sample_000/rois.nii.gz")
+    assert set(np.unique(rois)) == {0, 1, 2, 3}
+
+
+def test_slices_alone_and_among_others(source, tmp_path):
+    name = f"{SUBJECT}/sample_000/{SUBJECT}_t2-inpainted.nii.gz"
+    fields = of_case(source, sequences=("t2",), box=("normal",), z_sigma_mm=1.5)
+    every = stored(run(tmp_path / "all", **fields) / name)
+    one = stored(run(tmp_path / "one", **fields, slices=(2,)) / name)
+    before = stored(source / f"{SUBJECT}_t2.nii.gz")
+    np.testing.assert_array_equal(one[..., 2], every[..., 2])
+    np.testing.assert_array_equal(np.delete(one, 2, -1), np.delete(before, 2, -1))
+    independent = stored(run(tmp_path / "white", **{**fields, "z_sigma_mm": 0.0}) / name)
+    assert (independent[..., 2] != every[..., 2]).any()
+
+
+def test_continuity_is_reported_beside_independent_noise(source, tmp_path):
+    fields = of_case(source, sequences=("t1",), compare_noise=True)
+    out = run(tmp_path / "out", **fields) / SUBJECT / "sample_000"
+    figures = json.loads((out / "provenance.json").read_text())["z_continuity"]["t1"]
+    before = stored(source / f"{SUBJECT}_t1.nii.gz").astype(float)
+    roi = stored(source / f"{SUBJECT}_seg.nii.gz") > 0
+    pairs = roi[..., 1:] & roi[..., :-1]
+    high = np.percentile(before[before > 0], 99.5)
+    for name, volume in (
+        ("input_inside_roi", before),
+        ("inpainted", stored(out / f"{SUBJECT}_t1-inpainted.nii.gz").astype(float)),
+    ):
+        expected = np.abs(np.diff(volume, axis=-1))[pairs].mean() / high
+        np.testing.assert_allclose(figures[name], expected, rtol=1e-2)  # Written ones are rounded.
+    assert figures["independent_noise"] != figures["inpainted"]
+
+
+@pytest.mark.parametrize("ending", [".png", ".npy"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_single_slices(tmp_path, ending, dtype):
+    image = (make_slice() // 4).astype(dtype)
+    roi = np.zeros((*image.shape, 3), np.uint8)
+    roi[make_mask()] = COLORS["edema"]
+    for name, array in (("slice", image), ("roi", roi)):
+        if ending == ".npy":
+            np.save(tmp_path / f"{name}.npy", array)
+        else:
+            Image.fromarray(array).save(tmp_path / f"{name}.png")
+    fields = {"image": str(tmp_path / f"slice{ending}"), "roi": str(tmp_path / f"roi{ending}")}
+    out = run(tmp_path / "out", **fields, num_samples=2) / "slice"
+    expected = tiny_inpainter()(image, {"edema": make_mask()}, num_steps=2, num_samples=2)
+    for number in range(2):
+        path = out / f"slice-inpainted-{number:03d}{ending}"
+        after = np.load(path) if ending == ".npy" else np.array(Image.open(path))
+        assert after.dtype == dtype
+        np.testing.assert_array_equal(after, expected.images[number])
+    record = json.loads((out / "provenance.json").read_text())
+    assert "percentiles" in record["intensity"]["from"] and record["warnings"]
+
+
+def test_a_slice_with_a_file_for_each_sequence(tmp_path):
+    image = make_slice(channels=4, dtype=np.uint16)
+    for c, name in enumerate(SUFFIXES):
+        Image.fromarray(image[..., c]).save(tmp_path / f"slice_{name}.png")
+    np.save(tmp_path / "roi.npy", make_mask().astype(np.uint8))
+    fields = {"image": str(tmp_path / "slice_{sequence}.png"), "roi": str(tmp_path / "roi.npy")}
+    out = run(tmp_path / "out", **fields, sequences=("t2", "t1")) / "slice"
+    expected = tiny_inpainter()(image[..., [2, 0]], make_mask().astype(np.uint8), num_steps=2)
+    for c, name in enumerate(("t2", "t1")):
+        after = np.array(Image.open(out / f"slice_{name}-inpainted-000.png"))
+        np.testing.assert_array_equal(after, expected.images[0][..., c])
+    with pytest.raises(ValueError, match=r"write {sequence} in --config\.image"):
+        fields["image"] = str(tmp_path / "slice_t1.png")
+        run(tmp_path / "other", **fields, sequences=("t1",))
+    (tmp_path / "slice_flair.png").unlink()
+    with pytest.raises(ValueError, match=r"slice_flair\.png: is not a file"):
+        run(tmp_path / "other", **{**fields, "image": str(tmp_path / "slice_{sequence}.png")})
+
+
+def test_brats_inpainting_layout(tmp_path):
+    images, labels = make_arrays(3)
+    mask = labels > 0
+    subject = "BraTS-GLI-00009-000"
+    folder = tmp_path / "in" / subject
+    voided = np.where(mask, 0, images["t1"]).astype(np.float32)
+    write_volume(folder / f"{subject}-t1n-voided.nii.gz", voided)
+    write_volume(folder / f"{subject}-mask.nii.gz", mask.astype(np.float32))
+    fields = {"layout": "brats_inpainting", "source": str(tmp_path / "in")}
+    out = run(tmp_path / "out", **fields)
+    after = stored(out / f"{subject}-t1n-inference.nii.gz")
+    assert after.dtype == np.float32
+    np.testing.assert_array_equal(after[~mask], voided[~mask])
+    assert (after[mask] != 0).mean() > 0.5
+    assert {path.name for path in out.iterdir()} == {f"{subject}-t1n-inference.nii.gz", "records"}
+
+
+def test_brats_inpainting_on_the_real_case(real_cases, tmp_path):
+    subject = "BraTS-GLI-00001-000"
+    folder = real_cases / subject
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    fields = {"layout": "brats_inpainting", "source": str(folder), "num_steps": 1}
+    after = run(tmp_path, **fields) / f"{subject}-t1n-inference.nii.gz"
+    voided = folder / f"{subject}-t1n-voided.nii.gz"
+    mask = stored(folder / f"{subject}-mask.nii.gz") > 0
+    assert header(after) == header(voided)
+    np.testing.assert_array_equal(stored(after)[~mask], stored(voided)[~mask])
+    assert (stored(after)[mask] > 0).mean() > 0.5
+
+
+def test_nothing_is_left_of_a_run_that_fails(source, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mbti_jax.commands.inpaint.write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(tmp_path / "out", **of_case(source, sequences=("t1",)))
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def replace(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.unlink()
+    write_volume(path, array, affine)
+
+
+@pytest.mark.parametrize(
+    ("roi", "affine", "sentence"),
+    [
+        (np.zeros(SHAPE, np.uint8), AFFINE, r"roi\.nii\.gz: the ROI is empty"),
+        (np.ones(SHAPE, np.uint8) * 9, AFFINE, r"roi\.nii\.gz: .*labels \[9\]"),
+        (
+            np.ones((5, 5, 5), np.uint8),
+            AFFINE,
+            r"roi\.nii\.gz: has shape \(5, 5, 5\), but the images",
+        ),
+        (np.ones(SHAPE, np.uint8), np.diag([-1, -1, 2, 1]), r"roi\.nii\.gz: its affine differs"),
+    ],
+)
+def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
+    path = write_volume(tmp_path / "roi.nii.gz", roi, affine)
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "out", **of_case(source, tumor="", roi=str(path)))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"layout": "dicom"}, "unknown layout 'dicom'"),
+        ({"image": "a.png"}, r"give one of --config\.source.* not source and image"),
+        ({"source": ""}, r"give one of --config\.source.* not none"),
+        ({"tumor": ""}, r"give one of --config\.roi"),
+        ({"roi": "x.nii.gz"}, r"give one of --config\.roi"),
+        ({"tumor": "shrink"}, "unknown tumor mode 'shrink'"),
+        ({"convention": "brats1999"}, "unknown convention"),
+        ({"subjects": ("nobody",)}, "has no case nobody"),
+        ({"slices": (5,)}, "slice 5 has no ROI; ROIs are in slices 1 to 3"),
+        ({"slices": (77,)}, "has no slice 77; it has 0 to 5"),
+        ({"sequences": ("t1rho",)}, "not trained on t1rho"),
+        ({"box": ("edema box",)}, "unknown ROI 'edema box'"),
+        ({"tumor": "", "roi": "nowhere.nii.gz"}, r"nowhere\.nii\.gz: is not a file"),
+        ({"eta": -1.0}, "eta must be between"),
+        ({"spacing": "ddim", "num_steps": 1}, "No integer stride leaves exactly 1 of 1000"),
+        ({"seed": -1}, "seed must be"),
+        ({"z_sigma_mm": -1.0}, "z_sigma"),
+    ],
+)
+def test_requests_refused(source, tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run(tmp_path / "out", **{**of_case(source), **change})
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))

@@ -1,0 +1,133 @@
+"""The order of work in the loop, around a step that only counts."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_config
+
+from mbti_jax import sharding
+from mbti_jax.training.loop import NonFiniteLossError, _loop, main
+from mbti_jax.training.state import TrainState, create_state
+from mbti_jax.training.writer import MetricsWriter, read_metrics
+
+
+class Recorder:
+    """Checkpointer and validation in one: notes the steps at which it is called."""
+
+    def __init__(self):
+        self.saved, self.validated, self.waited = [], [], False
+
+    def save(self, state: TrainState) -> None:
+        self.saved.append(int(state.step))
+
+    def wait(self) -> None:
+        self.waited = True
+
+    def run(self, step: int, params, writer) -> None:
+        self.validated.append(step)
+
+
+def run_loop(workdir, *, start=0, stop_at=None, bad=None, **fields):
+    """Runs the loop; `bad` is (step, metric, value). Returns (recorder, error, metrics)."""
+    config = tiny_config()
+    config.update({"num_steps": 10, "checkpoint_every": 4, "validate_every": 5, "log_every": 2})
+    config.update(fields)
+    state = create_state({"w": jnp.zeros(3)}, optax.sgd(1.0))
+    state = jax.tree.map(lambda x: x, state)
+    state = TrainState(jnp.int32(start), state.params, state.ema, state.opt_state)
+
+    def train_step(state, batch):
+        step = int(state.step)
+        assert batch["number"] == step
+        metrics = {"loss": 1.0 + step, "grad_norm": 1.0, "loss_q1": np.nan if step % 3 else 2.0}
+        if bad is not None and bad[0] == step:
+            metrics[bad[1]] = bad[2]
+        return TrainState(state.step + 1, state.params, state.ema, state.opt_state), metrics
+
+    batches = ({"number": np.array([step])} for step in range(start, 1000))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    recorder, error = Recorder(), None
+    writer = MetricsWriter(workdir, start + 1)
+    try:
+        _loop(
+            config,
+            state,
+            train_step,
+            batches,
+            mesh,
+            recorder,
+            recorder,
+            writer,
+            lambda done: done == stop_at,
+        )
+    except NonFiniteLossError as raised:
+        error = raised
+    writer.close()
+    return recorder, error, read_metrics(workdir / "metrics.jsonl")
+
+
+def test_saves_and_validates_when_due_and_at_the_end(tmp_path):
+    recorder, error, metrics = run_loop(tmp_path)
+    assert error is None
+    assert recorder.saved == [4, 8, 10]
+    assert recorder.validated == [5, 10]
+    assert recorder.waited
+    assert [record["step"] for record in metrics] == [2, 4, 6, 8, 10]
+    # Losses 1, 2, ..., averaged over the two steps that end there.
+    assert [record["train/loss"] for record in metrics] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    # A quarter without any timestep is left out of the mean, and of the line where there was none.
+    assert [record.get("train/loss_q1") for record in metrics] == [2.0, 2.0, None, 2.0, 2.0]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics[0]
+
+
+def test_stopping_saves_at_once(tmp_path, capsys):
+    recorder, _, metrics = run_loop(tmp_path, stop_at=7)
+    assert recorder.saved == [4, 7]
+    assert recorder.waited
+    assert metrics[-1]["step"] == 6
+    assert "stopped at step 7, saved" in capsys.readouterr().out
+
+
+def test_a_resumed_loop_goes_on(tmp_path):
+    run_loop(tmp_path, stop_at=6)
+    recorder, _, metrics = run_loop(tmp_path, start=6)
+    assert recorder.saved == [8, 10]
+    assert [record["step"] for record in metrics] == [2, 4, 6, 8, 10]
+
+
+def test_a_run_that_is_through_does_nothing(tmp_path):
+    recorder, error, metrics = run_loop(tmp_path, start=10)
+    assert (recorder.saved, recorder.validated, error, metrics) == ([], [], None, [])
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "validated"), [(3, [], []), (4, [4], []), (7, [4], [5]), (9, [4, 8], [5])]
+)
+@pytest.mark.parametrize(
+    ("metric", "value"), [("loss", np.nan), ("loss", np.inf), ("grad_norm", np.inf)]
+)
+def test_what_is_not_finite_stops_the_run_before_anything_is_saved_of_it(
+    tmp_path, step, saved, validated, metric, value
+):
+    recorder, error, metrics = run_loop(tmp_path, bad=(step, metric, value))
+    assert recorder.saved == saved
+    assert recorder.validated == validated
+    assert f"step {step}" in str(error)
+    assert str(value) in str(error)
+    assert "config.optimizer.learning_rate" in str(error)
+    assert all(record["step"] <= step for record in metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("log_every", 0), ("batch_size", -1), ("num_pictures", 0), ("ema_decay", 1.0)],
+)
+def test_numbers_that_cannot_be_are_refused_at_once(tmp_path, name, value):
+    config = tiny_config()
+    config[name] = value
+    with pytest.raises(ValueError, match=f"config.{name} must"):
+        main(config, str(tmp_path))

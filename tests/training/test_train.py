@@ -1,0 +1,240 @@
+"""The training step: independent of devices, of microbatches and of what lies outside the ROI."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_config, tiny_examples
+
+from mbti_jax import sharding
+from mbti_jax.data import loader
+from mbti_jax.diffusion.process import Diffusion
+from mbti_jax.diffusion.schedule import make_schedule
+from mbti_jax.models.pipeline import Inputs, Method, example_keys
+from mbti_jax.models.unet import init_params
+from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.state import create_state
+from mbti_jax.training.validation import make_validation_step
+
+BATCH = 10  # Divided neither by 3 or 4 devices nor by an accumulation of 4.
+OPTIMIZER = optax.adam(1e-3)
+# Compiling is nearly all that this file does.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@functools.cache
+def method() -> Method:
+    return Method.from_config(tiny_config())
+
+
+@functools.cache
+def initial_state():
+    """Numpy arrays: one compilation for every mesh, and nothing that a test could donate."""
+    init = jit(lambda key: create_state(init_params(method().model, key), OPTIMIZER))
+    return jax.device_get(init(jax.random.key(3)))
+
+
+def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> list[float]:
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    shardings = sharding.state_sharding(mesh, initial_state(), fully_sharded=fully_sharded)
+    state = jax.device_put(initial_state(), shardings)
+    step = jit(
+        make_train_step(
+            method(), OPTIMIZER, jax.random.key(4), ema_decay=0.99, accumulation=accumulation
+        ),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    batches = loader.training_batches(
+        tiny_examples(),
+        seed=3,
+        batch_size=BATCH,
+        padded_size=sharding.padded_batch_size(BATCH, mesh, accumulation),
+        num_threads=0,
+    )
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, sharding.put_batch(next(batches), mesh))
+        losses.append(float(metrics["loss"]))
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)]
+    assert any(split) == fully_sharded
+    assert not all(split)
+    return losses
+
+
+@functools.cache
+def reference_losses() -> list[float]:
+    return ten_losses(devices=1, accumulation=1)
+
+
+# An update is one compilation, so each setting tries several things at once: the two meshes, the three
+# accumulations and a split state all have to agree with the plainest run.
+@pytest.mark.parametrize(
+    ("devices", "accumulation", "fully_sharded"), [(4, 2, True), (3, 4, False)]
+)
+def test_first_ten_losses_depend_neither_on_devices_nor_on_microbatches(
+    devices, accumulation, fully_sharded, monkeypatch
+):
+    # The largest array of the tiny network has 1,536 elements.
+    monkeypatch.setattr(sharding, "_MIN_SHARDED_ELEMENTS", 512)
+    losses = ten_losses(devices, accumulation, fully_sharded)
+    np.testing.assert_allclose(losses, reference_losses(), rtol=1e-4)
+    assert np.ptp(losses) > 1e-3  # The batches differ, so equal losses mean equal batches.
+
+
+def random_inputs(seed: int, size: int, batch: int) -> Inputs:
+    """Random images; ROI masks of which channel 0 is never all of the image."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((batch, size, size, 5), np.float32)
+    masks[..., 0] = rng.random((batch, size, size)) < 0.3
+    masks[..., 2] = rng.random((batch, size, size)) < 0.1
+    return Inputs(
+        x_0=jnp.asarray(rng.normal(size=(batch, size, size, 1)), jnp.float32),
+        roi_masks=jnp.asarray(masks),
+        class_vector=jnp.asarray([[2.0, 1, 2, 1, 1]] * batch),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedTarget(Diffusion):
+    """A process whose target is moved by `shift` [B, H, W, C]; the network's input is not."""
+
+    shift: jax.Array | None = None
+
+    def target(self, x_0, eps, t):
+        return super().target(x_0, eps, t) + self.shift
+
+
+def test_the_target_outside_the_roi_changes_neither_loss_nor_gradients():
+    inputs = random_inputs(seed=0, size=16, batch=6)
+    roi = np.asarray(inputs.roi_masks).any(-1, keepdims=True)
+    keys = jax.random.split(jax.random.key(1), len(roi))
+
+    @jit
+    def loss_and_grads(params, shift):
+        process = ShiftedTarget(method().process.schedule, "v", shift)
+        shifted = dataclasses.replace(method(), process=process)
+        terms = jax.value_and_grad(shifted.loss_terms, has_aux=True)
+        return terms(params, inputs, jnp.ones(len(roi)), keys)
+
+    # The last convolution starts at zero, which would hide the gradients of all the others.
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * rng.normal(size=p.shape).astype(np.float32), initial_state().params
+    )
+    reference = loss_and_grads(params, np.zeros_like(inputs.x_0))
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(reference[1]))
+    noise = rng.normal(scale=1e3, size=inputs.x_0.shape).astype(np.float32)
+    outside = loss_and_grads(params, np.where(roi, 0, noise))
+    jax.tree.map(np.testing.assert_array_equal, outside, reference)
+    inside = loss_and_grads(params, np.where(roi, noise, 0))
+    assert inside[0][0] > 2 * reference[0][0]
+
+
+class PixelwiseNetwork:
+    """Stands in for the UNet: predicts `w` times each pixel of x_t, and notes what it was given."""
+
+    def apply(self, variables, x, t, class_vector, deterministic, rngs):
+        assert deterministic
+        assert rngs is None
+        self.seen = (x, t, class_vector)
+        return variables["params"]["w"] * x[..., :1]
+
+
+SCHEDULE = make_schedule("cosine", 1000)
+
+
+@jit
+def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
+    """`loss_terms` and its gradient for w = 0.5, and what the network saw."""
+    network = PixelwiseNetwork()
+    method = Method(network, Diffusion(SCHEDULE, "eps"), None, 4, drop_rate)
+    keys = jax.random.split(jax.random.key(5), len(weight))
+
+    def loss(params):
+        total, terms = method.loss_terms(params, inputs, weight, keys)
+        return total, (terms, network.seen)
+
+    (total, (terms, seen)), grads = jax.value_and_grad(loss, has_aux=True)({"w": 0.5})
+    return (total, terms, grads), seen
+
+
+def test_loss_terms_are_those_of_an_explicit_loop():
+    inputs = random_inputs(seed=1, size=4, batch=300)
+    weight = np.array([1, 1, 0] * 100, np.float32)
+    (total, (sums, counts), _), (x, t, _) = pixelwise_terms(inputs, weight, 0.0)
+    x, t, x_0 = np.asarray(x, np.float64), np.asarray(t), np.asarray(inputs.x_0, np.float64)
+    expected_sums, expected_counts = np.zeros(4), np.zeros(4)
+    for b in range(300):
+        inside = np.asarray(inputs.roi_masks[b]).any(-1)
+        x_t = x[b, ..., 0]
+        np.testing.assert_array_equal(x_t[~inside], x_0[b, ..., 0][~inside])
+        np.testing.assert_array_equal(x[b, ..., 1:], inputs.roi_masks[b])
+        abar = SCHEDULE.alphas_cumprod[t[b]]
+        eps = (x_t - np.sqrt(abar) * x_0[b, ..., 0]) / np.sqrt(1 - abar)
+        error = (0.5 * x_t - eps)[inside]
+        expected_sums[t[b] // 250] += weight[b] * (error**2).sum()
+        expected_counts[t[b] // 250] += weight[b] * inside.sum()
+    np.testing.assert_allclose(sums, expected_sums, rtol=1e-3)
+    np.testing.assert_array_equal(counts, expected_counts)
+    np.testing.assert_allclose(total, expected_sums.sum(), rtol=1e-3)
+    assert t.min() < 50
+    assert 950 <= t.max() < 1000
+
+
+def test_context_and_padding_examples_weigh_nothing():
+    """With a network that looks at single pixels, nothing outside the ROI may matter at all."""
+    inputs = random_inputs(seed=2, size=4, batch=300)
+    irrelevant = ~np.asarray(inputs.roi_masks).any(-1, keepdims=True)
+    irrelevant[200:] = True
+    weight = (np.arange(300) < 200).astype(np.float32)
+
+    def terms(shift):
+        return pixelwise_terms(inputs._replace(x_0=inputs.x_0 + shift), weight, 0.0)[0]
+
+    reference = terms(np.zeros_like(irrelevant, np.float32))
+    changed = terms(np.where(irrelevant, 100, 0).astype(np.float32))
+    jax.tree.map(np.testing.assert_array_equal, changed, reference)
+    changed = terms(np.where(irrelevant, 0, 1).astype(np.float32))
+    assert changed[2]["w"] != reference[2]["w"]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_the_condition_is_dropped_at_its_rate(rate):
+    inputs = random_inputs(seed=3, size=4, batch=300)
+    _, (_, _, class_vector) = pixelwise_terms(inputs, np.ones(300, np.float32), rate)
+    null = (np.asarray(class_vector) == 0).all(-1)
+    np.testing.assert_array_equal(class_vector[~null], inputs.class_vector[~null])
+    # Five standard deviations of a binomial.
+    assert abs(null.mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / 300)
+
+
+def test_a_rate_in_percent_is_refused():
+    config = tiny_config()
+    config.diffusion.drop_condition = 10.0
+    with pytest.raises(ValueError, match=r"drop_condition must lie in \[0, 1\], not 10"):
+        Method.from_config(config)
+
+
+def test_keys_of_examples_follow_from_step_and_position_alone():
+    key = jax.random.key(0)
+    longer = jax.random.key_data(example_keys(key, 7, 12))
+    np.testing.assert_array_equal(longer[:10], jax.random.key_data(example_keys(key, 7, 10)))
+    other_step = jax.random.key_data(example_keys(key, 8, 12))
+    together = np.concatenate([longer, other_step])
+    assert len(np.unique(together, axis=0)) == 24
+
+
+def test_validation_uses_the_same_noise_every_time():
+    batch = loader.stack([tiny_examples()[i] for i in range(BATCH)])
+    step = jit(make_validation_step(method(), jax.random.key(8)))
+    params = initial_state().params
+    first, again, other = (step(params, batch, number) for number in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.array_equal(first[0], other[0])
+    # A network that starts as zero leaves the noise itself, whose mean square is 1.
+    sums, counts = first
+    assert abs(sums.sum() / counts.sum() - 1) < 5 * np.sqrt(2 / counts.sum())

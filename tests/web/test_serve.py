@@ -1,0 +1,270 @@
+"""The web page's parts without a browser: masks, runs, results, errors."""
+
+import builtins
+import json
+import socket
+import zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_cases import SHAPE, make_arrays
+from tiny_inpainter import make_slice, tiny_inpainter
+from web_sessions import LIMITS, NUMBERS, SETTINGS, SUBJECT, load, painted
+
+from configs.serve import get_config
+from mbti_jax.commands import serve
+from mbti_jax.diffusion.sampler import SamplingCancelled
+from mbti_jax.rois.kinds import ROI_LABELS
+from mbti_jax.rois.regions import box_flags
+from mbti_jax.web import painter, results
+from mbti_jax.web.session import take_roi
+from mbti_jax.web.uploads import Limits
+
+# The painter.
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 36)])
+def test_masks_arrive_as_they_were_sent(shape):
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, *ROI_LABELS], shape, p=[0.6, *[0.08] * 5]).astype(np.uint8)
+    runs = json.loads(json.dumps(painter.to_runs(labels)))
+    np.testing.assert_array_equal(painter.from_runs(runs, shape), labels)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        None,
+        [],
+        [0],
+        [0, 14],
+        [0, 16],
+        [4, 15],
+        [-1, 15],
+        [0.5, 15],
+        [0, True],
+        ["0", 15],
+        {"0": 15},
+    ],
+)
+def test_what_is_no_mask(runs):
+    with pytest.raises(ValueError, match="not a label map of 5 x 3"):
+        painter.from_runs(runs, (3, 5))
+
+
+def test_painting_is_kept_slice_by_slice(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    first = painted(session, 2, "edema", box=("edema",))
+    second = painted(session, 3, "tumor")
+    masks = session.masks()
+    assert list(np.flatnonzero(masks.any((1, 2, 3)))) == [2, 3]
+    np.testing.assert_array_equal(masks[3, ..., 4], second)
+    np.testing.assert_array_equal(masks[2, ..., 2], first)
+    session.paint(2, session.labels(2), ("edema",))
+    filled = np.zeros_like(first)
+    filled[6:12, 5:14] = True
+    np.testing.assert_array_equal(session.masks()[2, ..., 2], filled)
+    session.paint(3, np.zeros_like(session.labels(3)), ())
+    assert list(session.painted) == [2]
+    for number in (-1, 6, 1.0, None):
+        with pytest.raises(ValueError, match="has no slice"):
+            session.paint(number, session.labels(2), ())
+    with pytest.raises(ValueError, match="unknown ROI"):
+        session.paint(2, session.labels(2), ("oedema",))
+
+
+def test_rois_from_a_file(case_files, png, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    roi = case_files[0].with_name(f"{SUBJECT}_seg.nii.gz")
+    take_roi(session, roi, "brats2021", LIMITS)
+    _, labels = make_arrays(0)
+    expected = np.where(labels == 4, 3, labels).transpose(2, 1, 0)
+    found = np.stack([session.labels(z) for z in range(SHAPE[2])])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match=r"^BraTS2021_00001_seg\.nii\.gz: .*labels \[4\]"):
+        take_roi(session, roi, "1:edema, 2:tumor", LIMITS)
+    with pytest.raises(ValueError, match="is a NIfTI file"):
+        take_roi(session, png, "", LIMITS)
+    np.testing.assert_array_equal(np.stack([session.labels(z) for z in range(6)]), expected)
+
+
+def test_pictures_of_rois(png, tmp_path):
+    session = load([png], tmp_path)
+    picture = np.zeros((40, 36, 3), np.uint8)
+    picture[10:20, 10:20] = (240, 228, 66)
+    Image.fromarray(picture).save(tmp_path / "roi.png")
+    take_roi(session, tmp_path / "roi.png", "", LIMITS)
+    np.testing.assert_array_equal(session.labels(0) == NUMBERS["edema"], picture.any(-1))
+    picture[12, 12] = (240, 229, 66)
+    Image.fromarray(picture).save(tmp_path / "roi.png")
+    with pytest.raises(ValueError, match="unknown colours"):
+        take_roi(session, tmp_path / "roi.png", "", LIMITS)
+
+
+# What comes out.
+
+
+def stored(path):
+    return np.asarray(nib.load(path).dataobj.get_unscaled())
+
+
+def test_a_case_is_repainted(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    mask = painted(session, 2, "edema", box=("edema",))
+    painted(session, 3, "edema", box=("edema",))
+    steps = []
+    result = results.run(
+        tiny_inpainter(), session, LIMITS, progress=lambda *step: steps.append(step), **SETTINGS
+    )
+    roi = np.zeros(SHAPE, bool)
+    roi[5:14, 6:12, 2:4] = True  # The box, in LPS.
+    assert mask.sum() < roi[..., 2].sum()
+    assert len(result.files) == 2 and steps[-1][0] == steps[-1][1]
+    changed = []
+    for number, files in enumerate(result.files):
+        by_name = {path.name: path for path in files}
+        for source in case_files:
+            after = by_name[source.name.replace(".nii.gz", "-inpainted.nii.gz")]
+            assert nib.load(after).header.binaryblock == nib.load(source).header.binaryblock
+            np.testing.assert_array_equal(stored(after)[~roi], stored(source)[~roi])
+            changed.append(stored(after)[roi])
+        rois = stored(by_name["rois.nii.gz"])
+        np.testing.assert_array_equal(rois, np.where(roi, NUMBERS["edema"], 0))
+        record = json.loads(by_name["provenance.json"].read_text())
+        assert record["synthetic"] is True and record["sampling"]["sample"] == number
+        assert set(record["inputs"]) == {path.name for path in case_files}
+        assert Image.open(by_name["preview.png"]).size[0] > 300
+    assert (changed[0] != changed[4]).any(), "two samples are the same"
+    with zipfile.ZipFile(result.archive) as packed:
+        assert len(packed.namelist()) == sum(map(len, result.files)) == 14
+    # What is shown is what is written.
+    np.testing.assert_array_equal(
+        np.rint(result.values["t1"][0]),
+        stored(result.files[0][0].with_name(f"{SUBJECT}_t1-inpainted.nii.gz")).transpose(2, 1, 0)[
+            2:4
+        ],
+    )
+
+
+def test_a_picture_is_repainted(png, tmp_path):
+    session = load([png], tmp_path)
+    labels = np.zeros((40, 36), np.uint8)
+    labels[15:22, 12:20] = NUMBERS["normal"]
+    session.paint(0, labels, ())
+    result = results.run(tiny_inpainter(), session, LIMITS, **SETTINGS)
+    for number, files in enumerate(result.files):
+        by_name = {path.name: path for path in files}
+        assert sorted(by_name) == [
+            "preview.png",
+            "provenance.json",
+            "rois.png",
+            "slice-inpainted.png",
+        ]
+        after = np.asarray(Image.open(by_name["slice-inpainted.png"]))
+        assert after.dtype == np.uint16
+        np.testing.assert_array_equal(after[labels == 0], make_slice()[labels == 0])
+        np.testing.assert_array_equal(np.asarray(Image.open(by_name["rois.png"])), labels)
+        np.testing.assert_array_equal(after, result.values["slice"][number, 0])
+
+
+def test_pictures_of_results(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    mask = painted(session, 2)
+    result = results.run(tiny_inpainter(), session, LIMITS, sequences=["t1"], **SETTINGS)
+    samples = results.samples_of(session, result, 2, "t1")
+    before = results.before(session, result, 2, "t1")
+    # The brain of `make_arrays` and six pixels around it: columns 0 to 23, rows 0 to 19.
+    assert before.shape == (480, 576, 3), "enlarged 24 times"
+    inside = np.kron(mask, np.ones((24, 24), bool))
+    assert len(samples) == 2 and samples[0].shape == before.shape
+    np.testing.assert_array_equal(samples[0][~inside], before[~inside])
+    assert (samples[0][inside] != before[inside]).any()
+    picture, top = results.uncertainty(session, result, 2, "t1")
+    values = result.values["t1"][:, 0]
+    assert top == pytest.approx(np.abs(values[0] - values[1]).max() / np.sqrt(2), rel=1e-6)
+    np.testing.assert_array_equal(picture[~inside], before[~inside] // 2)
+    assert results.samples_of(session, result, 3, "t1") == []
+    assert results.samples_of(session, result, 2, "t2") == []
+    assert results.uncertainty(session, result, 3, "t1") is None
+
+
+def test_a_run_that_cannot_be(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+
+    def refused(limits=LIMITS, **changes):
+        with pytest.raises(ValueError) as error:
+            results.run(tiny_inpainter(), session, limits, **{**SETTINGS, **changes})
+        assert not (session.folder / "result").exists()
+        return str(error.value)
+
+    assert "nothing is painted" in refused()
+    painted(session, 2)
+    assert "1 slices x 4 sequences x 2 samples are 8 images" in refused(Limits(5, 20, 10**5, 7))
+    assert "number of samples" in refused(num_samples=0)
+    assert "seed" in refused(seed=-1)
+    assert "number of steps" in refused(num_steps=0)
+    assert "1001" in refused(num_steps=1001)
+    assert "guidance_weight" in refused(guidance_weight=float("nan"))
+    labels = np.zeros(session.shape[1:], np.uint8)
+    labels[5:9, 5:9] = NUMBERS["normal"]
+    labels[7, 7] = NUMBERS["edema"]
+    session.paint(2, labels, ("normal",))
+    assert "normal and edema overlap" in refused()
+
+
+def test_a_cancelled_run_leaves_nothing(case_files, tmp_path):
+    session = load(case_files, tmp_path, "brats2021")
+    painted(session, 2)
+    session.cancel()
+    assert not session.cancelled.is_set(), "there is no run to cancel"
+    session.begin()
+    with pytest.raises(SamplingCancelled):
+        results.run(
+            tiny_inpainter(),
+            session,
+            LIMITS,
+            progress=lambda *_: session.cancel(),
+            **{**SETTINGS, "num_steps": 25},
+        )
+    assert not (session.folder / "result").exists()
+    session.end()
+    session.begin()
+    assert not session.cancelled.is_set()
+
+
+# The task.
+
+
+def test_a_busy_port_is_said_before_the_model_is_loaded():
+    config = get_config()
+    config.checkpoint = "there/is/none"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config.port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {config.port} .*--config\.port="):
+            serve.main(config, "")
+    with pytest.raises(ValueError, match="ports are 1 to 65535"):
+        serve.check_address("127.0.0.1", 70000)
+    with pytest.raises(ValueError, match="cannot listen on 203"):
+        serve.check_address("203.0.113.1", 7860)
+
+
+def test_without_gradio(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **settings):
+        if name.partition(".")[0] == "gradio":
+            raise ModuleNotFoundError("No module named 'gradio'")
+        return real(name, *arguments, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r'pip install "\.\[web\]"'):
+        serve.import_gradio()
+
+
+def test_the_page_stays_on_this_machine_by_default():
+    assert get_config().host == "127.0.0.1"
+    assert box_flags(()).sum() == 0
