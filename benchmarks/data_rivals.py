@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import train as paper
 from mbti_jax.data import loader
 from mbti_jax.data.augment import augment
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import init_params
 from mbti_jax.rois.tasks import sample_task
 from mbti_jax.training.loop import make_examples, make_train_step
@@ -145,7 +145,7 @@ def device_rivals(
     Returns:
         (rivals, seconds that compiling each took).
     """
-    method = Method.from_config(config)
+    method = Pipeline.from_contract(config)
     examples = make_examples(SliceSource(dataset_dir, _SPLIT), config)
     (batch,) = jax.device_put(loader.fixed_batches(examples, 1, config.batch_size))
     keys = jax.random.split(jax.random.key(config.seed), config.batch_size)
@@ -177,7 +177,7 @@ def device_rivals(
 
 
 def _train_step(
-    method: Method, config: ConfigDict, batch: loader.Batch
+    method: Pipeline, config: ConfigDict, batch: loader.Batch
 ) -> tuple[Callable[[], int], float]:
     optimizer = optax.adam(config.optimizer.learning_rate)
     key = jax.random.key(config.seed)

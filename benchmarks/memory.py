@@ -22,7 +22,7 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks.timing import describe_machine
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
@@ -63,7 +63,7 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
         `train_flops` of a slice, and `rows`, a list with `batch_size`, `remat`, `peak_bytes`,
         `temp_bytes` and `compile_seconds`.
     """
-    method = Method.from_config(config)
+    method = Pipeline.from_contract(config)
     params = param_shapes(method.model)
     compiler_options = _CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else {}
     rows = []
@@ -97,7 +97,7 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
 
 def train_step(config: ConfigDict, batch_size: int) -> tuple[Any, Any, dict[str, Any]]:
     """(jitted step, shapes of the state, which it takes over, shapes of the batch)."""
-    method = Method.from_config(config)
+    method = Pipeline.from_contract(config)
     optimizer = optax.adam(config.optimizer.learning_rate)
     step = make_train_step(method, optimizer, jax.random.key(0), ema_decay=config.ema_decay)
     state = jax.eval_shape(
@@ -118,7 +118,7 @@ def train_step(config: ConfigDict, batch_size: int) -> tuple[Any, Any, dict[str,
     return jax.jit(step, donate_argnums=0), state, batch
 
 
-def network_inputs(method: Method, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+def network_inputs(method: Pipeline, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the network's (x, t, class_vector)."""
     model = method.model
     x = (batch_size, method.image_size, method.image_size, model.in_channels)

@@ -22,7 +22,7 @@ from mbti_jax.diffusion.guidance import guided
 from mbti_jax.diffusion.sampler import Sampler, step_table
 from mbti_jax.diffusion.schedule import trailing_timesteps
 from mbti_jax.models.blocks import ZERO_INIT
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.state import TrainState, apply_update, create_state
 
@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
 class Problem:
     """What both sides compute with: settings, weights (numpy) and inputs."""
 
-    method: Method
+    method: Pipeline
     params: Params
     inputs: Inputs
     num_steps: int
@@ -57,7 +57,7 @@ class Problem:
 
         The layers that start at zero get random weights as well: with zeros the network's output is 0.
         """
-        method = Method.from_config(config)
+        method = Pipeline.from_contract(config)
         rng = np.random.default_rng(config.seed)
         initial = jax.jit(functools.partial(init_params, method.model))(jax.random.key(config.seed))
         params = {}
@@ -81,7 +81,7 @@ class Problem:
         return len(self.inputs.t)
 
     def timesteps(self) -> np.ndarray:
-        return trailing_timesteps(self.num_steps, self.method.process.schedule.num_timesteps)
+        return trailing_timesteps(self.num_steps, self.pipeline.process.schedule.num_timesteps)
 
     def flops(self) -> dict[str, float]:
         """FLOPs of one call of each piece of work, from XLA's count of the JAX program."""
@@ -99,7 +99,7 @@ class Problem:
         }
 
 
-def _random_inputs(method: Method, batch_size: int, rng: np.random.Generator) -> Inputs:
+def _random_inputs(method: Pipeline, batch_size: int, rng: np.random.Generator) -> Inputs:
     """Noise as images, and in each example a disc of half the width as the only ROI."""
     size = method.image_size
     shape = (batch_size, size, size, method.model.out_channels)
@@ -154,17 +154,17 @@ class JaxSide:
         problem = self._problem
         x_0, eps, t, roi_masks, class_vector = jax.device_put(problem.inputs)
         roi = diffusion.union(roi_masks)
-        x = diffusion.model_input(problem.method.process.q_sample(x_0, eps, t, roi), roi_masks)
+        x = diffusion.model_input(problem.pipeline.process.q_sample(x_0, eps, t, roi), roi_masks)
         arguments = jax.device_put(problem.params), x, t, class_vector
-        compiled = jax.jit(problem.method.apply).lower(*arguments).compile()
+        compiled = jax.jit(problem.pipeline.apply).lower(*arguments).compile()
         return lambda: compiled(*arguments), peak_bytes(compiled)
 
     def _sampler(self):
-        problem, process = self._problem, self._problem.method.process
+        problem, process = self._problem, self._problem.pipeline.process
         params = jax.device_put(problem.params)
         x_0, eps, _, roi_masks, class_vector = jax.device_put(problem.inputs)
         keys = jax.random.split(jax.random.key(0), problem.batch_size)
-        sampler = Sampler(guided(problem.method.apply, process), process.schedule)
+        sampler = Sampler(guided(problem.pipeline.apply, process), process.schedule)
         timesteps = problem.timesteps()
         # The program inside the sampler; its memory does not depend on the values given here.
         compiled = sampler._steps.lower(
@@ -206,7 +206,7 @@ def jax_train_step(problem: Problem) -> tuple[Any, Callable[[], TrainState]]:
     Returns:
         (jitted step(state, inputs) -> (state, loss), function that makes the first state).
     """
-    method, process = problem.method, problem.method.process
+    method, process = problem.method, problem.pipeline.process
     optimizer = optax.adam(problem.learning_rate)
 
     def loss_of(params, inputs):

@@ -18,9 +18,8 @@ def get_config() -> ConfigDict:
     config = train.get_config()
     config.workdir = "runs/baseline"
 
-    config.diffusion.prediction = "regression"
-    # One timestep; only the cosine schedule can be that short.
-    config.diffusion.schedule = "cosine"
+    config.diffusion.process = "regression"
+    config.diffusion.prediction = "x_0"
     config.diffusion.num_timesteps = 1
     config.diffusion.drop_condition = 0.0
     config.tasks.prob_tumor = 0.0

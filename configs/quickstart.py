@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.phantom.seed = 0
 
     # One example holds all four sequences of a slice: four times the images for the same network.
-    config.data.together = True
+    config.data.joint = True
     # Where the slices are written; empty for WORKDIR/slices.
     config.data.dataset = ""
     # 192 x 192 pixels around the brain, averaged to 64 x 64.

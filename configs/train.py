@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config.data.validation_split = "validation"
     # Each sequence is an example of its own (C = 1). True: all of them are channels of one example.
     config.data.sequences = ("t1", "t1ce", "t2", "flair")
-    config.data.together = False
+    config.data.joint = False
     # 240 x 240 slices are padded to 256 x 256 and not resized.
     config.data.window = 256
     config.data.image_size = 256
@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
     config.model.remat = False
 
     config.diffusion = ConfigDict()
+    config.diffusion.process = "gaussian"
     config.diffusion.schedule = "linear"
     config.diffusion.num_timesteps = 1000
     config.diffusion.prediction = "eps"

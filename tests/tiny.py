@@ -34,6 +34,4 @@ def tiny_config() -> ConfigDict:
 
 
 def tiny_examples() -> loader.Examples:
-    return loader.Examples(
-        FakeSlices(), ("t1", "flair"), together=False, window=40, tumor_repeats=2
-    )
+    return loader.Examples(FakeSlices(), ("t1", "flair"), joint=False, window=40, tumor_repeats=2)

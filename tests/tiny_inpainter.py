@@ -7,17 +7,17 @@ import numpy as np
 from tiny import tiny_config
 
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 
 IMAGE_SIZE = 16
 WINDOW = 32
 
 
-def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), together=False) -> dict:
+def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), joint=False) -> dict:
     config = tiny_config()
     config.data.sequences = sequences
-    config.data.together = together
+    config.data.joint = joint
     config.data.window = WINDOW
     config.data.image_size = IMAGE_SIZE
     config.diffusion.prediction = "v"
@@ -29,15 +29,15 @@ def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), together=False) -> di
 def tiny_params(metadata: dict):
     """Random everywhere: a fresh network has zeros in its last layer, and so returns zeros."""
     rng = np.random.default_rng(0)
-    shapes = param_shapes(Method.from_config(metadata["contract"]).model)
+    shapes = param_shapes(Pipeline.from_contract(metadata["contract"]).model)
     return jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)
 
 
 @functools.cache
 def tiny_inpainter(num_sequences: int = 1, batch_size: int = 4) -> Inpainter:
-    together = num_sequences > 1
+    joint = num_sequences > 1
     names = ("t1", "t1ce", "t2", "flair")
-    metadata = tiny_metadata(names[:num_sequences] if together else names, together)
+    metadata = tiny_metadata(names[:num_sequences] if joint else names, joint)
     return Inpainter(tiny_params(metadata), metadata, batch_size, "runs/tiny")
 
 

@@ -9,7 +9,7 @@ from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.interop.names import from_guided_diffusion
 from mbti_jax.interop.tensors import read_state_dict
 from mbti_jax.interop.torch_checkpoint import describe
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -27,7 +27,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     state_dict = read_state_dict(config.source, config.key)
     try:
         contract, state_dict = describe(state_dict, config.to_dict())
-        params = from_guided_diffusion(state_dict, Method.from_config(contract).model)
+        params = from_guided_diffusion(state_dict, Pipeline.from_contract(contract).model)
     except ValueError as error:
         raise ValueError(f"{config.source}: {error}") from error
     metadata = {

@@ -24,8 +24,8 @@ Batch = dict[str, np.ndarray]
 class Examples:
     """The numbered examples of one split, for Grain to draw from.
 
-    A record holds all sequences of a slice. With `together=False` every sequence is an example of its
-    own (the paper's setting, C = 1); with `together=True` a slice is one example with all sequences as
+    A record holds all sequences of a slice. With `joint=False` every sequence is an example of its
+    own (the paper's setting, C = 1); with `joint=True` a slice is one example with all sequences as
     channels. Slices with tumour are counted `tumor_repeats` times. Both are arithmetic on the number of
     the example: nothing is copied.
 
@@ -38,7 +38,7 @@ class Examples:
     Args:
         source: the split's records.
         sequences: names of the sequences to use, in channel order.
-        together: one example per slice instead of one per slice and sequence.
+        joint: one example per slice instead of one per slice and sequence.
         window: height and width of the cut-out in pixels. Where it exceeds the slice, the slice is
             padded with background around its centre; where it is smaller, it is centred on the brain's
             bounding box in the whole volume, as far as the slice allows.
@@ -54,7 +54,7 @@ class Examples:
         source: SliceSource,
         sequences: Sequence[str],
         *,
-        together: bool,
+        joint: bool,
         window: int,
         tumor_repeats: int = 1,
     ):
@@ -80,7 +80,7 @@ class Examples:
                 raise ValueError(f"subject {content['subject']}: {error}") from None
         self._source = source
         self._window = window
-        self._groups = [tuple(sequences)] if together else [(name,) for name in sequences]
+        self._groups = [tuple(sequences)] if joint else [(name,) for name in sequences]
         with_tumor = np.flatnonzero(source.index.tumor_area > 0)
         self._records = np.concatenate(
             [np.arange(len(source)), np.repeat(with_tumor, tumor_repeats - 1)]

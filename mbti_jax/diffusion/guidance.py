@@ -12,70 +12,101 @@ two fifths wherever the two passes agree; at W = 1 both forms are the same. The 
 
 P may be eps, v or x_0: each is an affine function of the others at a given x_t, and the weights add
 up to 1, so the result is the same.
+
+A guidance is a frozen dataclass whose numbers are traced: changing them compiles nothing. Its `denoise`
+turns a network that predicts into an estimate of x_0.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from mbti_jax.diffusion.process import Diffusion, model_input
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.processes import Process, like
 
-# apply(params, x [B, H, W, C + 5], t [B], class_vector [B, 5]) -> prediction [B, H, W, C]
-Apply = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-
-# denoise(params, x_t [B, H, W, C], t [B], roi_masks [B, H, W, 5], class_vector [B, 5], weight [B])
-#   -> x_0 [B, H, W, C]
-Denoise = Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-
-
-def null(class_vector: jax.Array) -> jax.Array:
-    """The class vector of the null condition: zeros like `class_vector`."""
-    return jnp.zeros_like(class_vector)
+# apply(params, x_t [B, H, W, C], t [B], condition) -> prediction [B, H, W, C]
+Apply = Callable[[Any, jax.Array, jax.Array, Condition], jax.Array]
+# The same, with the parameters given.
+Predict = Callable[[jax.Array, jax.Array, Condition], jax.Array]
 
 
-def drop_condition(keys: jax.Array, class_vector: jax.Array, rate: float) -> jax.Array:
+class Guidance(Protocol):
+    """What a guidance is."""
+
+    def denoise(
+        self,
+        predict: Predict,
+        process: Process,
+        x_t: jax.Array,
+        t: jax.Array,
+        condition: Condition,
+    ) -> jax.Array:
+        """The estimate of x_0, float32 [B, H, W, C]; every number of the guidance is float32 [B]."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unguided:
+    """The conditional network alone: one pass."""
+
+    def denoise(
+        self,
+        predict: Predict,
+        process: Process,
+        x_t: jax.Array,
+        t: jax.Array,
+        condition: Condition,
+    ) -> jax.Array:
+        return process.to_x_0(predict(x_t, t, condition).astype(x_t.dtype), x_t, t)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance, the formula above.
+
+    Both passes go through the network in one batch of 2 B. The two passes of an example are neighbors in
+    it, so a batch that is sharded over devices needs no communication.
+
+    Attributes:
+        weight: w.
+    """
+
+    weight: Any
+
+    def denoise(
+        self,
+        predict: Predict,
+        process: Process,
+        x_t: jax.Array,
+        t: jax.Array,
+        condition: Condition,
+    ) -> jax.Array:
+        both = jax.tree.map(_pairs, condition, condition.null())
+        prediction = predict(_pairs(x_t, x_t), _pairs(t, t), both)
+        prediction = prediction.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
+        w = like(self.weight, x_t)
+        guided = (1.0 + w) * prediction[:, 0] - w * prediction[:, 1]
+        return process.to_x_0(guided, x_t, t)
+
+
+def drop_condition(keys: jax.Array, condition: Condition, rate: float) -> Condition:
     """Replaces the class vector of a random share of examples by the null condition.
 
     Args:
         keys: typed keys [B], one per example, so that an example's fate does not depend on its batch.
-        class_vector: float32 [B, 5].
+        condition: of B examples.
         rate: probability of a replacement, in [0, 1]; 0.1 in the paper.
-
-    Returns:
-        float32 [B, 5], each row either as it was or all zeros.
     """
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
-    return jnp.where(dropped[:, None], null(class_vector), class_vector)
-
-
-def guided(apply: Apply, diffusion: Diffusion) -> Denoise:
-    """A denoise function that runs the network with and without its condition and guides.
-
-    Both passes go through the network in one batch of 2 B. The two passes of an example are
-    neighbours in it, so a batch that is sharded over devices needs no communication.
-
-    Args:
-        apply: the network; its output is in the terms of `diffusion.prediction`.
-        diffusion: converts the guided prediction to x_0.
-
-    Returns:
-        A function of (params, x_t, t, roi_masks, class_vector, weight) that returns x_0; `weight` is
-        the w above, float32 [B].
-    """
-
-    def denoise(params, x_t, t, roi_masks, class_vector, weight):
-        x = model_input(x_t, roi_masks)
-        prediction = apply(
-            params, _pairs(x, x), _pairs(t, t), _pairs(class_vector, null(class_vector))
-        )
-        prediction = prediction.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
-        w = weight.reshape(-1, *(1,) * (x_t.ndim - 1))
-        guided_prediction = (1.0 + w) * prediction[:, 0] - w * prediction[:, 1]
-        return diffusion.to_x_0(guided_prediction, x_t, t)
-
-    return denoise
+    class_vector = jnp.where(
+        dropped[:, None], condition.null().class_vector, condition.class_vector
+    )
+    return dataclasses.replace(condition, class_vector=class_vector)
 
 
 def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:

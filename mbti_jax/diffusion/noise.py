@@ -1,4 +1,4 @@
-"""Start noise that neighbouring slices of a volume share in part.
+"""Start noise that neighboring slices of a volume share in part.
 
 White noise n_k of every slice k is filtered along the slices with a Gaussian and brought back to unit
 variance:
@@ -6,20 +6,56 @@ variance:
     x_T(k) = sum_j w_j n_(k+j) / sqrt(sum_j w_j^2),   w_j = exp(-j^2 / (2 sigma^2))
 
 so x_T(k) is standard normal again, and the correlation of two slices d apart is about
-exp(-d^2 / (4 sigma^2)). Slice k's noise is made of the neighbours' own keys, whether or not they are
+exp(-d^2 / (4 sigma^2)). Slice k's noise is made of the neighbors' own keys, whether or not they are
 sampled too, so it is the same for one slice as for the whole volume.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from mbti_jax.diffusion.sampler import noise_for
-
 # Beyond this many sigma the weights are cut off.
 _REACH = 3.0
+
+
+def noise_for(
+    seed: int, samples: Sequence[int], slice_indices: Sequence[int], shape: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """Start noise and step keys of a batch, each example's from its own numbers alone.
+
+    Args:
+        seed: the user's seed.
+        samples: ints [B], which of several samples of the same slice each example is.
+        slice_indices: ints [B], which slice of the volume each example is.
+        shape: (H, W, C) of one example.
+
+    Returns:
+        x_T: float32 [B, H, W, C], standard normal.
+        keys: typed keys [B] for a sampler.
+
+    Raises:
+        ValueError: `samples` and `slice_indices` are not vectors of the same length.
+    """
+    samples, slice_indices = np.asarray(samples, np.int32), np.asarray(slice_indices, np.int32)
+    if samples.ndim != 1 or samples.shape != slice_indices.shape:
+        raise ValueError(
+            f"samples {samples.shape} and slice_indices {slice_indices.shape} must be vectors of "
+            "the same length."
+        )
+    return _noise_for(jax.random.key(seed), samples, slice_indices, tuple(shape))
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _noise_for(key, samples, slice_indices, shape):
+    def of_example(sample, slice_index):
+        example = jax.random.fold_in(jax.random.fold_in(key, sample), slice_index)
+        start, steps = jax.random.split(example)
+        return jax.random.normal(start, shape), steps
+
+    return jax.vmap(of_example)(samples, slice_indices)
 
 
 def slice_weights(z_sigma: float) -> np.ndarray:
@@ -37,7 +73,7 @@ def start_noise(
     shape: Sequence[int],
     z_sigma: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Start noise and step keys, as of `sampler.noise_for`, the start correlated along the slices.
+    """Start noise and step keys, see `noise_for`, the start correlated along the slices.
 
     The noise that steps add with eta > 0 stays independent from slice to slice.
 
@@ -61,6 +97,6 @@ def start_noise(
     noise = weights[reach] * noise
     for offset in range(1, reach + 1):
         for shift in (-offset, offset):
-            neighbour, _ = noise_for(seed, samples, np.asarray(slice_indices) + shift, shape)
-            noise += weights[reach + shift] * neighbour
+            neighbor, _ = noise_for(seed, samples, np.asarray(slice_indices) + shift, shape)
+            noise += weights[reach + shift] * neighbor
     return noise, keys

@@ -1,4 +1,4 @@
-"""Noise schedules of the forward process, and which of their timesteps a sampler visits.
+"""Noise schedules of Gaussian processes, and which of their timesteps a sampler visits.
 
 Glossary (Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239):
 
@@ -52,37 +52,6 @@ class Schedule:
     def alphas_cumprod(self) -> np.ndarray:
         """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [T] (Ho et al., section 2)."""
         return np.cumprod(1.0 - self.betas)
-
-    @functools.cached_property
-    def alphas_cumprod_prev(self) -> np.ndarray:
-        """alpha_bar_{t-1}, with alpha_bar_{-1} = 1, float64 [T]."""
-        return np.concatenate([[1.0], self.alphas_cumprod[:-1]])
-
-    @functools.cached_property
-    def sqrt_alphas_cumprod(self) -> np.ndarray:
-        """sqrt(alpha_bar_t), the factor of x_0 in x_t, float64 [T]."""
-        return np.sqrt(self.alphas_cumprod)
-
-    @functools.cached_property
-    def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
-        """sqrt(1 - alpha_bar_t), the factor of eps in x_t, float64 [T]."""
-        return np.sqrt(1.0 - self.alphas_cumprod)
-
-    @functools.cached_property
-    def posterior_x_0_coefficient(self) -> np.ndarray:
-        """sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t), float64 [T] (Ho et al., equation 7)."""
-        return np.sqrt(self.alphas_cumprod_prev) * self.betas / (1.0 - self.alphas_cumprod)
-
-    @functools.cached_property
-    def posterior_x_t_coefficient(self) -> np.ndarray:
-        """sqrt(1 - beta_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), float64 [T] (ibid.)."""
-        left = np.sqrt(1.0 - self.betas) * (1.0 - self.alphas_cumprod_prev)
-        return left / (1.0 - self.alphas_cumprod)
-
-    @functools.cached_property
-    def posterior_variance(self) -> np.ndarray:
-        """beta_t (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t), float64 [T] (Ho et al., equation 7)."""
-        return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
 
 def _linear_betas(num_timesteps: int) -> np.ndarray:

@@ -126,7 +126,7 @@ def load_regressor(path: str, inpainter: Inpainter) -> Inpainter:
         ValueError: it is none, or of other data.
     """
     regressor = Inpainter.load(path)
-    if not isinstance(regressor.method.process, Regression):
+    if not isinstance(regressor.pipeline.process, Regression):
         raise ValueError(f"{path}: is no regressor; train one with configs/baseline.py")
     ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, regressor))
     if ours["fingerprint"] != theirs["fingerprint"]:
@@ -152,7 +152,7 @@ def paint(
     """What each method makes of a voided case.
 
     Returns:
-        Method -> T1 values, float64 [X, Y, Z], meaningful inside the mask in the slices that hold
+        Pipeline -> T1 values, float64 [X, Y, Z], meaningful inside the mask in the slices that hold
         healthy mask.
     """
     numbers = np.flatnonzero(mask.healthy.any((0, 1)))

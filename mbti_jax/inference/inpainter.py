@@ -1,8 +1,8 @@
-"""The `Inpainter`: a trained model, ready to repaint regions of slices."""
+"""The `Inpainter`: a trained model, ready to repaint regions of slices and volumes."""
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,41 +10,56 @@ import jax
 import numpy as np
 
 from mbti_jax import sharding
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.noise import start_noise
-from mbti_jax.diffusion.sampler import Sampler
-from mbti_jax.diffusion.schedule import sampling_timesteps
-from mbti_jax.fields import finite_number, whole_number
+from mbti_jax.diffusion.samplers.driver import Cancel, Progress, Sampler
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.fields import whole_number
 from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.window import Window
 from mbti_jax.io.quantize import paste, standard_deviation
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
-from mbti_jax.rois.regions import box_flags, check_overlap, fill_boxes, to_masks
-from tfds_brats.scale import IntensityScale
-from tfds_brats.slices import bounding_box
-
-Progress = Callable[[int, int], None]
-Cancel = Callable[[], bool]
+from mbti_jax.rois.regions import Rois
+from tfds_brats.cases import Case
+from tfds_brats.scale import IntensityScale, fit_scale
+from tfds_brats.slices import bounding_box, to_slices
 
 
 @dataclasses.dataclass(frozen=True)
-class Inpainted:
-    """What `Inpainter` made of a slice.
+class InpaintedSlice:
+    """What `Inpainter.inpaint` made of a slice.
 
     Attributes:
         images: [num_samples, H, W] or [num_samples, H, W, C], in the units and the data type of the
             input; outside the ROI equal to it bit for bit.
         std: float32 [H, W] or [H, W, C], the standard deviation over the samples (n - 1 in the
             denominator) in the input's units, 0 outside the ROI; None for a single sample.
-        roi_masks: bool [H, W, 5], the ROIs in the order of `tasks.CHANNELS`, boxes filled.
+        rois: the ROIs, boxes filled.
         provenance: how it was made, in JSON values.
     """
 
     images: np.ndarray
     std: np.ndarray | None
-    roi_masks: np.ndarray
+    rois: Rois
     provenance: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class InpaintedVolume:
+    """One sample of a case, made by `Inpainter.inpaint_volume`.
+
+    Attributes:
+        values: sequence -> float64 [Z, H, W] in the file's units, meaningful inside the ROI only.
+        rois: the ROIs of the slices that were repainted, [Z, H, W].
+        details: for the provenance record, in JSON values.
+    """
+
+    values: dict[str, np.ndarray]
+    rois: Rois
+    details: dict[str, Any]
 
 
 class Inpainter:
@@ -52,15 +67,16 @@ class Inpainter:
 
     Example:
         >>> inpainter = Inpainter.load("phantom")  # or the folder of a training run
-        >>> mask = np.zeros(image.shape, bool)  # image: one axial slice, background 0
+        >>> mask = np.zeros(image.shape[:2], bool)  # image: one axial slice, background 0
         >>> mask[100:130, 90:120] = True
-        >>> result = inpainter(image, {"normal": mask}, box=("normal",), seed=1, num_samples=4)
+        >>> rois = Rois.of({"normal": mask}, mask.shape, box=("normal",))
+        >>> result = inpainter.inpaint(image, rois, Sampling(seed=1), num_samples=4)
         >>> result.images.shape, result.images.dtype == image.dtype
-        ((4, 240, 240), True)
+        ((4, 240, 240, 4), True)
 
     Attributes:
-        method: network, process and tasks.
-        metadata: what the checkpoint recorded (see `checkpoint`).
+        pipeline: network, process and tasks.
+        metadata: what the checkpoint recorded (see `training.checkpoint`).
         image_size: height and width of the slices that `sample` takes.
         num_channels: C, how many sequences the model paints together.
         batch_size: slices sampled at once over all local devices.
@@ -84,21 +100,21 @@ class Inpainter:
             report_every: steps between two calls of `progress` and `cancel`.
         """
         self.metadata = metadata
-        self.method = Method.from_config(metadata["contract"])
-        self.image_size = self.method.image_size
-        self.num_channels = self.method.model.out_channels
+        self.pipeline = Pipeline.from_contract(metadata["contract"])
+        self.image_size = self.pipeline.image_size
+        self.num_channels = self.pipeline.model.out_channels
         self.sequences = tuple(metadata["contract"]["data"]["sequences"])
         self._path = str(path)
         self._mesh = sharding.make_mesh(jax.local_devices())
         batch_size = batch_size or (4 if jax.default_backend() == "cpu" else 32)
         self.batch_size = sharding.padded_batch_size(batch_size, self._mesh, 1)
         self._params = jax.device_put(params, sharding.replicated(self._mesh))
-        self._sampler = Sampler(self.method.denoise, self.method.process.schedule)
+        self._sampler = Sampler(self.pipeline.apply, self.pipeline.process)
         self._report_every = report_every
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int | None = None) -> "Inpainter":
-        """Loads a training run's newest checkpoint, an exported model, or "phantom", which comes along.
+        """Loads a training run's newest checkpoint, an exported model, or "phantom", the bundled one.
 
         Raises:
             ValueError: there is nothing readable; see `load_model`.
@@ -115,30 +131,30 @@ class Inpainter:
         """The guidance weight that the checkpoint recommends."""
         return float(self.metadata["inference"]["guidance_weight"])
 
-    def __call__(
+    def resolve(self, sampling: Sampling) -> Sampling:
+        """`sampling` with the checkpoint's guidance where none is given."""
+        if sampling.guidance is not None:
+            return sampling
+        return dataclasses.replace(sampling, guidance=self.default_guidance_weight)
+
+    def inpaint(
         self,
         image: np.ndarray,
-        rois: Mapping[str, np.ndarray] | np.ndarray,
+        rois: Rois | Mapping[str, np.ndarray] | np.ndarray,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         *,
-        box: Collection[str] = (),
-        seed: int = 0,
         num_samples: int = 1,
-        num_steps: int = 50,
-        spacing: str = "trailing",
-        guidance_weight: float | None = None,
-        eta: float = 0.0,
         intensity_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
-        roi_labels: Mapping[int, str] | None = None,
         slice_index: int = 0,
         brain_box: Sequence[int] | None = None,
         pixel_size: float | tuple[float, float] = 1.0,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-    ) -> Inpainted:
+    ) -> InpaintedSlice:
         """Repaints the ROIs of one slice of any size, in any units.
 
         The window that the model sees is placed, and the result pasted back, by the rule that
-        `geometry` states. A model of one sequence that is given several paints them one by one with
+        `window` states. A model of one sequence that is given several paints them one by one with
         the same masks and noise.
 
         The result is a function of the arguments alone, whatever else is in the batch, as every call is
@@ -148,26 +164,17 @@ class Inpainter:
         Args:
             image: [H, W], or [H, W, C] with sequences in the order of `sequences`; integers or floats;
                 0 is background. Row 0 is anterior and column 0 the patient's right, as in training.
-            rois: ROIs {name: mask [H, W]}, a label map [H, W] or a picture; see `rois.to_masks`.
-            box: names of the ROIs to be treated as bounding boxes; the others are free-form.
-            seed: whole number >= 0. The noise is a function of (seed, sample, slice_index, position).
+            rois: `Rois`, or free-form ROIs in any form that `Rois.of` takes.
+            sampling: how the samples are drawn.
             num_samples: how many different results to make.
-            num_steps: DDIM steps.
-            spacing: of the timesteps, "trailing" or "ddim"; see `schedule.sampling_timesteps`.
-            guidance_weight: w; default the checkpoint's.
-            eta: 0 (deterministic) to 1 (ancestral sampling).
             intensity_range: (low, high) in the image's units that become -1 and 1 for the model, one
                 pair or one for each sequence. Give the volume's (`tfds_brats.scale.fit_scale`); default
                 are the slice's own percentiles, which shift with what the slice shows.
-            roi_labels: meaning of a label map's numbers.
             slice_index: number of the slice in its volume, >= 0.
             brain_box: (y0, x0, y1, x1), half-open, of the brain in the volume; default the slice's.
-            pixel_size: millimetres, one number or (height, width).
+            pixel_size: millimeters, one number or (height, width).
             progress: called with (steps done, steps in all).
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
-
-        Returns:
-            `Inpainted`.
 
         Raises:
             ValueError: an argument is not as above, or an image that is not finite, constant, or of
@@ -176,14 +183,11 @@ class Inpainter:
         """
         image = np.asarray(image)
         values = checks.image_values(image)
-        masks = to_masks(rois, values.shape[:2], roi_labels)
-        flags = box_flags(box)
-        masks = fill_boxes(masks, flags)
-        warnings = check_overlap(masks, flags)
-        roi = masks.any(-1)
+        rois = Rois.of(rois, values.shape[:2])
         brain = (values != 0).any(-1)
         num_sequences = values.shape[-1]
         self.check_sequences(num_sequences)
+        warnings = rois.warnings
         if intensity_range is None:
             scales = [checks.slice_scale(values[..., c], brain) for c in range(num_sequences)]
             scaling = provenance.scale_record(scales, "the slice's own percentiles")
@@ -194,43 +198,237 @@ class Inpainter:
         else:
             scales = checks.given_scales(intensity_range, num_sequences)
             scaling = provenance.scale_record(scales, "intensity_range")
-        window = self.place_window(
-            roi.shape,
-            bounding_box(brain) if brain_box is None else checks.box_inside(brain_box, roi.shape),
-            bounding_box(roi),
+        window = self._place_window(
+            rois.union.shape,
+            bounding_box(brain) if brain_box is None else checks.box_inside(brain_box, brain.shape),
+            bounding_box(rois.union),
             pixel_size,
         )
-        weight = self.default_guidance_weight if guidance_weight is None else guidance_weight
-        settings = {"seed": seed, "num_steps": num_steps, "spacing": spacing}
-        settings |= {"guidance_weight": weight, "eta": eta}
+        sampling = self.resolve(sampling)
         num_samples = whole_number("num_samples", num_samples, least=1)
-        painted = self.repaint(
+        slice_index = whole_number("slice_index", slice_index)
+        painted = self._through_window(
             values[None],
             brain[None],
-            masks[None],
-            flags,
+            rois[None],
             scales,
             window,
-            slice_indices=[whole_number("slice_index", slice_index)],
+            sampling,
             samples=range(num_samples),
+            slice_indices=[slice_index],
             progress=progress,
             cancel=cancel,
-            **settings,
         )[:, 0]
-        inside = roi if image.ndim == 2 else np.repeat(roi[..., None], num_sequences, axis=-1)
+        inside = rois.union
+        if image.ndim == 3:
+            inside = np.repeat(inside[..., None], num_sequences, axis=-1)
         images, clipped = paste(image, painted.reshape(num_samples, *image.shape), inside)
         std = standard_deviation(images, inside) if num_samples > 1 else None
+        drawn = {**sampling.record(), "num_samples": num_samples, "slice_index": slice_index}
         details = provenance.record(
             self.checkpoint,
-            sampling={**settings, "num_samples": num_samples, "slice_index": slice_index},
-            rois=provenance.roi_record(masks, flags),
+            sampling=drawn,
+            rois=rois.record(),
             geometry=window.record(),
             intensity=scaling,
             sequences="together" if self.num_channels > 1 else "one by one, same masks and noise",
             clipped_to_dtype=clipped,
             warnings=warnings,
         )
-        return Inpainted(images, std, masks, details)
+        return InpaintedSlice(images, std, rois, details)
+
+    def inpaint_volume(
+        self,
+        case: Case,
+        rois: Rois,
+        sampling: Sampling = Sampling(z_sigma_mm=2.0),  # noqa: B008 (frozen)
+        *,
+        samples: Sequence[int] = (0,),
+        sequences: Sequence[str] = (),
+        slices: Sequence[int] = (),
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> list[InpaintedVolume]:
+        """Repaints the ROIs in samples of a case, which share the inpainter's batches.
+
+        Args:
+            case: the images.
+            rois: [Z, H, W].
+            sampling: how the samples are drawn.
+            samples: numbers of the samples.
+            sequences: those to repaint; empty for all that the case and the model have.
+            slices: numbers of the slices to repaint; empty for all that have an ROI.
+            progress: called with (steps done, steps in all).
+            cancel: asked between chunks of steps; true raises `SamplingCancelled`.
+
+        Raises:
+            ValueError: no ROI in the slices, a slice that is not there, or sequences that the model
+                cannot paint.
+            SamplingCancelled: `cancel` returned true.
+        """
+        sequences = self.sequences_of(case, sequences)
+        numbers = _slice_numbers(rois.union, slices, case.subject)
+        brain = to_slices(case.brain)
+        scales = [case.scale(name) for name in sequences]
+        window = self._place_window(
+            brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
+        )
+        values = np.stack([to_slices(case.values(name))[numbers] for name in sequences], axis=-1)
+        sampling = self.resolve(sampling)
+        painted = self._through_window(
+            values,
+            brain[numbers],
+            rois[numbers],
+            scales,
+            window,
+            sampling,
+            samples=samples,
+            slice_indices=numbers,
+            slice_distance=case.spacing[2],
+            progress=progress,
+            cancel=cancel,
+        )
+        together = self.num_channels > 1
+        chosen = rois.only(numbers)
+        details = {
+            "slices": numbers.tolist(),
+            "rois": chosen.record(),
+            "geometry": window.record(),
+            "intensity": {
+                **provenance.scale_record(scales, "the volume"),
+                "slice_scale_shift": _slice_scale_shift(values, brain[numbers], scales),
+            },
+            "sequences": {
+                "names": list(sequences),
+                "painted": "together" if together else "one by one, same mask and noise",
+            },
+            "warnings": rois.warnings,
+        }
+        results = []
+        for sample, images in zip(samples, painted, strict=True):
+            out = {name: np.zeros(brain.shape) for name in sequences}
+            for c, name in enumerate(sequences):
+                out[name][numbers] = images[..., c]
+            drawn = {"sampling": {**sampling.record(), "sample": int(sample)}}
+            results.append(InpaintedVolume(out, chosen, {**drawn, **details}))
+        return results
+
+    def sample(
+        self,
+        images: np.ndarray,
+        condition: Condition,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        *,
+        samples: Sequence[int] = (0,),
+        slice_indices: Sequence[int] | None = None,
+        slice_distance: float = 1.0,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> np.ndarray:
+        """Repaints slices that are already in the model's size and intensity units.
+
+        A model of one sequence paints several one by one, with the same masks and noise.
+
+        Args:
+            images: float32 [N, S, S, Q] with S = `image_size`, background -1; Q = `num_channels`, or
+                any number for a model of one sequence.
+            condition: of N examples.
+            sampling: how the samples are drawn.
+            samples: numbers of the samples to make. The noise of an example is a function of (seed,
+                sample, slice index, position).
+            slice_indices: ints [N]; default 0.
+            slice_distance: of neighboring slices in millimeters, for `sampling.z_sigma_mm`.
+            progress: called with (steps done, steps in all) over all batches.
+            cancel: asked between chunks of steps; true raises `SamplingCancelled`.
+
+        Returns:
+            float32 [len(samples), N, S, S, Q], equal to `images` outside the ROI.
+
+        Raises:
+            ValueError: shapes do not fit the model, an empty ROI, or a sampling that the model does not
+                know.
+            SamplingCancelled: `cancel` returned true.
+        """
+        sampling = self.resolve(sampling)
+        self._check_sampling(sampling, samples)
+        num_examples, *_, num_sequences = images.shape
+        expected = (num_examples, self.image_size, self.image_size, self.num_channels)
+        if self.num_channels == 1:
+            # Sequences become examples: [N, S, S, Q] -> [N Q, S, S, 1].
+            images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
+        if images.shape[1:] != expected[1:]:
+            raise ValueError(f"images have shape {images.shape}, the model wants {expected}")
+        if not condition.roi.any(axis=(1, 2, 3)).all():
+            raise ValueError("an example has an empty ROI: there is nothing to inpaint")
+        if slice_indices is None:
+            slice_indices = np.zeros(num_examples, int)
+        # Row by row of the result: sample, example, sequence.
+        count = len(samples) * len(images)
+        image_of = np.tile(np.arange(len(images)), len(samples))
+        example_of = image_of // (len(images) // num_examples)
+        sample_of = np.repeat(np.asarray(samples), len(images))
+        slice_of = np.asarray(slice_indices)[example_of]
+        out = np.empty((count, *expected[1:]), np.float32)
+        starts = range(0, count, self.batch_size)
+        for number, first in enumerate(starts):
+            rows = np.arange(first, min(first + self.batch_size, count))
+            # The padding repeats the first row; what becomes of it is thrown away.
+            padded = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
+            noise, keys = start_noise(
+                sampling.seed,
+                sample_of[padded],
+                slice_of[padded],
+                expected[1:],
+                sampling.z_sigma_mm / slice_distance,
+            )
+            batch = (noise, images[image_of[padded]], condition[example_of[padded]], keys)
+
+            def report(done: int, total: int, number: int = number) -> None:
+                if progress is not None:
+                    progress(number * total + done, len(starts) * total)
+
+            result = self._sampler(
+                self._params,
+                *jax.device_put(batch, sharding.batch_sharding(self._mesh)),
+                sampling,
+                clip=tuple(self.metadata["inference"]["x_0_bounds"]),
+                chunk=self._report_every,
+                progress=report,
+                cancel=cancel,
+            )
+            out[rows] = jax.device_get(result)[: len(rows)]
+        # Either there is one sequence per example, or one channel per image.
+        out = out.reshape(len(samples), num_examples, -1, *out.shape[1:])
+        return np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
+
+    def sequences_of(self, case: Case, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+        """Which sequences of a case the model shall repaint.
+
+        Args:
+            wanted: their names; empty for all that both the case and the model have.
+
+        Raises:
+            ValueError: the case lacks one, or the model does not know it or paints another set.
+        """
+        known = self.sequences
+        chosen = tuple(wanted) or tuple(name for name in known if name in case.images)
+        if self.num_channels > 1 and not wanted:
+            chosen = known
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"the model was not trained on {name}, but on {', '.join(known)}")
+            if name not in case.images:
+                raise ValueError(f"{case.subject}: has no {name} image, which the model needs")
+        if not chosen:
+            raise ValueError(
+                f"{case.subject}: has none of the model's sequences {', '.join(known)}"
+            )
+        if self.num_channels > 1 and chosen != known:
+            raise ValueError(
+                f"this model paints {', '.join(known)} together and cannot leave one out; got "
+                f"{', '.join(chosen)}"
+            )
+        return chosen
 
     def check_sequences(self, count: int) -> None:
         """Raises ValueError if the model cannot paint images of `count` sequences."""
@@ -240,14 +438,23 @@ class Inpainter:
                 f"{self.num_channels} together: {', '.join(self.sequences)}"
             )
 
-    def place_window(
+    def _check_sampling(self, sampling: Sampling, samples: Sequence[int]) -> None:
+        """Raises ValueError if a regressor is asked for a second sample or for guidance."""
+        if not self.pipeline.process.is_stochastic and (
+            any(samples) or sampling.guidance != ClassifierFree(0.0)
+        ):
+            raise ValueError(
+                "this model is a regressor, which has one result and no guidance: ask for one sample "
+                "and a guidance weight of 0"
+            )
+
+    def _place_window(
         self,
         shape: tuple[int, int],
         brain_box: Sequence[int],
         roi_box: Sequence[int],
         pixel_size: float | tuple[float, float],
     ) -> Window:
-        """The window of a slice [H, W]; see `geometry`."""
         return Window.place(
             shape,
             brain_box,
@@ -257,146 +464,71 @@ class Inpainter:
             pixel_size=checks.pixel_sizes(pixel_size),
         )
 
-    def repaint(
+    def _through_window(
         self,
         values: np.ndarray,
         brain: np.ndarray,
-        masks: np.ndarray,
-        box: np.ndarray,
+        rois: Rois,
         scales: Sequence[IntensityScale],
         window: Window,
-        *,
-        slice_indices: Sequence[int],
-        samples: Sequence[int] = (0,),
-        **sampling: Any,
+        sampling: Sampling,
+        **options: Any,
     ) -> np.ndarray:
-        """Repaints slices of one volume, in its units.
+        """Repaints slices of one volume in its units.
 
         Args:
-            values: [N, H, W, C].
+            values: [N, H, W, Q].
             brain: bool [N, H, W].
-            masks: bool [N, H, W, 5], none of them empty, boxes filled.
-            box: bool [5].
+            rois: [N, H, W], none empty.
             scales: one for each sequence.
-            window: the window of all slices.
-            slice_indices: [N], their numbers in the volume.
-            samples: numbers of the samples to make.
-            **sampling: as of `sample`.
+            window: of all slices.
+            sampling, **options: as of `sample`.
 
         Returns:
-            float64 [len(samples), N, H, W, C], meaningful inside the ROI only.
+            float64 [len(samples), N, H, W, Q], meaningful inside the ROI only.
         """
         images = np.stack(
             [window.to_model(v, b, scales) for v, b in zip(values, brain, strict=True)]
         )
-        tasks = [window.task(m, box) for m in masks]
-        roi_masks = np.stack([task.roi_masks for task in tasks])
-        class_vectors = np.stack([task.class_vector for task in tasks])
-        count, repeats = len(images), 1
-        if self.num_channels == 1:
-            # Sequences become examples: [N, S, S, C] -> [N C, S, S, 1].
-            repeats = images.shape[-1]
-            images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
-        numbers = np.repeat(np.arange(count), repeats)
-        order = np.tile(np.arange(len(images)), len(samples))
-        painted = self.sample(
-            images[order],
-            roi_masks[numbers[order]],
-            class_vectors[numbers[order]],
-            samples=np.repeat(np.asarray(samples), len(images)),
-            slice_indices=np.asarray(slice_indices)[numbers[order]],
-            **sampling,
-        )
-        shape = (len(samples), count, repeats, *painted.shape[1:3], self.num_channels)
-        # Either `repeats` or `num_channels` is 1.
-        painted = np.moveaxis(painted.reshape(shape), 2, -1)
-        painted = painted.reshape(*painted.shape[:4], -1)
-        out = np.empty((len(samples), *values.shape), np.float64)
-        for sample in range(len(samples)):
-            for n in range(count):
-                back = window.to_slice(painted[sample, n])
+        condition = Condition.stack([window.condition(rois[n]) for n in range(len(values))])
+        painted = self.sample(images, condition, sampling, **options)
+        out = np.empty((len(painted), *values.shape), np.float64)
+        for sample, slices in enumerate(painted):
+            for n, image in enumerate(slices):
+                back = window.to_slice(image)
                 for c, scale in enumerate(scales):
                     out[sample, n, ..., c] = scale.to_values(back[..., c])
         return out
 
-    def sample(
-        self,
-        images: np.ndarray,
-        roi_masks: np.ndarray,
-        class_vectors: np.ndarray,
-        *,
-        seed: int = 0,
-        samples: Sequence[int] | None = None,
-        slice_indices: Sequence[int] | None = None,
-        num_steps: int = 50,
-        spacing: str = "trailing",
-        guidance_weight: float = 0.4,
-        eta: float = 0.0,
-        z_sigma: float = 0.0,
-        progress: Progress | None = None,
-        cancel: Cancel | None = None,
-    ) -> np.ndarray:
-        """Repaints slices that are already in the model's size and intensity units.
 
-        Args:
-            images: float32 [N, S, S, C] with S = `image_size`, background -1.
-            roi_masks: [N, S, S, 5], 0 / 1.
-            class_vectors: float32 [N, 5].
-            seed: an example's noise is a function of (seed, sample, slice index, position).
-            samples: ints [N], which of several samples of its slice each example is; default 0.
-            slice_indices: ints [N]; default 0.
-            num_steps: DDIM steps, 1 to 1000.
-            spacing: of the timesteps, "trailing" or "ddim"; see `schedule.sampling_timesteps`.
-            guidance_weight: w.
-            eta: 0 (deterministic) to 1 (ancestral sampling).
-            z_sigma: correlates the start noise of neighbouring slices; see `noise`.
-            progress: called with (steps done, steps in all) over all batches.
-            cancel: asked between chunks of steps; true raises `SamplingCancelled`.
-
-        Returns:
-            float32 [N, S, S, C], equal to `images` outside the ROI.
-
-        Raises:
-            ValueError: shapes do not fit the model, an empty ROI, or a setting is not as above.
-        """
-        count = len(images)
-        expected = (count, self.image_size, self.image_size, self.num_channels)
-        if images.shape != expected:
-            raise ValueError(f"images have shape {images.shape}, the model wants {expected}")
-        if not roi_masks.any(axis=(1, 2, 3)).all():
-            raise ValueError("an example has an empty ROI: there is nothing to inpaint")
-        seed = whole_number("seed", seed)
-        guidance_weight = finite_number("guidance_weight", guidance_weight)
-        samples = np.zeros(count, int) if samples is None else np.asarray(samples)
-        self.method.check_sampling(samples, guidance_weight)
-        slice_indices = np.zeros(count, int) if slice_indices is None else np.asarray(slice_indices)
-        num_timesteps = self.method.process.schedule.num_timesteps
-        timesteps = sampling_timesteps(num_steps, num_timesteps, spacing)
-        batches = -(-count // self.batch_size)
-        out = np.empty(expected, np.float32)
-        for number in range(batches):
-            rows = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, count))
-            # The padding repeats the first row; what becomes of it is thrown away.
-            padded = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
-            noise, keys = start_noise(
-                seed, samples[padded], slice_indices[padded], expected[1:], z_sigma
+def _slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.ndarray:
+    with_roi = np.flatnonzero(roi.any(axis=(1, 2)))
+    if not len(slices):
+        if not len(with_roi):
+            raise ValueError(f"{subject}: the ROI is empty: there is nothing to inpaint")
+        return with_roi
+    for number in slices:
+        if not 0 <= number < len(roi):
+            raise ValueError(f"{subject}: has no slice {number}; it has 0 to {len(roi) - 1}")
+        if number not in with_roi:
+            first, last = with_roi[[0, -1]] if len(with_roi) else (None, None)
+            raise ValueError(
+                f"{subject}: slice {number} has no ROI; ROIs are in slices {first} to {last}"
             )
-            batch = (noise, images[padded], roi_masks[padded], class_vectors[padded], keys)
+    return np.unique(slices)
 
-            def report(done: int, total: int, number: int = number) -> None:
-                if progress is not None:
-                    progress(number * total + done, batches * total)
 
-            result = self._sampler(
-                self._params,
-                *jax.device_put(batch, sharding.batch_sharding(self._mesh)),
-                timesteps=timesteps,
-                weight=guidance_weight,
-                eta=eta,
-                clip=tuple(self.metadata["inference"]["x_0_bounds"]),
-                chunk=self._report_every,
-                progress=report,
-                cancel=cancel,
-            )
-            out[rows] = jax.device_get(result)[: len(rows)]
-        return out
+def _slice_scale_shift(
+    values: np.ndarray, brain: np.ndarray, scales: Sequence[IntensityScale]
+) -> list[float | None]:
+    """By how much scales fitted to single slices would differ: median of high / high - 1, a sequence."""
+    out = []
+    for c, scale in enumerate(scales):
+        shifts = []
+        for image, inside in zip(values[..., c], brain, strict=True):
+            try:
+                shifts.append(fit_scale(image, inside).high / scale.high - 1)
+            except ValueError:  # A slice without enough brain has no scale.
+                continue
+        out.append(float(np.median(shifts)) if shifts else None)
+    return out

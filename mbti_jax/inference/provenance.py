@@ -11,9 +11,7 @@ import numpy as np
 
 import mbti_jax
 from mbti_jax.models.unet import Params
-from mbti_jax.rois.kinds import CHANNELS
 from tfds_brats.scale import IntensityScale
-from tfds_brats.slices import bounding_box
 
 
 def digest(content: Any) -> str:
@@ -56,20 +54,6 @@ def record(checkpoint: Mapping[str, Any], **details: Any) -> dict[str, Any]:
         "checkpoint": dict(checkpoint),
         **details,
     }
-
-
-def roi_record(masks: np.ndarray, box: np.ndarray) -> dict[str, Any]:
-    """Mode, size and extent of the ROIs in bool [..., H, W, 5]."""
-    out = {}
-    for channel, name in enumerate(CHANNELS):
-        mask = masks[..., channel]
-        if mask.any():
-            out[name] = {
-                "mode": "box" if box[channel] else "free-form",
-                "pixels": int(mask.sum()),
-                "extent_y0_x0_y1_x1": list(bounding_box(mask)),
-            }
-    return out
 
 
 def scale_record(scales: list[IntensityScale], source: str) -> dict[str, Any]:

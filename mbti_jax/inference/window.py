@@ -25,11 +25,10 @@ import numpy as np
 
 from mbti_jax.data.crop import cut_window, window_slices
 from mbti_jax.data.preprocess import area_resize
-from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.tasks import Task, make_task
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.rois.kinds import NORMAL, NUM_KINDS
+from mbti_jax.rois.regions import Rois, make_condition
 from tfds_brats.scale import BACKGROUND, IntensityScale
-
-_NORMAL = CHANNELS.index("normal")
 
 
 @dataclass(frozen=True)
@@ -103,32 +102,31 @@ class Window:
         image = np.where(inside[..., None], image, BACKGROUND).astype(np.float32)
         return np.asarray(_resize(image, size=self.image_size))
 
-    def task(self, masks: np.ndarray, box: np.ndarray) -> Task:
-        """The task on the network's grid.
+    def condition(self, rois: Rois) -> Condition:
+        """What the network is asked for, on its own grid.
 
         Args:
-            masks: bool [H, W, 5] inside the window, boxes filled.
-            box: bool [5], which channels are bounding boxes.
+            rois: of the slice, inside the window.
 
         Returns:
-            `Task` of numpy arrays, float32 [S, S, 5] and [5].
+            `Condition` of one example, numpy arrays.
         """
-        cut = cut_window(masks, self.rows, self.columns).astype(np.float32)
+        cut = cut_window(rois.masks, self.rows, self.columns).astype(np.float32)
         # As an image whose background is exactly -1, so that an untouched pixel comes out at 0.
         share = np.asarray(_resize(cut - 1, size=self.image_size)) + 1
         touched = share > 0
-        free_share = np.where(box, 0, share)
-        winner = free_share.argmax(axis=-1)[..., None] == np.arange(len(CHANNELS))
-        chosen = np.where(box, touched, winner & touched)
+        free_share = np.where(rois.is_box, 0, share)
+        winner = free_share.argmax(axis=-1)[..., None] == np.arange(NUM_KINDS)
+        chosen = np.where(rois.is_box, touched, winner & touched)
         # Training draws normal tissue outside everything else.
-        others = np.delete(chosen, _NORMAL, axis=-1).any(axis=-1)
-        if not box[_NORMAL]:
-            chosen[..., _NORMAL] &= ~others
+        others = np.delete(chosen, NORMAL, axis=-1).any(axis=-1)
+        if not rois.is_box[NORMAL]:
+            chosen[..., NORMAL] &= ~others
         for channel in np.flatnonzero(touched.any((0, 1)) & ~chosen.any((0, 1))):
             # Too small to win anywhere: it keeps the pixel of which it has the largest part.
             most = np.unravel_index(share[..., channel].argmax(), share.shape[:2])
-            chosen[most] = np.arange(len(CHANNELS)) == channel
-        return Task(*map(np.asarray, _make_task(chosen, box)))
+            chosen[most] = np.arange(NUM_KINDS) == channel
+        return make_condition(chosen, rois.is_box)
 
     def to_slice(self, sample: np.ndarray) -> np.ndarray:
         """Brings a sample back to the pixels of the slice.
@@ -189,9 +187,6 @@ def _spans(shape: Sequence[int], box: Sequence[int], sides: Sequence[int]) -> tu
 @partial(jax.jit, static_argnames="size")
 def _resize(image, size):
     return area_resize(image, (size, size))
-
-
-_make_task = jax.jit(make_task)
 
 
 def _weights_back(length: int, new_length: int) -> np.ndarray:

@@ -9,7 +9,6 @@ the parameter tree joined by "/", or "guided_diffusion"), `weights_sha256`, `int
 rule in words) and, as in a training checkpoint, `contract`, `inference` and `step`.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -29,7 +28,9 @@ from mbti_jax.interop.names import (
     to_guided_diffusion,
 )
 from mbti_jax.interop.tensors import read_safetensors
-from mbti_jax.models.pipeline import Method
+from mbti_jax.io.files import file_digest
+from mbti_jax.models.contract import upgrade
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 
 FORMAT = "mbti-jax inference checkpoint"
@@ -87,7 +88,7 @@ def write_export(
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "names": names,
-            "weights_sha256": _file_digest(fresh / _WEIGHTS),
+            "weights_sha256": file_digest(fresh / _WEIGHTS),
             "intensity_scale": INTENSITY_SCALE,
             **config,
         }
@@ -122,10 +123,10 @@ def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     if not weights.is_file():
         raise ValueError(f"{directory} has no {_WEIGHTS}")
     tensors = read_safetensors(weights)
-    if _file_digest(weights) != config["weights_sha256"]:
+    if file_digest(weights) != config["weights_sha256"]:
         raise ValueError(f"{weights} is damaged, or not the file that {_CONFIG} describes")
     try:
-        model = Method.from_config(config["contract"]).model
+        model = Pipeline.from_contract(config["contract"]).model
         if config["names"] == "guided_diffusion":
             return from_guided_diffusion(tensors, model), config
         shapes = {"/".join(k): v.shape for k, v in flatten_dict(param_shapes(model)).items()}
@@ -156,9 +157,5 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = {"names", "weights_sha256", "contract", "inference"} - config.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    config["contract"] = upgrade(config["contract"])
     return config
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,7 @@ Training, validation and inference all build theirs here, the last one from what
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,12 +12,12 @@ import jax.numpy as jnp
 
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
-from mbti_jax.diffusion import guidance, process
-from mbti_jax.diffusion.regression import Regression, regressed
-from mbti_jax.diffusion.schedule import make_schedule
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import drop_condition
+from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
 from mbti_jax.models.unet import Params, UNet
-from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.tasks import TaskConfig, sample_task
+from mbti_jax.rois.kinds import NUM_KINDS
+from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
@@ -28,17 +28,15 @@ class Inputs(NamedTuple):
 
     Attributes:
         x_0: float32 [B, H, W, C], the image.
-        roi_masks: float32 [B, H, W, 5].
-        class_vector: float32 [B, 5].
+        condition: what to paint where.
     """
 
     x_0: jax.Array
-    roi_masks: jax.Array
-    class_vector: jax.Array
+    condition: Condition
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Pipeline:
     """Network, process and tasks.
 
     Attributes:
@@ -50,56 +48,37 @@ class Method:
     """
 
     model: UNet
-    process: process.Diffusion
-    tasks: TaskConfig
+    process: Process
+    tasks: TaskSettings
     image_size: int
     drop_rate: float
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "Method":
+    def from_contract(cls, contract: Mapping[str, Any]) -> "Pipeline":
         """Builds the parts that the entries `data`, `model`, `diffusion` and `tasks` describe.
 
         Args:
-            config: a run's config, or the contract in a checkpoint's metadata.
+            contract: see `training.checkpoint`.
 
         Raises:
             ValueError: a field has no such value.
         """
-        fields = config["diffusion"]
-        if not 0 <= fields["drop_condition"] <= 1:
-            raise ValueError(
-                f"diffusion.drop_condition must lie in [0, 1], not {fields['drop_condition']}"
-            )
-        num_sequences = len(config["data"]["sequences"]) if config["data"]["together"] else 1
-        image_size = config["data"]["image_size"]
+        process = ProcessSettings(**contract["diffusion"])
+        num_sequences = len(contract["data"]["sequences"]) if contract["data"]["joint"] else 1
+        image_size = contract["data"]["image_size"]
         return cls(
-            model=make_unet(config["model"], num_sequences, image_size),
-            process=make_process(fields),
-            tasks=TaskConfig(**config["tasks"]),
+            model=make_unet(contract["model"], num_sequences, image_size),
+            process=process.make(),
+            tasks=TaskSettings(**contract["tasks"]),
             image_size=image_size,
-            drop_rate=fields["drop_condition"],
+            drop_rate=process.drop_condition,
         )
 
-    @property
-    def denoise(self) -> guidance.Denoise:
-        """What a sampler asks for x_0."""
-        if isinstance(self.process, Regression):
-            return regressed(self.apply)
-        return guidance.guided(self.apply, self.process)
-
-    def check_sampling(self, samples: Sequence[int], guidance_weight: float) -> None:
-        """Raises ValueError if a regressor is asked for a second sample or for guidance."""
-        if isinstance(self.process, Regression) and (any(samples) or guidance_weight):
-            raise ValueError(
-                "this model is a regressor, which has one result and no guidance: ask for one sample "
-                "and a guidance weight of 0"
-            )
-
     def apply(
-        self, params: Params, x: jax.Array, t: jax.Array, class_vector: jax.Array
+        self, params: Params, x_t: jax.Array, t: jax.Array, condition: Condition
     ) -> jax.Array:
         """The network without dropout: float32 [B, H, W, C]."""
-        return self.model.apply({"params": params}, x, t, class_vector)
+        return self.model.apply({"params": params}, x_t, t, condition)
 
     def resized(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Images and label maps of the network's size, out of a batch of records.
@@ -134,7 +113,7 @@ class Method:
             augment_key, task_key = jax.random.split(key)
             if augmented:
                 image, labels = augment(augment_key, image, labels)
-            return Inputs(image, *sample_task(task_key, image, labels, self.tasks))
+            return Inputs(image, sample_task(task_key, image, labels, self.tasks))
 
         return jax.vmap(one)(keys, images, labels)
 
@@ -157,45 +136,27 @@ class Method:
             (sum, (sums, counts)): the squared error summed over the batch's ROI pixels and sequences,
             the same by quarter of t, float32 [4], and the number of pixels times sequences, [4].
         """
-        num_timesteps = self.process.schedule.num_timesteps
 
         def draw(key):
             time_key, noise_key, drop_key = jax.random.split(key, 3)
-            t = jax.random.randint(time_key, (), 0, num_timesteps)
+            t = self.process.draw_time(time_key)
             return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
 
         t, eps, drop_keys = jax.vmap(draw)(keys)
-        roi = process.union(inputs.roi_masks)
-        x_t = self.process.q_sample(inputs.x_0, eps, t, roi)
-        class_vector = guidance.drop_condition(drop_keys, inputs.class_vector, self.drop_rate)
+        roi = inputs.condition.roi
+        x_t = self.process.corrupt(inputs.x_0, eps, t, roi)
         prediction = self.model.apply(
             {"params": params},
-            process.model_input(x_t, inputs.roi_masks),
+            x_t,
             t,
-            class_vector,
+            drop_condition(drop_keys, inputs.condition, self.drop_rate),
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
         target = self.process.target(inputs.x_0, eps, t)
-        sums, counts = process.squared_error_terms(prediction, target, roi, weight)
-        quarter = jax.nn.one_hot(t * QUARTERS // num_timesteps, QUARTERS)
+        sums, counts = squared_error_terms(prediction, target, roi, weight)
+        quarter = jax.nn.one_hot(t * QUARTERS // self.process.num_timesteps, QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)
-
-
-def make_process(fields: Mapping[str, Any]) -> process.Diffusion:
-    """The process of a config's `diffusion` fields; the prediction "regression" stands for none.
-
-    Raises:
-        ValueError: a field has no such value.
-    """
-    schedule = make_schedule(fields["schedule"], fields["num_timesteps"])
-    if fields["prediction"] != "regression":
-        return process.Diffusion(schedule, fields["prediction"])
-    if fields["drop_condition"]:
-        raise ValueError(
-            "a regressor has no null condition to train: set --config.diffusion.drop_condition=0"
-        )
-    return Regression(schedule)
 
 
 def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
@@ -208,7 +169,7 @@ def losses(sums: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
     """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
 
     Args:
-        sums, counts: float32 [4], as of `Method.loss_terms`.
+        sums, counts: float32 [4], as of `Pipeline.loss_terms`.
     """
     quarters = sums / counts
     return {
@@ -222,8 +183,8 @@ def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) ->
     fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
     return UNet(
         image_size=image_size,
-        in_channels=num_sequences + len(CHANNELS),
+        in_channels=num_sequences + NUM_KINDS,
         out_channels=num_sequences,
-        num_classes=len(CHANNELS),
+        num_classes=NUM_KINDS,
         **fields,
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models.blocks import (
     ZERO_INIT,
     AttentionBlock,
@@ -87,15 +88,16 @@ class UNet(nn.Module):
         self,
         x: jax.Array,
         t: jax.Array,
-        class_vector: jax.Array,
+        condition: Condition,
         deterministic: bool = True,
     ) -> jax.Array:
         """Predicts the noise (or whatever the diffusion process trains it for).
 
         Args:
-            x: [B, H, W, in_channels], the noisy image and the ROI masks.
+            x: [B, H, W, C], the noisy image. With the ROI masks it has `in_channels` channels.
             t: [B] timesteps, integer or float.
-            class_vector: [B, num_classes]; zeros are the null condition.
+            condition: ROI masks [B, H, W, K], which are further channels of the image, and class vector
+                [B, num_classes], of which zeros are the null condition.
             deterministic: no dropout. When False, `apply` needs a "dropout" key.
 
         Returns:
@@ -104,6 +106,8 @@ class UNet(nn.Module):
         Raises:
             ValueError: for an input or a configuration that does not fit.
         """
+        x = jnp.concatenate([x, condition.roi_masks.astype(x.dtype)], axis=-1)
+        class_vector = condition.class_vector
         self._check(x, class_vector)
         dtype = jnp.dtype(self.dtype)
         wrap = nn.remat if self.remat else lambda block, **_: block
@@ -203,7 +207,8 @@ class UNet(nn.Module):
         factor = self.patch_size * 2 ** (len(self.channel_mult) - 1)
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
             raise ValueError(
-                f"x has shape {x.shape}, the model wants [B, H, W, {self.in_channels}]"
+                f"x and ROI masks have shape {x.shape}, the model wants "
+                f"[B, H, W, {self.in_channels}]"
             )
         if x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(f"height and width of x {x.shape} must be divisible by {factor}")
@@ -217,8 +222,8 @@ class UNet(nn.Module):
 def param_shapes(model: UNet) -> dict:
     """The parameter tree of `model` with `jax.ShapeDtypeStruct` leaves. Computes nothing."""
     x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
-    class_vector = jnp.zeros((1, model.num_classes))
-    return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), class_vector)["params"]
+    condition = Condition(x[..., :0], jnp.zeros((1, model.num_classes)))
+    return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), condition)["params"]
 
 
 def init_params(model: UNet, key: jax.Array) -> dict:

@@ -1,16 +1,195 @@
-"""Regions of interest as users give them: by name, as label maps, as coloured pictures.
+"""Regions of interest as users give them: by name, as label maps, as colored pictures.
 
-Whatever its form, an ROI becomes bool masks [..., 5] with one channel for each name of `CHANNELS`.
+Whatever its form, an ROI becomes a `Rois`, with one mask for each kind of `rois.kinds`.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
-from mbti_jax.rois.kinds import CHANNELS, COLORS, DRAWING_ORDER, ROI_LABELS
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.rois.kinds import (
+    CHANNELS,
+    COLORS,
+    COMPONENT_CHANNELS,
+    DRAWING_ORDER,
+    KINDS,
+    NORMAL,
+    NUM_KINDS,
+    ROI_LABELS,
+    TUMOR,
+)
 from tfds_brats.conventions import CONVENTIONS, get_convention
+from tfds_brats.slices import bounding_box
 
-_NORMAL, _TUMOR = CHANNELS.index("normal"), CHANNELS.index("tumor")
+# Values of the class vector; 0 is the null condition's.
+CLASS_EMPTY = 1
+CLASS_FREE_FORM = 2
+CLASS_BOX = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rois:
+    """ROIs of one or more slices, and which of them are bounding boxes.
+
+    Boxes are filled, slice by slice, when the value is made.
+
+    Attributes:
+        masks: bool [..., H, W, K], a channel for each of `kinds.KINDS`.
+        box: names of the kinds that are bounding boxes; the others are free-form.
+
+    Raises:
+        ValueError: an unknown name; masks of another shape; two free-form ROIs overlap, or normal tissue
+            overlaps another ROI.
+    """
+
+    masks: np.ndarray
+    box: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.box, str):
+            raise ValueError(
+                f"box takes a collection of names, such as ({self.box!r},), not a string"
+            )
+        check_names(self.box)
+        masks = np.asarray(self.masks) != 0
+        if masks.ndim < 3 or masks.shape[-1] != NUM_KINDS:
+            raise ValueError(
+                f"masks must be [..., H, W, {NUM_KINDS}] for {', '.join(CHANNELS)}; got {masks.shape}"
+            )
+        object.__setattr__(self, "box", tuple(self.box))
+        object.__setattr__(self, "masks", fill_boxes(masks, self.is_box))
+        self._check_overlap()
+
+    @classmethod
+    def of(
+        cls,
+        rois: "Rois | Mapping[str, np.ndarray] | np.ndarray",
+        shape: tuple[int, ...],
+        box: Collection[str] = (),
+        labels: Mapping[int, str] | None = None,
+    ) -> "Rois":
+        """ROIs in any form that `to_masks` takes; a `Rois` is checked and returned.
+
+        Args:
+            rois: the ROIs.
+            shape: of the image or volume that they belong to.
+            box: as of the attribute.
+            labels: meaning of a label map's numbers.
+
+        Raises:
+            ValueError: as `to_masks` and `Rois` do, or a box that names an ROI that is not there.
+        """
+        if isinstance(rois, Rois):
+            if rois.masks.shape[:-1] != shape:
+                raise ValueError(f"the ROIs have shape {rois.masks.shape[:-1]}, the image {shape}")
+            return rois
+        return cls(to_masks(rois, shape, labels), box)
+
+    @property
+    def is_box(self) -> np.ndarray:
+        """bool [K]."""
+        return np.array([name in self.box for name in CHANNELS])
+
+    @property
+    def union(self) -> np.ndarray:
+        """bool [..., H, W], the pixels to be made."""
+        return self.masks.any(-1)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was never trained but may be tried."""
+        present = self._present
+        if TUMOR in present and any(channel in present for channel in COMPONENT_CHANNELS):
+            return ["the model was never trained on a mixed tumor together with single components"]
+        return []
+
+    def __getitem__(self, rows: Any) -> "Rois":
+        """The ROIs of some slices along the first axis."""
+        return Rois(self.masks[rows], self.box)
+
+    def only(self, rows: Any) -> "Rois":
+        """The same shape, with the ROIs of some slices along the first axis alone."""
+        masks = np.zeros_like(self.masks)
+        masks[rows] = self.masks[rows]
+        return Rois(masks, self.box)
+
+    def condition(self) -> Condition:
+        """What the network is asked for, as numpy arrays."""
+        return make_condition(self.masks, self.is_box)
+
+    def label_map(self) -> np.ndarray:
+        """uint8 [..., H, W] with the numbers of `kinds.ROI_LABELS`."""
+        out = np.zeros(self.masks.shape[:-1], np.uint8)
+        for channel in DRAWING_ORDER:
+            out[self.masks[..., channel]] = KINDS[channel].label
+        return out
+
+    def record(self) -> dict[str, Any]:
+        """Mode, size and extent of the ROIs, for the provenance record."""
+        out = {}
+        for channel in self._present:
+            mask, name = self.masks[..., channel], CHANNELS[channel]
+            out[name] = {
+                "mode": "box" if name in self.box else "free-form",
+                "pixels": int(mask.sum()),
+                "extent_y0_x0_y1_x1": list(bounding_box(mask)),
+            }
+        return out
+
+    @property
+    def _present(self) -> list[int]:
+        return np.flatnonzero(self.masks.any(axis=tuple(range(self.masks.ndim - 1)))).tolist()
+
+    def _check_overlap(self) -> None:
+        present, is_box = self._present, self.is_box
+        for i, first in enumerate(present):
+            for second in present[i + 1 :]:
+                if first != NORMAL and (is_box[first] or is_box[second]):
+                    continue
+                count = int((self.masks[..., first] & self.masks[..., second]).sum())
+                if count:
+                    raise ValueError(
+                        f"the ROIs {CHANNELS[first]} and {CHANNELS[second]} overlap in {count} "
+                        "pixels; a pixel can be only one of them"
+                    )
+
+
+def fill_boxes(masks: Any, is_box: Any) -> Any:
+    """Fills the bounding rectangle of the channels that are boxes, slice by slice.
+
+    Args:
+        masks: bool [..., H, W, K], a numpy or JAX array.
+        is_box: bool [K].
+
+    Returns:
+        The same kind of array; an empty mask stays empty.
+    """
+    xp = masks.__array_namespace__()
+    rows = _fill_between(masks.any(axis=-2))
+    columns = _fill_between(masks.any(axis=-3))
+    return xp.where(is_box, rows[..., :, None, :] & columns[..., None, :, :], masks)
+
+
+def make_condition(masks: Any, is_box: Any) -> Condition:
+    """The condition of given masks: boxes filled, class values set.
+
+    Args:
+        masks: bool [..., H, W, K], a numpy or JAX array.
+        is_box: bool [K]; true makes the channel a bounding box around all its pixels, false leaves it
+            free-form.
+
+    Returns:
+        `Condition` of the same kind of arrays. A channel without pixels is empty (class value 1)
+        whatever `is_box` says.
+    """
+    xp = masks.__array_namespace__()
+    class_vector = xp.where(
+        masks.any(axis=(-3, -2)), xp.where(is_box, CLASS_BOX, CLASS_FREE_FORM), CLASS_EMPTY
+    )
+    return Condition(fill_boxes(masks, is_box).astype(np.float32), class_vector.astype(np.float32))
 
 
 def to_masks(
@@ -18,21 +197,21 @@ def to_masks(
     shape: tuple[int, ...],
     labels: Mapping[int, str] | None = None,
 ) -> np.ndarray:
-    """Masks of the five channels.
+    """Masks of all kinds of ROI.
 
     Args:
-        rois: {name: mask} with names of `CHANNELS` and masks of `shape` that hold two values, 0 being
-            outside; or a label map of `shape` with whole numbers, 0 being outside; or a picture, uint8
-            [*shape, 3], in the exact colours of `pictures.COLORS` on black.
+        rois: {name: mask} with names of `kinds.CHANNELS` and masks of `shape` that hold two values,
+            0 being outside; or a label map of `shape` with whole numbers, 0 being outside; or a picture, uint8
+            [*shape, 3], in the exact colors of `kinds.COLORS` on black.
         shape: shape of the image that they belong to.
         labels: what the numbers of a label map mean, {number: name}; an empty name is no ROI. Default
-            `ROI_LABELS`.
+            `kinds.ROI_LABELS`.
 
     Returns:
-        bool [*shape, 5].
+        bool [*shape, K].
 
     Raises:
-        ValueError: another shape, an unknown name, label or colour, a mask with more than two values,
+        ValueError: another shape, an unknown name, label or color, a mask with more than two values,
             or no ROI at all.
     """
     if isinstance(rois, Mapping):
@@ -45,77 +224,6 @@ def to_masks(
     if not masks.any():
         raise ValueError("the ROI is empty: there is nothing to inpaint")
     return masks
-
-
-def box_flags(box: Collection[str]) -> np.ndarray:
-    """bool [5], True for the channels named in `box`.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if isinstance(box, str):
-        raise ValueError(f"box takes a collection of names, such as ({box!r},), not a string")
-    _check_names(box)
-    return np.array([name in box for name in CHANNELS])
-
-
-def fill_boxes(masks: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Fills the bounding rectangle of the channels that are boxes, slice by slice.
-
-    Args:
-        masks: bool [..., H, W, 5].
-        box: bool [5].
-    """
-
-    def between(line):  # Everything between the first and the last True along the last axis.
-        before = np.logical_or.accumulate(line, axis=-1)
-        after = np.flip(np.logical_or.accumulate(np.flip(line, -1), axis=-1), -1)
-        return before & after
-
-    filled = masks.copy()
-    for channel in np.flatnonzero(box):
-        mask = masks[..., channel]
-        rows, columns = between(mask.any(-1)), between(mask.any(-2))
-        filled[..., channel] = rows[..., :, None] & columns[..., None, :]
-    return filled
-
-
-def check_overlap(masks: np.ndarray, box: np.ndarray) -> list[str]:
-    """Checks that the channels go together as in training.
-
-    Args:
-        masks: bool [..., 5], boxes filled.
-        box: bool [5].
-
-    Returns:
-        Warnings about what was never trained but may be tried.
-
-    Raises:
-        ValueError: two free-form ROIs overlap, or normal tissue overlaps another ROI.
-    """
-    present = np.flatnonzero(masks.any(axis=tuple(range(masks.ndim - 1))))
-    for i, first in enumerate(present):
-        for second in present[i + 1 :]:
-            if first != _NORMAL and (box[first] or box[second]):
-                continue
-            count = int((masks[..., first] & masks[..., second]).sum())
-            if count:
-                raise ValueError(
-                    f"the ROIs {CHANNELS[first]} and {CHANNELS[second]} overlap in {count} pixels; "
-                    "a pixel can be only one of them"
-                )
-    if _TUMOR in present and any(0 < channel < _TUMOR for channel in present):
-        return ["the model was never trained on a mixed tumour beside single components"]
-    return []
-
-
-def to_label_map(masks: np.ndarray) -> np.ndarray:
-    """bool [..., 5] -> uint8 [...] with the numbers of `ROI_LABELS`."""
-    numbers = {name: number for number, name in ROI_LABELS.items()}
-    out = np.zeros(masks.shape[:-1], np.uint8)
-    for name in DRAWING_ORDER:
-        out[masks[..., CHANNELS.index(name)]] = numbers[name]
-    return out
 
 
 def parse_labels(text: str) -> dict[int, str]:
@@ -144,13 +252,13 @@ def parse_labels(text: str) -> dict[int, str]:
         if not number.isdecimal() or int(number) == 0 or int(number) in mapping:
             raise ValueError(f"{text!r}: {entry.strip()!r} is not 'number:name', each number once")
         if name:
-            _check_names([name])
+            check_names([name])
         mapping[int(number)] = name
     return mapping
 
 
 def _from_names(rois: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    _check_names(rois)
+    check_names(rois)
     masks = np.zeros((*shape, len(CHANNELS)), bool)
     for name, mask in rois.items():
         mask = np.asarray(mask)
@@ -180,7 +288,7 @@ def _from_labels(rois: np.ndarray, shape: tuple[int, ...], labels: Mapping[int, 
             f"the ROI label map holds the labels {unknown[:8]}, which have no meaning; known are "
             f"{known}"
         )
-    _check_names(name for name in labels.values() if name)
+    check_names(name for name in labels.values() if name)
     masks = np.zeros((*shape, len(CHANNELS)), bool)
     for number in numbers:
         if name := labels[number]:
@@ -196,8 +304,8 @@ def _labels_of_colors(picture: np.ndarray) -> np.ndarray:
     if unknown:
         known = ", ".join(f"{name} {color}" for name, color in COLORS.items())
         raise ValueError(
-            f"the ROI picture holds {len(unknown)} unknown colours, such as {unknown[0]}; it has to "
-            f"be black but for {known} (anti-aliasing and JPEG make other colours)"
+            f"the ROI picture holds {len(unknown)} unknown colors, such as {unknown[0]}; it has to "
+            f"be black but for {known} (anti-aliasing and JPEG make other colors)"
         )
     out = np.zeros(picture.shape[:-1], np.uint8)
     for color, number in numbers.items():
@@ -205,7 +313,17 @@ def _labels_of_colors(picture: np.ndarray) -> np.ndarray:
     return out
 
 
-def _check_names(names: Collection[str]) -> None:
+def check_names(names: Collection[str]) -> None:
     unknown = [name for name in names if name not in CHANNELS]
     if unknown:
         raise ValueError(f"unknown ROI {unknown[0]!r}; ROIs are {', '.join(CHANNELS)}")
+
+
+def _fill_between(line: Any) -> Any:
+    """Sets everything between the first and the last true along the axis before the last one."""
+    xp = line.__array_namespace__()
+    length = line.shape[-2]
+    index = xp.arange(length)[:, None]
+    first = xp.where(line, index, length).min(axis=-2, keepdims=True)
+    last = xp.where(line, index, -1).max(axis=-2, keepdims=True)
+    return (first <= index) & (index <= last)

@@ -1,6 +1,6 @@
 """Inpainting tasks: from a label map to ROI masks and the class vector (paper, section 2.1).
 
-A task is five ROI masks and, for each, a class value:
+A task is a mask for each kind of ROI and, for each, a class value:
 
 | channel | ROI of | label |
 |---|---|---|
@@ -10,44 +10,28 @@ A task is five ROI masks and, for each, a class value:
 | 3 | enhancement | 3 |
 | 4 | mixed tumour | 1, 2 or 3 |
 
-Training draws tasks with `sample_task`, inference states them with `make_task`; both end in the
-same code for boxes and class values. Everything works on one example with static shapes, for use
+Training draws tasks with `sample_task`, inference states them as `regions.Rois`; both end in
+`regions.make_condition`. Everything works on one example with static shapes, for use
 under `jax.vmap` and `jax.jit`.
 """
 
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.fields import FieldError
+from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
+from mbti_jax.rois.regions import fill_boxes, make_condition
+from tfds_brats.conventions import CAVITY
 from tfds_brats.scale import BACKGROUND
-
-CLASS_EMPTY = 1
-CLASS_FREE_FORM = 2
-CLASS_BOX = 3
-
-_COMPONENT_LABELS = (1, 2, 3)
-_RESECTION_CAVITY = 4
-
-
-class Task(NamedTuple):
-    """What to inpaint where.
-
-    Attributes:
-      roi_masks: float32 [H, W, 5], 0 or 1. The ROI is their union.
-      class_vector: float32 [5]: 1 empty channel, 2 free-form, 3 bounding box. All zeros is the null
-        condition of guidance, which no task has.
-    """
-
-    roi_masks: jax.Array
-    class_vector: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
+class TaskSettings:
     """How often each task is drawn in training, and how large ROIs of normal tissue are.
 
     The paper says which tasks exist but not how often each is drawn, so every number here is our
@@ -97,64 +81,22 @@ class TaskConfig:
             value = getattr(self, field.name)
             is_share = field.name.startswith("prob_") or field.name == "min_brain_fraction"
             if is_share and not 0 <= value <= 1:
-                raise ValueError(f"TaskConfig.{field.name} must lie in [0, 1], not {value}")
+                raise FieldError(field.name, f"must lie in [0, 1], not {value}")
         if not 0 < self.min_radius <= self.max_radius:
-            raise ValueError(
-                "TaskConfig needs 0 < min_radius <= max_radius, not "
-                f"{self.min_radius} and {self.max_radius}"
+            raise FieldError(
+                "min_radius", f"must be above 0 and at most max_radius, not {self.min_radius}"
             )
         if self.max_aspect < 1:
-            raise ValueError(f"TaskConfig.max_aspect must be at least 1, not {self.max_aspect}")
+            raise FieldError("max_aspect", f"must be at least 1, not {self.max_aspect}")
         if not 1 <= self.max_circles <= self.num_candidates:
-            raise ValueError(
-                "TaskConfig needs 1 <= max_circles <= num_candidates, not "
-                f"{self.max_circles} and {self.num_candidates}"
+            raise FieldError(
+                "max_circles", f"must be from 1 to num_candidates, not {self.max_circles}"
             )
 
 
-def masks_to_box(masks: jax.Array) -> jax.Array:
-    """Fills each mask's bounding rectangle.
-
-    Args:
-      masks: bool [H, W, K].
-
-    Returns:
-      bool [H, W, K]; an empty mask stays empty.
-    """
-    rows = _fill_between(masks.any(axis=1))
-    columns = _fill_between(masks.any(axis=0))
-    return rows[:, None, :] & columns[None, :, :]
-
-
-def make_task(masks: jax.Array, box: jax.Array) -> Task:
-    """The task of given masks: boxes filled, class values set.
-
-    Args:
-      masks: [H, W, 5], non-zero inside the ROI of each channel; see `CHANNELS`.
-      box: bool [5]; True makes the channel a bounding box around all its pixels, False leaves it
-        free-form.
-
-    Returns:
-      The `Task`. A channel without pixels is empty (class value 1) whatever `box` says.
-
-    Raises:
-      ValueError: masks or box of another shape.
-    """
-    masks, box = jnp.asarray(masks), jnp.asarray(box)
-    if masks.ndim != 3 or masks.shape[-1] != len(CHANNELS) or box.shape != (len(CHANNELS),):
-        raise ValueError(
-            f"masks must be [H, W, {len(CHANNELS)}] and box [{len(CHANNELS)}] for the channels "
-            f"{', '.join(CHANNELS)}; got {masks.shape} and {box.shape}"
-        )
-    present = masks != 0
-    roi_masks = _fill_boxes(present, box)
-    class_vector = jnp.where(
-        present.any(axis=(0, 1)), jnp.where(box, CLASS_BOX, CLASS_FREE_FORM), CLASS_EMPTY
-    )
-    return Task(roi_masks.astype(jnp.float32), class_vector.astype(jnp.float32))
-
-
-def sample_task(key: jax.Array, image: jax.Array, labels: jax.Array, config: TaskConfig) -> Task:
+def sample_task(
+    key: jax.Array, image: jax.Array, labels: jax.Array, config: TaskSettings
+) -> Condition:
     """Draws a training task for one slice, after augmentation.
 
     Tumour in channels 1-3 or 4 and normal tissue in channel 0 are drawn independently, but one of
@@ -168,38 +110,41 @@ def sample_task(key: jax.Array, image: jax.Array, labels: jax.Array, config: Tas
       config: probabilities and sizes.
 
     Returns:
-      The `Task`. Without brain outside tumour and cavity (a slice no dataset should hold) channel 0
-      falls back to background, and to anything at all if there is none.
+      The `Condition` of one example. Without brain outside tumor and cavity (a slice no dataset should
+      hold) channel 0 falls back to background, and to anything at all if there is none.
     """
     choices_key, shapes_key = jax.random.split(key)
     # One draw for all choices: each call of a generator costs compilation time.
-    num_tumor_channels = len(CHANNELS) - 1
     probabilities = (config.prob_tumor, config.prob_normal, config.prob_mixed)
-    box_probabilities = (config.prob_normal_box, *num_tumor_channels * (config.prob_box,))
-    choices = jax.random.bernoulli(choices_key, jnp.array(probabilities + box_probabilities))
+    box_probabilities = [
+        config.prob_normal_box if channel == NORMAL else config.prob_box
+        for channel in range(NUM_KINDS)
+    ]
+    choices = jax.random.bernoulli(choices_key, jnp.array([*probabilities, *box_probabilities]))
     draw_tumor, draw_normal, mixed = choices[:3]
     box = choices[3:]
 
-    components = jnp.stack([labels == label for label in _COMPONENT_LABELS], axis=-1)
-    tumor = components.any(axis=-1)
-    cavity = labels == _RESECTION_CAVITY
+    components = {channel: labels == KINDS[channel].label for channel in COMPONENT_CHANNELS}
+    tumor = functools.reduce(jnp.logical_or, components.values())
+    cavity = labels == CAVITY
     brain = (image != BACKGROUND).any(axis=-1)
 
     use_tumor = tumor.any() & (draw_tumor | ~(brain & ~tumor & ~cavity).any())
-    tumor_masks = use_tumor & jnp.concatenate(
-        [components & ~mixed, tumor[..., None] & mixed], axis=-1
-    )
-    tumor_rois = _fill_boxes(tumor_masks, box[1:])
+    nothing = jnp.zeros_like(tumor)
+    masks = [components.get(channel, nothing) & ~mixed for channel in range(NUM_KINDS)]
+    masks[TUMOR] = tumor & mixed
+    masks = use_tumor & jnp.stack(masks, axis=-1)
+    tumor_rois = fill_boxes(masks, box)
 
     free = ~(tumor | cavity | tumor_rois.any(axis=-1))
     use_normal = ~use_tumor | (draw_normal & (brain & free).any())
-    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[0], config)
-
-    return make_task(jnp.concatenate([normal_roi[..., None], tumor_rois], axis=-1), box)
+    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[NORMAL], config)
+    masks = tumor_rois.at[..., NORMAL].set(normal_roi)
+    return make_condition(masks, box)
 
 
 def _sample_shapes(
-    key: jax.Array, brain: jax.Array, free: jax.Array, box: jax.Array, config: TaskConfig
+    key: jax.Array, brain: jax.Array, free: jax.Array, box: jax.Array, config: TaskSettings
 ) -> jax.Array:
     """Draws one rectangle or up to `max_circles` circles, disjoint from what is not `free`.
 
@@ -275,15 +220,3 @@ def _choose_pixels(place: jax.Array, pool: jax.Array) -> tuple[jax.Array, jax.Ar
     positions = jnp.cumsum(pool.reshape(-1))
     index = jnp.searchsorted(positions, place * positions[-1], side="right")
     return jnp.divmod(index, pool.shape[1])
-
-
-def _fill_boxes(masks: jax.Array, box: jax.Array) -> jax.Array:
-    return jnp.where(box, masks_to_box(masks), masks)
-
-
-def _fill_between(line: jax.Array) -> jax.Array:
-    """Sets everything between the first and the last True along axis 0 of bool [N, K]."""
-    index = jnp.arange(line.shape[0])[:, None]
-    first = jnp.where(line, index, line.shape[0]).min(axis=0)
-    last = jnp.where(line, index, -1).max(axis=0)
-    return (first <= index) & (index <= last)

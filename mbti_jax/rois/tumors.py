@@ -1,80 +1,78 @@
-"""ROIs made of a case's own tumour, and the label map that a repainted case has."""
+"""ROIs made of a case's own tumor, and the label map that a repainted case has."""
+
+from collections.abc import Collection
 
 import numpy as np
 from scipy.signal import fftconvolve
 
-from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
-from mbti_jax.rois.regions import fill_boxes
+from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
+from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY
 from tfds_brats.slices import bounding_box
 
 MODES = {
-    "remove": "normal tissue where the tumour is",
-    "replace": "another tumour of the same components",
-    "random": "a random tumour where the tumour is",
-    "move": "normal tissue where the tumour is, and its components elsewhere",
+    "remove": "normal tissue where the tumor is",
+    "replace": "another tumor of the same components",
+    "random": "a random tumor where the tumor is",
+    "move": "normal tissue where the tumor is, and its components elsewhere",
 }
-# Share of a moved tumour that must lie in free brain, and how far below the best place others may be.
+# Share of a moved tumor that must lie in free brain, and how far below the best place others may be.
 _LEAST_INSIDE = 0.9
 _MARGIN = 0.02
 
 
-def own_tumor_masks(
+def own_tumor(
     labels: np.ndarray,
     brain: np.ndarray,
     mode: str,
-    box: np.ndarray,
+    box: Collection[str] = (),
     seed: int | tuple[int, ...] = 0,
-) -> np.ndarray:
-    """ROI masks from the labels of a volume.
+) -> Rois:
+    """ROIs made of the tumor in a volume's segmentation.
 
-    A moved tumour keeps its shape, or is its mirror image (so that a large one fits into the other
+    A moved tumor keeps its shape, or is its mirror image (so that a large one fits into the other
     hemisphere); all slices move alike. The place is drawn from all that have nearly as much of it in
-    free brain as the best, at most 2% of the tumour less; what lies outside is left out. On the eight
-    gliomas tried, the best place holds between 93% and all of the tumour.
+    free brain as the best, at most 2% of the tumor less; what lies outside is left out. On the eight
+    gliomas tried, the best place holds between 93% and all of the tumor.
 
     Args:
         labels: uint8 [Z, H, W], canonical.
         brain: bool [Z, H, W].
         mode: a key of `MODES`.
-        box: bool [5]; with `normal` the tissue that replaces a tumour fills its box in every slice.
+        box: names of the ROIs that are bounding boxes; with `normal` the tissue that replaces a tumor
+            fills its box in every slice.
         seed: whole numbers >= 0, of the place in mode "move".
 
-    Returns:
-        bool [Z, H, W, 5], boxes filled.
-
     Raises:
-        ValueError: an unknown mode, no tumour, or no place to move it to.
+        ValueError: an unknown mode, no tumor, or no place to move it to.
     """
     if mode not in MODES:
         choices = ", ".join(f"{name} ({meaning})" for name, meaning in MODES.items())
         raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
     tumor = is_tumor(labels)
     if not tumor.any():
-        raise ValueError("the segmentation holds no tumour")
-    masks = np.zeros((*labels.shape, len(CHANNELS)), bool)
+        raise ValueError("the segmentation holds no tumor")
+    masks = np.zeros((*labels.shape, NUM_KINDS), bool)
     if mode in ("remove", "move"):
-        masks[..., CHANNELS.index("normal")] = tumor
+        masks[..., NORMAL] = tumor
     if mode == "random":
-        masks[..., CHANNELS.index("tumor")] = tumor
-    masks = fill_boxes(masks, box)
+        masks[..., TUMOR] = tumor
     if mode == "move":
-        free = brain & ~masks.any(-1) & (labels != CAVITY)
+        free = brain & ~Rois(masks, box).union & (labels != CAVITY)
         labels = moved(np.where(tumor, labels, 0), free, seed)
     if mode in ("replace", "move"):
-        for name, label in COMPONENTS.items():
-            masks[..., CHANNELS.index(name)] = labels == label
-    return fill_boxes(masks, box)
+        for channel in COMPONENT_CHANNELS:
+            masks[..., channel] = labels == KINDS[channel].label
+    return Rois(masks, box)
 
 
-def painted_labels(labels: np.ndarray, masks: np.ndarray, box: np.ndarray) -> np.ndarray:
+def painted_labels(labels: np.ndarray, rois: Rois) -> np.ndarray:
     """The label map of a case after its ROIs were repainted.
 
     Args:
         labels: uint8 [...], canonical, of the case before.
-        masks: bool [..., 5], boxes filled.
-        box: bool [5].
+        rois: of the same shape.
 
     Returns:
         uint8 [...], canonical.
@@ -82,21 +80,21 @@ def painted_labels(labels: np.ndarray, masks: np.ndarray, box: np.ndarray) -> np
     Raises:
         ValueError: an ROI in which the model decides where the components are.
     """
-    for channel, name in enumerate(CHANNELS):
-        if masks[..., channel].any() and (name == "tumor" or (box[channel] and name != "normal")):
-            what = "a mixed tumour" if name == "tumor" else f"a box of {name}"
+    for name in rois.record():
+        if name == "tumor" or (name in rois.box and name != "normal"):
+            what = "a mixed tumor" if name == "tumor" else f"a box of {name}"
             raise ValueError(
                 f"{what} has no label map, for the model decides what is where in it; only free-form "
                 "components and normal tissue have one"
             )
-    out = np.where(masks[..., CHANNELS.index("normal")], 0, labels).astype(np.uint8)
-    for name, label in COMPONENTS.items():
-        out[masks[..., CHANNELS.index(name)]] = label
+    out = np.where(rois.masks[..., NORMAL], 0, labels).astype(np.uint8)
+    for channel in COMPONENT_CHANNELS:
+        out[rois.masks[..., channel]] = KINDS[channel].label
     return out
 
 
 def moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
-    """The tumour in `labels` at another place, or its mirror image; see `own_tumor_masks`.
+    """The tumor in `labels` at another place, or its mirror image; see `own_tumor`.
 
     Args:
         labels: uint8 [Z, H, W], not empty.
@@ -116,7 +114,7 @@ def moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> 
     inside /= np.count_nonzero(cut)
     if inside.max() < _LEAST_INSIDE:
         raise ValueError(
-            "the tumour cannot be moved: nowhere does it fit into the brain beside its own place"
+            "the tumor cannot be moved: nowhere does it fit into the brain beside its own place"
         )
     places = np.argwhere(inside >= inside.max() - _MARGIN)
     mirrored, y, x = places[np.random.default_rng(seed).integers(len(places))]

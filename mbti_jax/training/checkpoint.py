@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from mbti_jax.models.contract import upgrade
 from mbti_jax.models.unet import Params
 from mbti_jax.training.state import TrainState
 
@@ -93,7 +94,7 @@ class Checkpointer:
                 saved = self._manager.restore(
                     step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
                 )["metadata"]
-                differences = _differences(saved["contract"], self._metadata["contract"])
+                differences = _differences(upgrade(saved["contract"]), self._metadata["contract"])
                 if differences:
                     raise CheckpointMismatchError(
                         f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
@@ -176,7 +177,9 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
             except Exception as error:  # Orbax has no exception of its own for damaged files.
                 logging.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
                 continue
-            return saved["ema"], {**saved["metadata"], "step": step}
+            metadata = saved["metadata"]
+            metadata["contract"] = upgrade(metadata["contract"])
+            return saved["ema"], {**metadata, "step": step}
     raise ValueError(f"{folder} holds no complete, readable checkpoint")
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import mbti_jax
 from mbti_jax import sharding
 from mbti_jax.data import loader
-from mbti_jax.models.pipeline import QUARTERS, Method, example_keys, losses
+from mbti_jax.models.pipeline import QUARTERS, Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.state import TrainState, apply_update, create_state
@@ -41,7 +41,7 @@ class NonFiniteLossError(ValueError):
 
 
 def make_train_step(
-    method: Method,
+    method: Pipeline,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
@@ -116,7 +116,7 @@ def main(config: ConfigDict, workdir: str) -> bool:
     mesh = sharding.make_mesh()
     dataset = functools.partial(SliceSource, config.data.dataset)
     examples = make_examples(dataset(config.data.train_split), config)
-    method = Method.from_config(config)
+    method = Pipeline.from_contract(config)
     root = jax.random.key(config.seed)
 
     optimizer = optax.adam(config.optimizer.learning_rate)
@@ -311,7 +311,7 @@ def make_examples(source: SliceSource, config: ConfigDict) -> loader.Examples:
     return loader.Examples(
         source,
         config.data.sequences,
-        together=config.data.together,
+        joint=config.data.joint,
         window=config.data.window,
         tumor_repeats=config.data.tumor_repeats,
     )
@@ -326,7 +326,7 @@ def run_metadata(config: ConfigDict, examples: loader.Examples) -> dict[str, Any
             "fingerprint": examples.fingerprint,
             "train_split": config.data.train_split,
             "sequences": list(config.data.sequences),
-            "together": config.data.together,
+            "joint": config.data.joint,
             "window": config.data.window,
             "image_size": config.data.image_size,
             "tumor_repeats": config.data.tumor_repeats,

@@ -16,12 +16,12 @@ from mbti_jax.data import loader
 from mbti_jax.diffusion.sampler import Sampler, noise_for
 from mbti_jax.diffusion.schedule import trailing_timesteps
 from mbti_jax.io import pictures
-from mbti_jax.models.pipeline import Method, example_keys, losses
+from mbti_jax.models.pipeline import Pipeline, example_keys, losses
 from mbti_jax.models.unet import Params
 from mbti_jax.training.writer import MetricsWriter
 
 
-def make_validation_step(method: Method, key: jax.Array) -> Callable:
+def make_validation_step(method: Pipeline, key: jax.Array) -> Callable:
     """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
 
     def step(params: Params, batch: loader.Batch, number: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -39,7 +39,7 @@ class Validation:
     def __init__(
         self,
         config: ConfigDict,
-        method: Method,
+        method: Pipeline,
         examples: loader.Examples,
         mesh: Mesh,
         key: jax.Array,

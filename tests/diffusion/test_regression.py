@@ -15,7 +15,7 @@ from mbti_jax.data import loader
 from mbti_jax.diffusion.regression import Regression
 from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.models.pipeline import Inputs, Method, losses
+from mbti_jax.models.pipeline import Inputs, Pipeline, losses
 from mbti_jax.training.loop import run_metadata
 
 # All that makes a training run one of a regressor.
@@ -32,8 +32,8 @@ def regressor_config():
 
 
 @functools.cache
-def method() -> Method:
-    return Method.from_config(regressor_config())
+def method() -> Pipeline:
+    return Pipeline.from_contract(regressor_config())
 
 
 @functools.cache
@@ -135,7 +135,7 @@ def test_a_regressor_with_timesteps_or_a_null_condition_is_refused():
     config = regressor_config()
     config.diffusion.drop_condition = 0.1
     with pytest.raises(ValueError, match="drop_condition=0"):
-        Method.from_config(config)
+        Pipeline.from_contract(config)
 
 
 def test_the_shipped_config_trains_it_on_healthy_tissue_only():
@@ -157,4 +157,4 @@ def test_the_shipped_config_trains_it_on_healthy_tissue_only():
 def test_its_checkpoint_says_what_it_is():
     contract = run_metadata(regressor_config(), tiny_examples())["contract"]
     assert contract["diffusion"] == FIELDS
-    assert isinstance(Method.from_config(contract).process, Regression)
+    assert isinstance(Pipeline.from_contract(contract).process, Regression)

@@ -117,7 +117,7 @@ def test_fills_go_slice_by_slice():
 
 
 def test_a_table_of_constructed_numbers():
-    """Method b is a + 1 in every slice, so its difference is exactly 1, whatever the slices are."""
+    """Pipeline b is a + 1 in every slice, so its difference is exactly 1, whatever the slices are."""
     rng = np.random.default_rng(0)
     rows = []
     for subject in "uvw":

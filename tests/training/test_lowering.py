@@ -16,7 +16,7 @@ from configs.train import get_config
 from mbti_jax.diffusion.guidance import guided
 from mbti_jax.diffusion.sampler import Sampler, step_table
 from mbti_jax.diffusion.schedule import trailing_timesteps
-from mbti_jax.models.pipeline import Method
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
@@ -25,8 +25,8 @@ BATCH = 8
 
 
 @functools.cache
-def method() -> Method:
-    return Method.from_config(get_config())
+def method() -> Pipeline:
+    return Pipeline.from_contract(get_config())
 
 
 def image_shape(channels: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:

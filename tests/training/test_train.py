@@ -14,7 +14,7 @@ from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.diffusion.process import Diffusion
 from mbti_jax.diffusion.schedule import make_schedule
-from mbti_jax.models.pipeline import Inputs, Method, example_keys
+from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
@@ -27,8 +27,8 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 @functools.cache
-def method() -> Method:
-    return Method.from_config(tiny_config())
+def method() -> Pipeline:
+    return Pipeline.from_contract(tiny_config())
 
 
 @functools.cache
@@ -151,7 +151,7 @@ SCHEDULE = make_schedule("cosine", 1000)
 def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
     """`loss_terms` and its gradient for w = 0.5, and what the network saw."""
     network = PixelwiseNetwork()
-    method = Method(network, Diffusion(SCHEDULE, "eps"), None, 4, drop_rate)
+    method = Pipeline(network, Diffusion(SCHEDULE, "eps"), None, 4, drop_rate)
     keys = jax.random.split(jax.random.key(5), len(weight))
 
     def loss(params):
@@ -216,7 +216,7 @@ def test_a_rate_in_percent_is_refused():
     config = tiny_config()
     config.diffusion.drop_condition = 10.0
     with pytest.raises(ValueError, match=r"drop_condition must lie in \[0, 1\], not 10"):
-        Method.from_config(config)
+        Pipeline.from_contract(config)
 
 
 def test_keys_of_examples_follow_from_step_and_position_alone():

@@ -1,0 +1,69 @@
+"""From a config to the settings of a command: frozen dataclasses, checked where they are made."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from mbti_jax.fields import FieldError
+
+T = TypeVar("T")
+
+# Fields of a config that say which command runs and where, and are no settings.
+_ADDRESS = ("task", "workdir")
+
+
+def from_config(cls: type[T], config: Mapping[str, Any], **given: Any) -> T:
+    """The settings `cls` with the values of a config's fields of the same names.
+
+    Args:
+        cls: a dataclass. Where a field's type is a dataclass, the config's field of that name is a
+            group of fields, which becomes one.
+        config: a `ConfigDict` or dict.
+        **given: values of fields that the config does not have.
+
+    Raises:
+        FieldError: a field that `cls` does not know, lacks, or refuses, by its full name.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = [name for name in config if name not in names and name not in _ADDRESS]
+    if unknown:
+        raise FieldError(unknown[0], f"is no setting; there are {', '.join(sorted(names))}")
+    values = dict(given)
+    for name in names & set(config):
+        kind, value = _dataclass_in(hints[name]), config[name]
+        if kind is not None and (isinstance(value, Mapping) or _is_config(value)):
+            try:
+                value = from_config(kind, value)
+            except FieldError as error:
+                raise error.within(name) from error
+        values[name] = _plain(value)
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - values.keys())
+    if missing:
+        raise FieldError(missing[0], "is missing")
+    return cls(**values)
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a type is, or that it is unless it is None."""
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    found = [kind for kind in choices if dataclasses.is_dataclass(kind)]
+    return found[0] if found else None
+
+
+def _is_config(value: Any) -> bool:
+    return hasattr(value, "to_dict")
+
+
+def _plain(value: Any) -> Any:
+    """Without ConfigDicts and lists, which are not immutable."""
+    if _is_config(value):
+        value = value.to_dict()
+    return tuple(value) if isinstance(value, list) else value

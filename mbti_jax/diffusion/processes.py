@@ -1,0 +1,273 @@
+"""Processes between an image and noise inside a region of interest, and what a network predicts of them.
+
+Glossary:
+
+    x_0          clean image [B, H, W, C], nominal range [-1, 1], background -1
+    eps          standard normal noise, same shape
+    roi          [B, H, W, 1], true where the image is to be made
+    context      x_0 outside the roi: known, never noised
+    t            time, a real number from -1 (the clean image) to T - 1 (the noisiest); Gaussian
+                 processes are trained at the integers 0 .. T - 1
+    alpha, sigma shares of x_0 and eps at time t; alpha(-1) = 1 and sigma(-1) = 0
+    x_t          alpha x_0 + sigma eps inside the roi, x_0 outside
+    v            alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)
+    prediction   what the network returns: an estimate of eps, v or x_0
+
+A sampler asks a process for alpha, sigma and x_0 only (`Process.to_x_0`), so it serves all of them.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbti_jax.diffusion.schedule import Schedule, make_schedule
+from mbti_jax.fields import FieldError
+
+
+class Prediction(NamedTuple):
+    """What a network is trained to return, in terms of alpha (a) and sigma (s).
+
+    Attributes:
+        target: (x_0, eps, a, s) -> what the network shall return.
+        to_x_0: (prediction, x_t, a, s) -> the clean image that a prediction means.
+    """
+
+    target: Callable[..., jax.Array]
+    to_x_0: Callable[..., jax.Array]
+
+
+# For a^2 + s^2 = 1, x_0 = (x_t - s eps) / a = a x_t - s v. At the last timestep of the cosine schedule a
+# is 5e-5, so x_0 from eps multiplies an error of the network by 2e4: a sampler must clip it. From v no
+# error grows.
+PREDICTIONS = {
+    "eps": Prediction(
+        target=lambda x_0, eps, a, s: eps,
+        to_x_0=lambda prediction, x_t, a, s: (x_t - s * prediction) / a,
+    ),
+    "v": Prediction(
+        target=lambda x_0, eps, a, s: a * eps - s * x_0,
+        to_x_0=lambda prediction, x_t, a, s: a * x_t - s * prediction,
+    ),
+    "x_0": Prediction(
+        target=lambda x_0, eps, a, s: x_0,
+        to_x_0=lambda prediction, x_t, a, s: prediction,
+    ),
+}
+
+
+class Process(abc.ABC):
+    """A path from images (t = -1) to noise (t = T - 1) inside the roi.
+
+    Every method takes images float32 [B, ..., C] with t [B], or one example [..., C] with a scalar t,
+    and gives meaningful values inside the roi only unless it says otherwise.
+
+    Attributes:
+        num_timesteps: T.
+        is_stochastic: whether two starts end in two different images, so that there are several samples
+            of a request, and a null condition to guide with.
+    """
+
+    num_timesteps: int
+    is_stochastic: bool = True
+
+    @abc.abstractmethod
+    def alpha(self, t: Any) -> Any:
+        """The share of x_0 at times t: float64 for numpy arrays, float32 for JAX arrays."""
+
+    @abc.abstractmethod
+    def sigma(self, t: Any) -> Any:
+        """The share of eps at times t, likewise."""
+
+    @abc.abstractmethod
+    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        """What the network is trained to return."""
+
+    @abc.abstractmethod
+    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """The clean image that a prediction means."""
+
+    def draw_time(self, key: jax.Array) -> jax.Array:
+        """A time to train at: uniform over the integers 0 .. T - 1."""
+        return jax.random.randint(key, (), 0, self.num_timesteps)
+
+    def corrupt(self, x_0: jax.Array, eps: jax.Array, t: jax.Array, roi: jax.Array) -> jax.Array:
+        """x_t = alpha x_0 + sigma eps inside the roi; outside equal to `x_0` bit for bit."""
+        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
+        return jnp.where(roi, a * x_0 + s * eps, x_0)
+
+    def start(self, x_T: jax.Array, context: jax.Array, roi: jax.Array) -> jax.Array:
+        """Where sampling starts: standard normal `x_T` inside the roi, the image outside."""
+        return jnp.where(roi, x_T, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Process):
+    """A Gaussian diffusion process (Ho et al. 2020) with any schedule.
+
+    Between timesteps alpha^2 is interpolated linearly.
+
+    Attributes:
+        schedule: the noise schedule.
+        prediction: a key of `PREDICTIONS`. The paper's network predicts eps. A network with few
+            channels for the pixels it folds into them does better with x_0, since then it need not
+            carry the noise through to its output.
+
+    Raises:
+        ValueError: `prediction` is none of them.
+    """
+
+    schedule: Schedule
+    prediction: str = "eps"
+
+    def __post_init__(self):
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"Unknown prediction {self.prediction!r}; choose from {tuple(PREDICTIONS)}."
+            )
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.schedule.num_timesteps
+
+    def alpha(self, t: Any) -> Any:
+        return _at(np.sqrt(self.schedule.alphas_cumprod), 1.0, t)
+
+    def sigma(self, t: Any) -> Any:
+        return _at(np.sqrt(1.0 - self.schedule.alphas_cumprod), 0.0, t)
+
+    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
+        return PREDICTIONS[self.prediction].target(x_0, eps, a, s)
+
+    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
+        return PREDICTIONS[self.prediction].to_x_0(prediction, x_t, a, s)
+
+
+class Regression(Process):
+    """A plain regressor in the place of a diffusion process: the network paints the ROI at once.
+
+        prediction = network(where(roi, 0, x_0), condition)
+
+    It is trained with the squared error inside the ROI, so it tends to the mean of what could be there.
+    As a process it has a single timestep, at which nothing of x_0 is left inside the ROI and zeros stand
+    in the place of noise. There is no null condition to guide with, and no second sample.
+    """
+
+    num_timesteps = 1
+    is_stochastic = False
+
+    def alpha(self, t: Any) -> Any:
+        return (t < 0) * _one(t)
+
+    def sigma(self, t: Any) -> Any:
+        return (t >= 0) * _one(t)
+
+    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+        return x_0
+
+    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        return prediction
+
+    def corrupt(self, x_0: jax.Array, eps: jax.Array, t: jax.Array, roi: jax.Array) -> jax.Array:
+        """The network's input: 0 inside the roi, the clean image outside."""
+        return jnp.where(roi, 0.0, x_0)
+
+    def start(self, x_T: jax.Array, context: jax.Array, roi: jax.Array) -> jax.Array:
+        return jnp.where(roi, 0.0, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSettings:
+    """Which process a run trains.
+
+    Attributes:
+        process: "gaussian" or "regression".
+        schedule: of a Gaussian process, see `make_schedule`.
+        num_timesteps: T; 1 for a regression.
+        prediction: of a Gaussian process, see `Gaussian`; "x_0" for a regression.
+        drop_condition: share of class vectors replaced by the null condition in training; 0 for a
+            regression.
+
+    Raises:
+        ValueError: a field has no such value.
+    """
+
+    process: str = "gaussian"
+    schedule: str = "linear"
+    num_timesteps: int = 1000
+    prediction: str = "eps"
+    drop_condition: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.drop_condition <= 1:
+            raise FieldError("drop_condition", f"must lie in [0, 1], not {self.drop_condition}")
+        self.make()
+
+    def make(self) -> Process:
+        """The process."""
+        if self.process == "gaussian":
+            return Gaussian(make_schedule(self.schedule, self.num_timesteps), self.prediction)
+        if self.process != "regression":
+            raise FieldError("process", f"is gaussian or regression, not {self.process!r}")
+        if self.num_timesteps != 1:
+            raise FieldError("num_timesteps", f"is 1 for a regressor, not {self.num_timesteps}")
+        if self.prediction != "x_0":
+            raise FieldError("prediction", f"is x_0 for a regressor, not {self.prediction!r}")
+        if self.drop_condition:
+            raise FieldError("drop_condition", "is 0 for a regressor, which has no null condition")
+        return Regression()
+
+
+def squared_error_terms(
+    prediction: jax.Array, target: jax.Array, roi: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Numerator and denominator of the loss, per example.
+
+    The loss of a global batch is sum(sums) / sum(counts), the mean squared error over all pixels
+    and sequences inside its rois. Microbatches and devices each add up both before the one
+    division, so that the loss does not depend on how the batch was split.
+
+    Args:
+        prediction: float32 [B, H, W, C].
+        target: float32 [B, H, W, C]; its values outside the roi play no part.
+        roi: [B, H, W, 1], bool or 0 / 1.
+        weight: float32 [B]; 0 for examples that only fill up a batch.
+
+    Returns:
+        sums: float32 [B], weight * squared error summed over the roi.
+        counts: float32 [B], weight * number of pixels in the roi * C.
+    """
+    inside = jnp.broadcast_to(roi > 0, prediction.shape)
+    axes = tuple(range(1, prediction.ndim))
+    error = jnp.where(inside, prediction - target, 0.0)
+    sums = weight * jnp.sum(jnp.square(error), axis=axes)
+    counts = weight * jnp.sum(inside, axis=axes, dtype=jnp.float32)
+    return sums, counts
+
+
+def like(values: jax.Array, image: jax.Array) -> jax.Array:
+    """`values` with trailing axes of length 1, to broadcast against `image`."""
+    return values.reshape(values.shape + (1,) * (image.ndim - values.ndim))
+
+
+def _at(table: np.ndarray, clean: float, t: Any) -> Any:
+    """`table` [T] at times t, `clean` at -1: by index at integers, else with its square interpolated."""
+    table = np.concatenate([[clean], table])
+    if isinstance(t, jax.Array):
+        values, xp = jnp.asarray(table, jnp.float32), jnp
+    else:
+        t, values, xp = np.asarray(t), table, np
+    if np.issubdtype(t.dtype, np.integer):
+        return values[t + 1]
+    times = xp.arange(len(table), dtype=values.dtype) - 1
+    return xp.sqrt(xp.interp(t, times, xp.square(values)))
+
+
+def _one(t: Any) -> Any:
+    return np.float32(1) if isinstance(t, jax.Array) else np.float64(1)

@@ -1,0 +1,54 @@
+"""DDIM (Song et al. 2021, arXiv:2010.02502).
+
+With a, s = alpha and sigma of the process at t, and a', s' at the time before, one step is
+
+    eps      = (x_t - a x_0) / s
+    noise    = eta (s' / s) sqrt(1 - a^2 / a'^2)                   (equation 16)
+    x_t_prev = a' x_0 + sqrt(s'^2 - noise^2) eps + noise z         (equation 12)
+
+eps comes from the clipped x_0, as in guided-diffusion. Put together, x_t_prev = A x_0 + B x_t + noise z,
+whose three numbers per step are worked out in float64 before sampling starts. eta = 0 is deterministic,
+eta = 1 is ancestral sampling.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mbti_jax.diffusion.processes import Process
+from mbti_jax.diffusion.sampling import Sampling
+
+
+class Rows(NamedTuple):
+    """x_t_prev = x_0_factor x_0 + x_t_factor x_t + noise z; int32 `t`, float32 the others."""
+
+    t: Any
+    noise: Any
+    x_0_factor: Any
+    x_t_factor: Any
+
+
+def table(process: Process, sampling: Sampling) -> Rows:
+    """The rows of `sampling`, from noise to the clean image."""
+    t = sampling.timesteps(process.num_timesteps)
+    t_prev = np.append(t[1:], -1)
+    a, s = process.alpha(t), process.sigma(t)
+    a_prev, s_prev = process.alpha(t_prev), process.sigma(t_prev)
+    noise = sampling.eta * (s_prev / s) * np.sqrt(np.maximum(1 - (a / a_prev) ** 2, 0.0))
+    # Not below 0 but for rounding, since eta <= 1.
+    x_t_factor = np.sqrt(np.maximum(s_prev**2 - noise**2, 0.0)) / s
+    x_0_factor = a_prev - x_t_factor * a
+    return Rows(t.astype(np.int32), *map(np.float32, (noise, x_0_factor, x_t_factor)))
+
+
+def start(x_T: jax.Array) -> tuple[()]:
+    """DDIM remembers nothing."""
+    return ()
+
+
+def step(
+    carry: tuple[()], x_t: jax.Array, x_0: jax.Array, row: Rows
+) -> tuple[tuple[()], jax.Array]:
+    """x_t_prev without its noise."""
+    return carry, row.x_0_factor * x_0 + row.x_t_factor * x_t

@@ -1,0 +1,183 @@
+"""Runs a sampling method inside a region of interest.
+
+The sampler knows neither the network nor what it predicts: a guidance gives it x_0. Each row of a
+method's table is
+
+    x_0      = clip(denoise(x_t, t), low, high)
+    x_t_prev = step(x_t, x_0, row) + noise z
+
+inside the roi, and the context outside.
+
+One compiled program serves any number of steps, spacing, eta, guidance weight and clip range: they
+are arguments. The program gets the table of all rows, padded to T rows, and the range of rows to
+run now. Its loop has a traced trip count, so rows outside the range cost nothing, where a scan of
+fixed length would evaluate the network for masked rows too; the price is that the loop cannot be
+unrolled or differentiated, which sampling does not need. Python only splits the rows into chunks,
+so that it can report progress or stop between them; the image stays on its devices.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbti_jax.diffusion import samplers
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import Apply, Unguided
+from mbti_jax.diffusion.processes import Process
+from mbti_jax.diffusion.sampling import Sampling
+
+Progress = Callable[[int, int], None]
+Cancel = Callable[[], bool]
+
+
+class SamplingCancelled(Exception):
+    """The caller's `cancel` function returned true."""
+
+
+class Sampler:
+    """Guided sampling, compiled once per method, kind of guidance, shape and batch.
+
+    The batch may be sharded over devices: the arrays then come in with the same `NamedSharding`
+    over their first axis (`jax.device_put` what `noise.start_noise` returns, too), and so has the
+    result.
+    """
+
+    def __init__(self, apply: Apply, process: Process):
+        """Takes the network, apply(params, x_t, t, condition) -> prediction, and its process."""
+        self.process = process
+        self._start = jax.jit(functools.partial(_start, process), static_argnames="method")
+        self._steps = jax.jit(
+            functools.partial(_steps, apply, process),
+            static_argnames="method",
+            donate_argnames=("carry", "x_t"),
+        )
+
+    def __call__(
+        self,
+        params: Any,
+        x_T: jax.Array,
+        context: jax.Array,
+        condition: Condition,
+        keys: jax.Array,
+        sampling: Sampling,
+        *,
+        clip: tuple[float, float] = (-math.inf, math.inf),
+        chunk: int = 10,
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> jax.Array:
+        """Makes the image inside the roi.
+
+        Args:
+            params: the network's parameters.
+            x_T: float32 [B, H, W, C], standard normal noise; used inside the roi only. Not donated.
+            context: float32 [B, H, W, C], the image; used outside the roi only.
+            condition: of B examples.
+            keys: typed keys [B]. The noise of a step (eta > 0) is a function of the example's key and
+              the timestep, not of the batch or the chunks.
+            sampling: its seed and z_sigma_mm play no part here; its guidance must be given, with
+              numbers that are scalars or float [B].
+            clip: lowest and highest x_0, in the units of the image; infinite for no clipping.
+            chunk: number of rows between two reports. The result does not depend on it.
+            progress: called with (rows done, rows in all) after each chunk has been computed.
+            cancel: asked before each chunk; true ends the sampling.
+
+        Returns:
+            float32 [B, H, W, C]; outside the roi equal to `context` bit for bit.
+
+        Raises:
+            ValueError: an argument's shape or value is not as above.
+            SamplingCancelled: `cancel` returned true.
+        """
+        method = samplers.method(sampling.sampler)
+        table = method.table(self.process, sampling)
+        total, low, high = len(table.t), *clip
+        _check(x_T, context, condition, keys)
+        if not low < high:
+            raise ValueError(f"clip must be (low, high) with low < high, got {clip}.")
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}.")
+        guidance = sampling.guidance if self.process.is_stochastic else Unguided()
+        if guidance is None:
+            raise ValueError("sampling.guidance must be given")
+        guidance = jax.tree.map(
+            lambda x: np.broadcast_to(np.asarray(x, np.float32), (len(context),)), guidance
+        )
+        bounds = np.array([low, high], np.float32)
+        # Always T rows, so that the number of steps compiles nothing.
+        rows = max(self.process.num_timesteps, total)
+        table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
+
+        carry, x_t = self._start(x_T, context, condition, method=method)
+        running = None
+        for first in range(0, total, chunk):
+            if cancel is not None and cancel():
+                raise SamplingCancelled(f"Cancelled before step {first + 1} of {total}.")
+            span = np.array([first, min(first + chunk, total)], np.int32)
+            carry, x_t, done = self._steps(
+                params, carry, x_t, context, condition, keys, guidance, bounds, table, span,
+                method=method,
+            )  # fmt: skip
+            # Wait for the chunk before this one, so that the device always has work queued.
+            if running is not None:
+                _report(progress, running, total)
+            running = done
+        _report(progress, running, total)
+        return x_t
+
+
+def _report(progress, done, total):
+    done = int(done)  # waits until the chunk has been computed
+    if progress is not None:
+        progress(done, total)
+
+
+def _start(process, x_T, context, condition, method):
+    x_t = process.start(x_T, context, condition.roi)
+    return method.start(x_T), x_t
+
+
+def _steps(
+    apply, process, params, carry, x_t, context, condition, keys, guidance, bounds, table, span, method
+):  # fmt: skip
+    """Runs the rows from `span[0]` to before `span[1]`; returns carry, x_t and the rows done."""
+    roi = condition.roi
+    predict = functools.partial(apply, params)
+
+    def step(number, state):
+        carry, x_t, done = state
+        row = jax.tree.map(lambda column: column[number], table)
+        t = jnp.full(len(x_t), row.t)
+        x_0 = guidance.denoise(predict, process, x_t, t, condition)
+        x_0 = jnp.clip(x_0, bounds[0], bounds[1])
+        z = jax.vmap(
+            lambda key: jax.random.normal(
+                jax.random.fold_in(key, row.t.astype(jnp.int32)), x_t.shape[1:]
+            )
+        )(keys)
+        carry, x_t_prev = method.step(carry, x_t, x_0, row)
+        x_t = jnp.where(roi, x_t_prev + row.noise * z, context)
+        return carry, x_t, done + 1
+
+    return jax.lax.fori_loop(span[0], span[1], step, (carry, x_t, span[0]))
+
+
+def _check(x_T, context, condition, keys):
+    batch, *size, _ = context.shape
+    masks, classes = condition.roi_masks, condition.class_vector
+    for name, array, shape in (
+        ("x_T", x_T, context.shape),
+        ("roi_masks", masks, (batch, *size, masks.shape[-1])),
+        ("class_vector", classes, (batch, classes.shape[-1])),
+        ("keys", keys, (batch,)),
+    ):
+        if array.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {shape} to go with a context of {context.shape}, "
+                f"got {array.shape}."
+            )

@@ -1,0 +1,84 @@
+"""`Sampling`: how samples are drawn, as one value."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from mbti_jax.diffusion.guidance import ClassifierFree, Guidance
+from mbti_jax.diffusion.schedule import sampling_timesteps
+from mbti_jax.fields import FieldError, finite_number, whole_number
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn. Progress and cancellation travel beside it.
+
+    Attributes:
+        num_steps: steps of the sampler.
+        sampler: a key of `samplers.METHODS`.
+        spacing: of the timesteps, "trailing" or "ddim" (see `schedule.sampling_timesteps`), or the
+            timesteps themselves, strictly descending; `num_steps` is then their number.
+        eta: 0 (deterministic) to 1 (ancestral sampling).
+        guidance: a `Guidance`, or its weight w for classifier-free guidance; None for the weight that
+            the checkpoint recommends.
+        seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
+        z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
+            for independent slices.
+
+    Raises:
+        FieldError: a field is not as above.
+    """
+
+    num_steps: int = 50
+    sampler: str = "ddim"
+    spacing: str | tuple[int, ...] = "trailing"
+    eta: float = 0.0
+    guidance: Guidance | float | None = None
+    seed: int = 0
+    z_sigma_mm: float = 0.0
+
+    def __post_init__(self):
+        if not isinstance(self.spacing, str):
+            object.__setattr__(self, "spacing", tuple(self.spacing))
+            object.__setattr__(self, "num_steps", len(self.spacing))
+        whole_number("num_steps", self.num_steps, least=1)
+        whole_number("seed", self.seed)
+        if not 0.0 <= self.eta <= 1.0:
+            raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
+        if not 0.0 <= self.z_sigma_mm < np.inf:
+            raise FieldError("z_sigma_mm", f"must be 0 or more millimeters, not {self.z_sigma_mm}")
+        if isinstance(self.guidance, int | float):
+            weight = finite_number("guidance_weight", self.guidance)
+            object.__setattr__(self, "guidance", ClassifierFree(float(weight)))
+
+    def timesteps(self, num_timesteps: int) -> np.ndarray:
+        """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
+
+        Raises:
+            FieldError: there are no such timesteps.
+        """
+        if isinstance(self.spacing, str):
+            return sampling_timesteps(self.num_steps, num_timesteps, self.spacing)
+        t = np.asarray(self.spacing)
+        if (
+            not np.issubdtype(t.dtype, np.integer)
+            or t[0] >= num_timesteps
+            or t[-1] < 0
+            or np.any(np.diff(t) >= 0)
+        ):
+            raise FieldError(
+                "spacing",
+                f"as timesteps must be integers that descend strictly within [0, {num_timesteps}), "
+                f"not {self.spacing!r}",
+            )
+        return t
+
+    def record(self) -> dict[str, Any]:
+        """For provenance and requests, in JSON values."""
+        record = dataclasses.asdict(self)
+        if not isinstance(self.spacing, str):
+            record["spacing"] = [int(t) for t in self.spacing]
+        guidance = record.pop("guidance")
+        names = {} if guidance is None else guidance
+        return record | {f"guidance_{name}": value for name, value in names.items()}
