@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models.unet import UNet, param_shapes
 
 SMALL = dict(
@@ -70,11 +71,18 @@ def random_inputs(model: UNet, batch: int = 2, seed: int = 0):
     return x, t, class_vector
 
 
+def run_unet(model: UNet, params, x, t, class_vector, **options):
+    """The network on an image whose last channels are the masks, as the published one takes it."""
+    image, masks = x[..., : model.out_channels], x[..., model.out_channels :]
+    condition = Condition(masks, class_vector)
+    return model.apply({"params": params}, image, t, condition, **options)
+
+
 def loss_out_grads(model: UNet):
     """Jitted (params, inputs) -> ((loss = mean(out**2), out), gradients)."""
 
     def loss(params, inputs):
-        out = model.apply({"params": params}, *inputs)
+        out = run_unet(model, params, *inputs)
         return jnp.mean(out**2), out
 
     return quick_jit(jax.value_and_grad(loss, has_aux=True))

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from loose_arrays import guided
 
-from mbti_jax.diffusion.guidance import drop_condition, guided, null
-from mbti_jax.diffusion.process import Diffusion
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import drop_condition
+from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
 
 
@@ -40,7 +42,7 @@ def inputs():
 def test_guidance_is_the_formula(schedule, prediction, inputs):
     """(1 + w) P(c) - w P(0) from two separate passes, for another w in every example."""
     x_t, t, roi_masks, class_vector = inputs
-    diffusion = Diffusion(make_schedule(schedule), prediction)
+    diffusion = Gaussian(make_schedule(schedule), prediction)
     weight = np.array([0, 0.4, 1, 3, 0, 0.4, 1, 40], np.float32)
     x_0 = guided(network, diffusion)(2.0, x_t, t, roi_masks, class_vector, weight)
 
@@ -58,7 +60,7 @@ def test_guidance_is_the_formula(schedule, prediction, inputs):
 
 def test_no_weight_is_the_conditional_network(inputs):
     x_t, t, roi_masks, class_vector = inputs
-    diffusion = Diffusion(make_schedule("cosine"), "v")
+    diffusion = Gaussian(make_schedule("cosine"), "v")
     x_0 = guided(network, diffusion)(2.0, x_t, t, roi_masks, class_vector, jnp.zeros(8))
     output = network(2.0, np.concatenate([x_t, roi_masks], axis=-1), t, class_vector)
     np.testing.assert_allclose(x_0, diffusion.to_x_0(output, x_t, t), rtol=1e-6, atol=1e-6)
@@ -72,7 +74,7 @@ def test_both_passes_are_one_batch_and_one_call(inputs):
         calls.append((x, t, class_vector))
         return network(params, x, t, class_vector)
 
-    denoise = guided(recording, Diffusion(make_schedule("linear")))
+    denoise = guided(recording, Gaussian(make_schedule("linear")))
     denoise(2.0, x_t, t, roi_masks, class_vector, jnp.ones(8))
     ((x, times, classes),) = calls
     assert x.shape == (16, 4, 4, 7)
@@ -88,7 +90,7 @@ def test_sharded_batch_needs_no_communication(inputs):
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     arrays = jax.device_put((*inputs, jnp.ones(8)), sharding)
-    denoise = guided(network, Diffusion(make_schedule("linear")))
+    denoise = guided(network, Gaussian(make_schedule("linear")))
     program = jax.jit(denoise).lower(2.0, *arrays).compile()
     for operation in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert operation not in program.as_text()
@@ -101,18 +103,20 @@ def test_condition_is_dropped_whole_and_at_the_given_rate():
     count = 10_000
     keys = jax.random.split(jax.random.key(0), count)
     class_vector = np.tile(np.array([1, 2, 3, 1, 2], np.float32), (count, 1))
-    kept = np.asarray(drop_condition(keys, class_vector, 0.1))
+    condition = Condition(np.zeros((count, 1, 1, 5)), class_vector)
+    kept = np.asarray(drop_condition(keys, condition, 0.1).class_vector)
     dropped = np.all(kept == 0, axis=1)
     np.testing.assert_array_equal(kept[~dropped], class_vector[~dropped])
     standard_error = np.sqrt(0.1 * 0.9 / count)
     assert abs(dropped.mean() - 0.1) < 4 * standard_error
-    np.testing.assert_array_equal(drop_condition(keys, class_vector, 0.0), class_vector)
-    np.testing.assert_array_equal(drop_condition(keys, class_vector, 1.0), null(class_vector))
+    np.testing.assert_array_equal(drop_condition(keys, condition, 0.0).class_vector, class_vector)
+    np.testing.assert_array_equal(drop_condition(keys, condition, 1.0).class_vector, 0)
 
 
 def test_dropout_of_an_example_does_not_depend_on_its_batch():
     keys = jax.random.split(jax.random.key(3), 64)
-    class_vector = np.ones((64, 5), np.float32)
-    whole = drop_condition(keys, class_vector, 0.5)
-    parts = [drop_condition(keys[i : i + 7], class_vector[i : i + 7], 0.5) for i in range(0, 64, 7)]
+    condition = Condition(np.zeros((64, 1, 1, 5)), np.ones((64, 5), np.float32))
+    whole = drop_condition(keys, condition, 0.5).class_vector
+    spans = [slice(i, i + 7) for i in range(0, 64, 7)]
+    parts = [drop_condition(keys[span], condition[span], 0.5).class_vector for span in spans]
     np.testing.assert_array_equal(np.concatenate(parts), whole)

@@ -3,8 +3,7 @@
 import numpy as np
 from scipy.stats import kstest
 
-from mbti_jax.diffusion.noise import slice_weights, start_noise
-from mbti_jax.diffusion.sampler import noise_for
+from mbti_jax.diffusion.noise import noise_for, slice_weights, start_noise
 
 SHAPE = (32, 32, 1)
 

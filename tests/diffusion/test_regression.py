@@ -19,8 +19,7 @@ from mbti_jax.models.pipeline import Inputs, Pipeline, losses
 from mbti_jax.training.loop import run_metadata
 
 # All that makes a training run one of a regressor.
-FIELDS = {"prediction": "regression", "schedule": "cosine", "num_timesteps": 1}
-FIELDS |= {"drop_condition": 0.0}
+FIELDS = {"process": "regression", "prediction": "x_0", "num_timesteps": 1, "drop_condition": 0.0}
 
 
 def regressor_config():

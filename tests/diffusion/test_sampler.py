@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from loose_arrays import make_sampler
 
-from mbti_jax.diffusion.guidance import guided
-from mbti_jax.diffusion.process import Diffusion
-from mbti_jax.diffusion.sampler import Sampler, SamplingCancelled, noise_for, step_table
+from mbti_jax.diffusion.noise import noise_for
+from mbti_jax.diffusion.processes import Gaussian
+from mbti_jax.diffusion.samplers import ddim
+from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.diffusion.schedule import ddim_timesteps, make_schedule, trailing_timesteps
 
 SIZE, CHANNELS = 6, 2
@@ -48,8 +51,8 @@ def inside_roi(roi_masks):
 
 @pytest.fixture(scope="module")
 def sampler():
-    diffusion = Diffusion(make_schedule("cosine"), "v")
-    return Sampler(guided(a_network, diffusion), diffusion.schedule)
+    diffusion = Gaussian(make_schedule("cosine"), "v")
+    return make_sampler(a_network, diffusion)
 
 
 def plain_ddim(x_T, context, roi_masks, class_vector, *, timesteps, weight, eta, clip, noise):
@@ -107,7 +110,7 @@ def test_steps_are_the_papers_equations(sampler, steps, weight, eta, clip):
 )
 def test_an_exact_denoiser_recovers_the_image(schedule, prediction):
     """The network that knows x_0 (its parameters) and returns exactly the eps or v of x_t."""
-    diffusion = Diffusion(make_schedule(schedule), prediction)
+    diffusion = Gaussian(make_schedule(schedule), prediction)
     alphas = jnp.asarray(diffusion.schedule.alphas_cumprod, jnp.float32)
 
     def knowing(x_0, x, t, class_vector):
@@ -117,7 +120,7 @@ def test_an_exact_denoiser_recovers_the_image(schedule, prediction):
         eps = (x[..., :CHANNELS] - a * x_0) / s
         return eps if prediction == "eps" else a * eps - s * x_0
 
-    sampler = Sampler(guided(knowing, diffusion), diffusion.schedule)
+    sampler = make_sampler(knowing, diffusion)
     x_T, context, roi_masks, class_vector, keys = problem()
     x_0 = np.random.default_rng(9).uniform(-1, 1, x_T.shape).astype(np.float32)
     expected = np.where(inside_roi(roi_masks), x_0, context)
@@ -135,7 +138,10 @@ def test_context_is_returned_bit_for_bit():
     outside = ~inside_roi(roi_masks)
     context[outside] = np.resize(np.float32([-0.0, -1.0, 1e-42, 3e38, np.nan]), outside.sum())
     # A network that ignores the context, so that its odd values stay where they are.
-    quiet = Sampler(lambda _, x_t, *rest: jnp.zeros_like(x_t), make_schedule("linear"))
+    quiet = make_sampler(
+        lambda _, x, *rest: jnp.zeros_like(x[..., :CHANNELS]),
+        Gaussian(make_schedule("linear"), "x_0"),
+    )
     x_T = jnp.where(outside, jnp.nan, x_T)
     options = {"timesteps": trailing_timesteps(5), "weight": 0.0, "eta": 1.0}
     out = np.asarray(quiet((), x_T, context, roi_masks, class_vector, keys, **options))
@@ -159,8 +165,8 @@ def compilations(caplog):
 
 
 def test_only_shapes_compile(caplog):
-    diffusion = Diffusion(make_schedule("linear"))
-    sampler = Sampler(guided(a_network, diffusion), diffusion.schedule)
+    diffusion = Gaussian(make_schedule("linear"))
+    sampler = make_sampler(a_network, diffusion)
     arrays = problem()
     with jax.log_compiles(), caplog.at_level(logging.DEBUG):
         sampler(1.5, *arrays, timesteps=trailing_timesteps(3), weight=0.4)
@@ -179,11 +185,11 @@ def test_only_shapes_compile(caplog):
 def test_network_runs_once_a_step():
     calls = []
 
-    def counting(params, x_t, t, *rest):
+    def counting(params, x, t, *rest):
         jax.debug.callback(lambda t: calls.append(t), t[0], ordered=True)
-        return jnp.zeros_like(x_t)
+        return jnp.zeros_like(x[..., :CHANNELS])
 
-    sampler = Sampler(counting, make_schedule("linear"))
+    sampler = make_sampler(counting, Gaussian(make_schedule("linear"), "x_0"))
     timesteps = trailing_timesteps(13)
     sampler((), *problem(), timesteps=timesteps, weight=0.0, chunk=5).block_until_ready()
     jax.effects_barrier()
@@ -245,21 +251,23 @@ def test_noise_is_a_function_of_seed_sample_and_slice():
 
 def test_ancestral_steps_are_the_posterior():
     """eta = 1 over every timestep is q(x_{t-1} | x_t, x_0) of Ho et al. 2020, equation 7."""
-    schedule = make_schedule("cosine")
-    table = step_table(schedule, range(999, -1, -1), eta=1.0)
-    np.testing.assert_allclose(
-        table.x_0_factor, schedule.posterior_x_0_coefficient[::-1], rtol=1e-6, atol=1e-9
-    )
-    np.testing.assert_allclose(
-        table.x_t_factor, schedule.posterior_x_t_coefficient[::-1], rtol=1e-6, atol=1e-9
-    )
-    np.testing.assert_allclose(table.sigma**2, schedule.posterior_variance[::-1], rtol=1e-6)
+    process = Gaussian(make_schedule("cosine"))
+    table = ddim.table(process, Sampling(spacing=tuple(range(999, -1, -1)), eta=1.0))
+    t = np.arange(999, -1, -1)
+    alpha, alpha_prev = process.alpha(t) ** 2, process.alpha(t - 1) ** 2
+    beta = process.schedule.betas[t]
+    of_x_0 = np.sqrt(alpha_prev) * beta / (1 - alpha)
+    of_x_t = np.sqrt(1 - beta) * (1 - alpha_prev) / (1 - alpha)
+    np.testing.assert_allclose(table.x_0_factor, of_x_0, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(table.x_t_factor, of_x_t, rtol=1e-6, atol=1e-9)
+    variance = beta * (1 - alpha_prev) / (1 - alpha)
+    np.testing.assert_allclose(table.noise**2, variance, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"timesteps": []}, "descend"),
+        ({"timesteps": []}, "num_steps"),
         ({"timesteps": [1000, 1]}, "descend"),
         ({"timesteps": [5, 5]}, "descend"),
         ({"timesteps": [1, 2]}, "descend"),

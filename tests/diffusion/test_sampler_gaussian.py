@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from loose_arrays import make_sampler
 
-from mbti_jax.diffusion.guidance import guided
-from mbti_jax.diffusion.process import Diffusion
-from mbti_jax.diffusion.sampler import Sampler, noise_for
+from mbti_jax.diffusion.noise import noise_for
+from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule, trailing_timesteps
 
 
@@ -61,7 +61,7 @@ class GaussianImage:
             eps = (x_t[:, r] - a[t] * x_0) / s[t]
             return jnp.full_like(x_t, 7.0).at[:, r].set(eps).reshape(-1, 4, 4, 2)
 
-        self.sampler = Sampler(guided(network, Diffusion(schedule)), schedule)
+        self.sampler = make_sampler(network, Gaussian(schedule))
 
     def sample(self, x_T, keys, **options):
         """Pixels inside the roi [B, d] that the sampler makes from x_T [B, 4, 4, 2]."""

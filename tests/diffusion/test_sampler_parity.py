@@ -5,10 +5,10 @@ import math
 
 import jax
 import numpy as np
+from loose_arrays import make_sampler
+from unet_cases import run_unet
 
-from mbti_jax.diffusion.guidance import guided
-from mbti_jax.diffusion.process import Diffusion
-from mbti_jax.diffusion.sampler import Sampler
+from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.interop.names import from_guided_diffusion
 from mbti_jax.models.unet import UNet
@@ -34,8 +34,8 @@ def test_parity_with_the_reference_inpainting(goldens):
             {k.removeprefix("param/"): v for k, v in unet.items() if k.startswith("param/")}, model
         )
 
-        def apply(params, *inputs, model=model):
-            return model.apply({"params": params}, *inputs)
+        def network(params, *inputs, model=model):
+            return run_unet(model, params, *inputs)
 
         x_T, image, masks = (nhwc(golden[name]) for name in ("noise", "image", "masks"))
         inside = np.broadcast_to(nhwc(golden["roi"]) > 0, image.shape)
@@ -43,8 +43,7 @@ def test_parity_with_the_reference_inpainting(goldens):
         specs = {k.split("/")[0]: json.loads(str(v)) for k, v in golden.items() if "/spec" in k}
         samplers = {}
         for schedule in {spec["schedule"] for spec in specs.values()}:
-            diffusion = Diffusion(make_schedule(schedule))
-            samplers[schedule] = Sampler(guided(apply, diffusion), diffusion.schedule)
+            samplers[schedule] = make_sampler(network, Gaussian(make_schedule(schedule)))
 
         assert specs, f"{file.name} holds no case"
         for case, spec in specs.items():

@@ -1,5 +1,6 @@
 """The UNet against the authors' published network (goldens) and against its own contract."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -15,9 +16,11 @@ from unet_cases import (
     random_inputs,
     random_params,
     relative_l2,
+    run_unet,
     small_unet,
 )
 
+from mbti_jax.diffusion.condition import Condition
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.models.blocks import group_norm, timestep_embedding
 from mbti_jax.models.unet import UNet, depth_to_space, init_params, space_to_depth
@@ -70,21 +73,23 @@ def test_bfloat16_is_close_and_keeps_float32_outside(small):
     step = loss_out_grads(model.clone(dtype="bfloat16"))
     (_, out_bf16), grads = jax.eval_shape(step, params, inputs)
     assert {x.dtype for x in jax.tree.leaves((out_bf16, grads))} == {jnp.dtype("float32")}
-    out_bf16 = quick_jit(model.clone(dtype="bfloat16").apply)({"params": params}, *inputs)
+    run_bf16 = functools.partial(run_unet, model.clone(dtype="bfloat16"))
+    out_bf16 = quick_jit(run_bf16)(params, *inputs)
     assert 1e-4 < relative_l2(out_bf16, out) < 3e-2
 
 
 def test_dropout_acts_only_in_training(small):
     model, params, inputs, ((_, out), _) = small
-    apply = quick_jit(model.clone(dropout=0.5).apply, static_argnames="deterministic")
+    run = functools.partial(run_unet, model.clone(dropout=0.5))
+    apply = quick_jit(run, static_argnames="deterministic")
     first, again, other = (
-        apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": jax.random.key(k)})
+        apply(params, *inputs, deterministic=False, rngs={"dropout": jax.random.key(k)})
         for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert relative_l2(first, out) > 0.1
     assert relative_l2(first, other) > 0.1
-    np.testing.assert_allclose(apply({"params": params}, *inputs), out, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(apply(params, *inputs), out, rtol=1e-5, atol=1e-5)
 
 
 def test_integer_timesteps_equal_float_ones():
@@ -141,7 +146,10 @@ def test_init_params_has_the_modules_distribution():
     model = small_unet(channel_mult=(1,), attention_resolutions=())
     inputs = random_inputs(model)
     params = quick_jit(lambda key: init_params(model, key))(jax.random.key(0))
-    expected = flatten_dict(quick_jit(model.init)(jax.random.key(1), *inputs)["params"])
+    x, t, class_vector = inputs
+    condition = Condition(x[..., 1:], class_vector)
+    init = quick_jit(model.init)
+    expected = flatten_dict(init(jax.random.key(1), x[..., :1], t, condition)["params"])
     assert flatten_dict(params).keys() == expected.keys()
     for path, value in flatten_dict(params).items():
         assert value.shape == expected[path].shape and value.dtype == jnp.float32, path
@@ -151,7 +159,7 @@ def test_init_params_has_the_modules_distribution():
             bound = np.prod(value.shape[:-1]) ** -0.5
             assert 0.9 * bound < np.abs(value).max() <= bound, path
             assert np.abs(expected[path]).max() <= bound, path
-    out = quick_jit(model.apply)({"params": params}, *inputs)
+    out = quick_jit(functools.partial(run_unet, model))(params, *inputs)
     np.testing.assert_array_equal(out, np.zeros((2, 16, 16, 1)))
 
 
@@ -171,4 +179,6 @@ def test_misfits_are_named(options, shape, message):
     model = small_unet(**options)
     key = jax.random.key(0)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(model.init, key, jnp.zeros(shape), jnp.zeros(1), jnp.zeros((1, 5)))
+        x = jnp.zeros(shape)
+        condition = Condition(x[..., 1:], jnp.zeros((1, 5)))
+        jax.eval_shape(model.init, key, x[..., :1], jnp.zeros(1), condition)

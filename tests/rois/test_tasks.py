@@ -1,7 +1,6 @@
 """Tasks against scikit-image's regions, closed forms and binomial bounds, on random and real slices."""
 
 import jax
-import jax.numpy as jnp
 import nibabel
 import numpy as np
 import pytest
@@ -14,13 +13,13 @@ from skimage.measure import regionprops
 
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, nearest_resize
-from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.tasks import TaskConfig, make_task, masks_to_box, sample_task
+from mbti_jax.rois.regions import Rois, fill_boxes, make_condition
+from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 EMPTY, FREE_FORM, BOX = 1, 2, 3
 
-_make_task = jax.jit(make_task)
-_masks_to_box = jax.jit(masks_to_box)
+_make_condition = jax.jit(make_condition)
+_fill_boxes = jax.jit(fill_boxes)
 _sample_batch = jax.jit(jax.vmap(sample_task, in_axes=(0, 0, 0, None)), static_argnums=3)
 
 
@@ -35,7 +34,7 @@ def _filled_box(mask):
 
 
 def _brain_slice(size=24, radius=10.0, tumor=True):
-    """A disk of brain with a tumour of three components, or without."""
+    """A disk of brain with a tumor of three components, or without."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     image = np.where(np.hypot(y, x) <= radius, 0.3, -1.0).astype(np.float32)[..., None]
     labels = np.zeros((size, size), np.uint8)
@@ -49,7 +48,8 @@ def _brain_slice(size=24, radius=10.0, tumor=True):
 def _draw(image, labels, config, count, seed=0):
     keys = jax.random.split(jax.random.key(seed), count)
     images, maps = (np.broadcast_to(a, (count, *a.shape)) for a in (image, labels))
-    return map(np.asarray, _sample_batch(keys, images, maps, config))
+    condition = jax.device_get(_sample_batch(keys, images, maps, config))
+    return condition.roi_masks, condition.class_vector
 
 
 def _check(image, labels, roi_masks, class_vector):
@@ -89,7 +89,7 @@ def _check(image, labels, roi_masks, class_vector):
 
 
 # All slices of this size share one compiled program.
-_CONFIG = TaskConfig()
+_CONFIG = TaskSettings()
 _SHAPE = (14, 12)
 _NUM_DRAWS = 16
 
@@ -122,11 +122,11 @@ _EVERYWHERE = np.ones(_SHAPE, np.uint8)
         pytest.param(_EVERYWHERE, _NOTHING, id="brain fills the image"),
         pytest.param(_ONE_PIXEL, _NOTHING, id="one brain pixel"),
         pytest.param(_ONE_PIXEL, _ONE_PIXEL * 4, id="one brain pixel, cavity"),
-        pytest.param(_BRAIN, _BRAIN * 2, id="tumour fills the brain"),
+        pytest.param(_BRAIN, _BRAIN * 2, id="tumor fills the brain"),
         pytest.param(_BRAIN, _BRAIN * 4, id="cavity fills the brain"),
-        pytest.param(_EVERYWHERE, _EVERYWHERE * 3, id="tumour fills the image"),
+        pytest.param(_EVERYWHERE, _EVERYWHERE * 3, id="tumor fills the image"),
         pytest.param(_EVERYWHERE, _EVERYWHERE * 4, id="cavity fills the image"),
-        pytest.param(_NOTHING, _ONE_PIXEL * 1, id="tumour outside the brain"),
+        pytest.param(_NOTHING, _ONE_PIXEL * 1, id="tumor outside the brain"),
         pytest.param(_BRAIN, (_BRAIN - _ONE_PIXEL) * 2, id="one normal pixel"),
     ],
 )
@@ -151,16 +151,16 @@ def test_brain_too_thin_for_any_shape_gets_a_smaller_one():
 @settings(max_examples=60, deadline=None)
 def test_boxes_equal_regionprops(masks, keep):
     for sparse in (masks, masks & keep & np.roll(keep, 1, 0) & np.roll(masks, 3, 1)):
-        boxes = np.asarray(_masks_to_box(sparse))
+        boxes = np.asarray(_fill_boxes(sparse, np.ones(5, bool)))
         for channel in range(5):
             np.testing.assert_array_equal(boxes[..., channel], _filled_box(sparse[..., channel]))
 
 
-def test_make_task_states_the_task_that_was_given():
+def test_a_condition_states_the_task_that_was_given():
     masks = np.zeros((9, 11, 5), np.float32)
     masks[2, 3, 0] = masks[4, 7, 0] = 1
     masks[5:8, 1:4, 1] = masks[1, 1, 4] = 1
-    task = _make_task(masks, np.array([True, False, True, False, True]))
+    task = _make_condition(masks > 0, np.array([True, False, True, False, True]))
     np.testing.assert_array_equal(task.class_vector, [BOX, FREE_FORM, EMPTY, EMPTY, BOX])
     expected = masks.copy()
     expected[2:5, 3:8, 0] = 1
@@ -183,13 +183,13 @@ def test_training_and_inference_agree():
             ],
             axis=-1,
         )
-        task = _make_task(given_masks, classes == BOX)
+        task = _make_condition(given_masks > 0, classes == BOX)
         np.testing.assert_array_equal(task.roi_masks, masks)
         np.testing.assert_array_equal(task.class_vector, classes)
 
 
 def test_probabilities_are_those_of_the_config():
-    config = TaskConfig(
+    config = TaskSettings(
         prob_tumor=0.7, prob_normal=0.4, prob_mixed=0.35, prob_box=0.25, prob_normal_box=0.6
     )
     image, labels = _brain_slice()
@@ -229,7 +229,7 @@ def _normal_rois(config, count, labels=None):
 
 @pytest.mark.parametrize("beside_cavity", [False, True])
 def test_shapes_are_circles_and_rectangles_of_mostly_brain(beside_cavity):
-    config = TaskConfig(max_circles=1, max_aspect=1.5)
+    config = TaskSettings(max_circles=1, max_aspect=1.5)
     labels = np.zeros((64, 64), np.uint8)
     labels[26:38, 26:38] = 4 * beside_cavity
     brain, circles, rectangles = _normal_rois(config, 200, labels)
@@ -260,7 +260,7 @@ def test_shapes_are_circles_and_rectangles_of_mostly_brain(beside_cavity):
 
 
 def test_shapes_are_anywhere_in_the_brain_and_as_many_as_asked():
-    config = TaskConfig(min_radius=0.02, max_radius=0.02, max_circles=3)
+    config = TaskSettings(min_radius=0.02, max_radius=0.02, max_circles=3)
     _, circles, rectangles = _normal_rois(config, 1000)
     counts = np.bincount([ndimage.label(mask)[1] for mask in circles], minlength=4)
     # Small circles seldom touch, so the number of pieces is nearly that of circles.
@@ -301,7 +301,7 @@ def test_real_slices(real_cases):
         augment_key, task_key = jax.random.split(key)
         small = area_resize(image, (60, 60)), nearest_resize(labels, (60, 60))
         moved = augment(augment_key, *small)
-        return *moved, sample_task(task_key, *moved, TaskConfig())
+        return *moved, sample_task(task_key, *moved, TaskSettings())
 
     images, labels = _real_slices(real_cases)
     assert (labels > 0).any((1, 2)).sum() > 20
@@ -332,10 +332,10 @@ def test_real_slices(real_cases):
 )
 def test_impossible_configs_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        TaskConfig(**wrong)
+        TaskSettings(**wrong)
 
 
-@pytest.mark.parametrize("masks, box", [((8, 8, 4), (5,)), ((2, 8, 8, 5), (5,)), ((8, 8, 5), (4,))])
-def test_masks_of_another_shape_are_refused(masks, box):
-    with pytest.raises(ValueError, match=CHANNELS[0]):
-        make_task(jnp.zeros(masks), jnp.zeros(box, bool))
+@pytest.mark.parametrize("shape", [(8, 8, 4), (2, 8, 8, 6), (8, 5)])
+def test_masks_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="normal"):
+        Rois(np.zeros(shape))

@@ -1,14 +1,12 @@
-"""ROIs from the case's own tumour, and the labels afterwards."""
+"""ROIs from the case's own tumor, and the labels afterwards."""
 
 import numpy as np
 import pytest
 
 from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.regions import box_flags
-from mbti_jax.rois.tumors import own_tumor_masks, painted_labels
+from mbti_jax.rois.tumors import own_tumor, painted_labels
 
 SHAPE = (4, 40, 36)
-NONE = np.zeros(5, bool)
 
 
 @pytest.fixture
@@ -33,65 +31,64 @@ def channel(masks: np.ndarray, name: str) -> np.ndarray:
 
 
 def test_remove(labels, brain):
-    masks = own_tumor_masks(labels, brain, "remove", NONE)
-    np.testing.assert_array_equal(channel(masks, "normal"), (labels > 0) & (labels < 4))
-    assert masks.sum() == channel(masks, "normal").sum()
-    after = painted_labels(labels, masks, NONE)
+    rois = own_tumor(labels, brain, "remove")
+    np.testing.assert_array_equal(channel(rois.masks, "normal"), (labels > 0) & (labels < 4))
+    assert rois.masks.sum() == channel(rois.masks, "normal").sum()
+    after = painted_labels(labels, rois)
     np.testing.assert_array_equal(after, np.where(labels == 4, 4, 0))
 
 
 def test_remove_in_its_box(labels, brain):
     labels[1, 20, 20] = 2
-    flags = box_flags(["normal"])
-    masks = own_tumor_masks(labels, brain, "remove", flags)
+    rois = own_tumor(labels, brain, "remove", ["normal"])
     expected = np.zeros(SHAPE, bool)
     expected[1, 10:21, 8:21] = expected[2, 10:18, 8:14] = True
-    np.testing.assert_array_equal(channel(masks, "normal"), expected)
-    assert not painted_labels(labels, masks, flags)[:3].any()
+    np.testing.assert_array_equal(channel(rois.masks, "normal"), expected)
+    assert not painted_labels(labels, rois)[:3].any()
 
 
 def test_replace_keeps_the_label_map(labels, brain):
-    masks = own_tumor_masks(labels, brain, "replace", NONE)
-    np.testing.assert_array_equal(painted_labels(labels, masks, NONE), labels)
-    np.testing.assert_array_equal(channel(masks, "enhancement"), labels == 3)
+    rois = own_tumor(labels, brain, "replace")
+    np.testing.assert_array_equal(painted_labels(labels, rois), labels)
+    np.testing.assert_array_equal(channel(rois.masks, "enhancement"), labels == 3)
 
 
 def test_random_and_boxes_have_no_label_map(labels, brain):
-    masks = own_tumor_masks(labels, brain, "random", box_flags(["tumor"]))
-    assert channel(masks, "tumor").sum() == 2 * 8 * 6
-    with pytest.raises(ValueError, match="mixed tumour has no label map"):
-        painted_labels(labels, masks, NONE)
-    masks = own_tumor_masks(labels, brain, "replace", box_flags(["edema"]))
+    rois = own_tumor(labels, brain, "random", ["tumor"])
+    assert channel(rois.masks, "tumor").sum() == 2 * 8 * 6
+    with pytest.raises(ValueError, match="mixed tumor has no label map"):
+        painted_labels(labels, rois)
+    rois = own_tumor(labels, brain, "replace", ["edema"])
     with pytest.raises(ValueError, match="box of edema has no label map"):
-        painted_labels(labels, masks, box_flags(["edema"]))
+        painted_labels(labels, rois)
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("box", [[], ["normal"]])
 def test_move(labels, brain, seed, box):
-    flags = box_flags(box)
-    masks = own_tumor_masks(labels, brain, "move", flags, seed)
-    after = painted_labels(labels, masks, flags)
-    components = masks[..., 1:4].any(-1)
-    assert not (components & channel(masks, "normal")).any()
+    rois = own_tumor(labels, brain, "move", box, seed)
+    after = painted_labels(labels, rois)
+    components = rois.masks[..., 1:4].any(-1)
+    assert not (components & channel(rois.masks, "normal")).any()
     assert not (components & ~brain).any() and (after[labels == 4] == 4).all()
     # Shape and components as before, but for the few voxels that may be lost.
     for label in (1, 2, 3):
         before = (labels == label).sum()
         assert 0 <= before - (after == label).sum() <= 2
     assert not after[(labels > 0) & (labels < 4)].any()
-    np.testing.assert_array_equal(own_tumor_masks(labels, brain, "move", flags, seed), masks)
+    again = own_tumor(labels, brain, "move", box, seed)
+    np.testing.assert_array_equal(again.masks, rois.masks)
 
 
 def test_places_differ_and_may_not_exist(labels, brain):
-    places = {own_tumor_masks(labels, brain, "move", NONE, s)[..., 2].tobytes() for s in range(8)}
+    places = {own_tumor(labels, brain, "move", seed=s).masks[..., 2].tobytes() for s in range(8)}
     assert len(places) >= 7
     with pytest.raises(ValueError, match="nowhere does it fit"):
-        own_tumor_masks(labels, (labels > 0) & brain, "move", NONE)
+        own_tumor(labels, (labels > 0) & brain, "move")
 
 
 def test_refused(labels, brain):
     with pytest.raises(ValueError, match="unknown tumor mode 'delete'; choose one of remove"):
-        own_tumor_masks(labels, brain, "delete", NONE)
-    with pytest.raises(ValueError, match="holds no tumour"):
-        own_tumor_masks(np.where(labels == 4, 4, 0), brain, "remove", NONE)
+        own_tumor(labels, brain, "delete")
+    with pytest.raises(ValueError, match="holds no tumor"):
+        own_tumor(np.where(labels == 4, 4, 0), brain, "remove")

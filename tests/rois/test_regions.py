@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from mbti_jax.rois import regions
 from mbti_jax.rois.kinds import CHANNELS, COLORS
-from mbti_jax.rois.tasks import make_task
+from mbti_jax.rois.regions import Rois, make_condition
 
-_make_tasks = jax.jit(jax.vmap(make_task, in_axes=(0, None)))
+_make_conditions = jax.jit(jax.vmap(make_condition, in_axes=(0, None)))
 SHAPE = (9, 8)
-NONE = np.zeros(5, bool)
 
 
 def mask(*index) -> np.ndarray:
@@ -21,11 +20,11 @@ def mask(*index) -> np.ndarray:
     return out
 
 
-def test_names_labels_and_colours_mean_the_same():
+def test_names_labels_and_colors_mean_the_same():
     wanted = {"edema": mask(slice(1, 4), 2), "normal": mask(6, slice(2, 5))}
     by_name = regions.to_masks(wanted, SHAPE)
     np.testing.assert_array_equal(by_name[..., CHANNELS.index("edema")], wanted["edema"])
-    labels = regions.to_label_map(by_name)
+    labels = Rois(by_name).label_map()
     np.testing.assert_array_equal(regions.to_masks(labels, SHAPE), by_name)
     picture = np.zeros((*SHAPE, 3), np.uint8)
     for name, where in wanted.items():
@@ -34,7 +33,7 @@ def test_names_labels_and_colours_mean_the_same():
     assert by_name.sum() == 6
 
 
-def test_255_is_a_mask_but_two_greys_are_not():
+def test_255_is_a_mask_but_two_grays_are_not():
     np.testing.assert_array_equal(
         regions.to_masks({"tumor": 255 * mask(2, 3).astype(np.uint8)}, SHAPE)[..., 4], mask(2, 3)
     )
@@ -54,7 +53,7 @@ def test_255_is_a_mask_but_two_greys_are_not():
         (mask(0) * 1.5, None, r"labels \[1\.5\]"),
         (mask(0) * 7, {1: "edema"}, r"labels \[7\].*known are 1 edema"),
         (np.full(SHAPE, "a"), None, "whole numbers are needed"),
-        (np.full((*SHAPE, 3), 9, np.uint8), None, r"unknown colours, such as \(9, 9, 9\)"),
+        (np.full((*SHAPE, 3), 9, np.uint8), None, r"unknown colors, such as \(9, 9, 9\)"),
     ],
 )
 def test_refused(given, labels, sentence):
@@ -65,7 +64,7 @@ def test_refused(given, labels, sentence):
 def test_boxes_are_filled_slice_by_slice():
     masks = np.zeros((2, *SHAPE, 5), bool)
     masks[0, 2, 3, 0] = masks[0, 5, 6, 0] = masks[1, 1, 1, 0] = masks[1, 0, 0, 2] = True
-    filled = regions.fill_boxes(masks, regions.box_flags(["normal"]))
+    filled = Rois(masks, ["normal"]).masks
     expected = masks.copy()
     expected[0, 2:6, 3:7, 0] = True
     np.testing.assert_array_equal(filled, expected)
@@ -78,25 +77,27 @@ def test_boxes_are_those_of_training(seed):
     # From empty to crowded.
     masks = rng.random((3, *SHAPE, 5)) < rng.choice([0.0, 0.02, 0.1, 0.5], 5)
     box = rng.random(5) < 0.5
-    trained = np.asarray(_make_tasks(masks, box).roi_masks)
-    np.testing.assert_array_equal(regions.fill_boxes(masks, box), trained > 0)
+    trained = jax.device_get(_make_conditions(masks, box))
+    ours = make_condition(masks, box)
+    jax.tree.map(np.testing.assert_array_equal, ours, trained)
+    np.testing.assert_array_equal(regions.fill_boxes(masks, box), ours.roi_masks > 0)
 
 
 def test_overlap():
     masks = np.zeros((*SHAPE, 5), bool)
     masks[1:4, 1:4, 2] = masks[2, 2, 3] = True
     with pytest.raises(ValueError, match="edema and enhancement overlap in 1 pixels"):
-        regions.check_overlap(masks, NONE)
-    assert regions.check_overlap(masks, regions.box_flags(["edema"])) == []
+        Rois(masks)
+    assert Rois(masks, ["edema"]).warnings == []
     masks[3, 3, 0] = True
     with pytest.raises(ValueError, match="normal and edema overlap"):
-        regions.check_overlap(masks, regions.box_flags(["edema"]))
+        Rois(masks, ["edema"])
 
 
-def test_mixed_tumor_beside_components_is_warned_of():
+def test_mixed_tumor_together_with_components_is_warned_of():
     masks = np.zeros((*SHAPE, 5), bool)
     masks[1, 1, 1] = masks[5, 5, 4] = True
-    assert "never trained" in regions.check_overlap(masks, NONE)[0]
+    assert "never trained" in Rois(masks).warnings[0]
 
 
 def test_labels_in_words():
@@ -117,6 +118,6 @@ def test_labels_in_words():
         with pytest.raises(ValueError, match=sentence):
             regions.parse_labels(wrong)
     assert regions.parse_labels("") == regions.ROI_LABELS
-    assert regions.box_flags(["normal"])[0]
+    assert Rois(np.zeros((2, 2, 5)), ["normal"]).is_box.tolist() == [True] + 4 * [False]
     with pytest.raises(ValueError, match="collection of names"):
-        regions.box_flags("normal")
+        Rois(np.zeros((2, 2, 5)), "normal")

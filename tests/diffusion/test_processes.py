@@ -5,13 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbti_jax.diffusion.process import (
-    PREDICTIONS,
-    Diffusion,
-    model_input,
-    squared_error_terms,
-    union,
-)
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.processes import PREDICTIONS, Gaussian, squared_error_terms
 from mbti_jax.diffusion.schedule import make_schedule
 
 SCHEDULES = ("linear", "cosine")
@@ -48,6 +43,20 @@ def float64_factors(name, t):
     return np.sqrt(alpha), np.sqrt(1 - alpha)
 
 
+def posterior(process, x_0, x_t, t):
+    """Mean and variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, equations 6 and 7), float64."""
+    t = np.asarray(t)
+    alpha, alpha_prev = process.alpha(t) ** 2, process.alpha(t - 1) ** 2
+    beta = 1 - alpha / alpha_prev
+    of_x_0 = np.sqrt(alpha_prev) * beta / (1 - alpha)
+    of_x_t = np.sqrt(1 - beta) * (1 - alpha_prev) / (1 - alpha)
+    of_x_0, of_x_t, variance = (
+        values.reshape(-1, 1, 1, 1)
+        for values in (of_x_0, of_x_t, beta * (1 - alpha_prev) / (1 - alpha))
+    )
+    return of_x_0 * np.asarray(x_0) + of_x_t * np.asarray(x_t), variance
+
+
 def test_parity_with_guided_diffusion(goldens):
     files = sorted(goldens.glob("schedule*.npz"))
     assert files, f"no schedule*.npz in {goldens}"
@@ -55,13 +64,13 @@ def test_parity_with_guided_diffusion(goldens):
         with np.load(file) as arrays:
             golden = dict(arrays)
         for name in sorted({key.split("/")[0] for key in golden if key.endswith("/q_sample")}):
-            diffusion = Diffusion(make_schedule(name, len(golden[f"{name}/betas"])))
+            diffusion = Gaussian(make_schedule(name, len(golden[f"{name}/betas"])))
             x_0, eps = (golden[f"{name}/{k}"].transpose(0, 2, 3, 1) for k in ("x0", "noise"))
             t = jnp.asarray(golden[f"{name}/t"], jnp.int32)
-            x_t = diffusion.q_sample(x_0, eps, t, np.ones_like(x_0[..., :1]))
+            x_t = diffusion.corrupt(x_0, eps, t, np.ones_like(x_0[..., :1]))
             assert_parity(x_t, golden[f"{name}/q_sample"], f"{file.name}: {name} q_sample")
-            mean, variance = diffusion.posterior(x_0, x_t, t)
-            variance = jnp.broadcast_to(variance, mean.shape)
+            mean, variance = posterior(diffusion, x_0, x_t, t)
+            variance = np.broadcast_to(variance, mean.shape)
             for key, value in (("posterior_mean", mean), ("posterior_variance", variance)):
                 assert_parity(value, golden[f"{name}/{key}"], f"{file.name}: {name} {key}")
 
@@ -69,7 +78,7 @@ def test_parity_with_guided_diffusion(goldens):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_q_sample_noises_the_roi_and_nothing_else(name, batch):
     x_0, eps, t, roi = batch
-    x_t = np.asarray(Diffusion(make_schedule(name)).q_sample(x_0, eps, t, roi))
+    x_t = np.asarray(Gaussian(make_schedule(name)).corrupt(x_0, eps, t, roi))
     a, s = float64_factors(name, t)
     inside = np.broadcast_to(roi > 0, x_0.shape)
     np.testing.assert_array_equal(x_t[~inside], x_0[~inside])
@@ -83,7 +92,7 @@ def test_posterior_is_bayes_rule(name, batch):
     schedule = make_schedule(name)
     beta = schedule.betas[t].reshape(-1, 1, 1, 1)[1:]  # at t = 0 the prior is a point
     alpha_prev = schedule.alphas_cumprod[t - 1].reshape(-1, 1, 1, 1)[1:]
-    mean, variance = Diffusion(schedule).posterior(x_0, eps, t)  # any x_t will do
+    mean, variance = posterior(Gaussian(schedule), x_0, eps, t)  # any x_t will do
     np.testing.assert_array_equal(mean[0], x_0[0])
     assert variance[0].item() == 0
     precision = 1 / (1 - alpha_prev) + (1 - beta) / beta
@@ -94,34 +103,47 @@ def test_posterior_is_bayes_rule(name, batch):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_predictions_convert_to_the_image_and_the_noise(name, prediction, batch):
+def test_predictions_convert_to_the_image(name, prediction, batch):
     x_0, eps, t, _ = batch
-    diffusion = Diffusion(make_schedule(name), prediction)
+    diffusion = Gaussian(make_schedule(name), prediction)
     a, s = float64_factors(name, t)
     target = diffusion.target(x_0, eps, t)
     expected = {"eps": eps, "v": a * eps - s * x_0, "x_0": x_0}[prediction]
     np.testing.assert_allclose(target, expected, rtol=1e-5, atol=1e-6)
 
-    x_t = diffusion.q_sample(x_0, eps, t, np.ones_like(x_0[..., :1]))
+    x_t = diffusion.corrupt(x_0, eps, t, np.ones_like(x_0[..., :1]))
     # x_0 from eps is as good as float32 allows: x_t is known to one part in 2^24, of which a_t x_0 is
-    # a small share late in the process; likewise eps from x_0 early in it. From v both are exact at
-    # every timestep.
-    for value, wanted, share in (
-        (diffusion.to_x_0(target, x_t, t), x_0, a if prediction == "eps" else 1.0),
-        (diffusion.to_eps(target, x_t, t), eps, s if prediction == "x_0" else 1.0),
-    ):
-        error = np.abs(np.asarray(value) - wanted)
-        assert np.all(error <= 2e-6 / share + 1e-5 * np.abs(wanted)), error.max()
+    # a small share late in the process. From v it is exact at every timestep.
+    share = a if prediction == "eps" else 1.0
+    error = np.abs(np.asarray(diffusion.to_x_0(target, x_t, t)) - x_0)
+    assert np.all(error <= 2e-6 / share + 1e-5 * np.abs(x_0)), error.max()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_alpha_and_sigma_at_real_times(name):
+    """The tables at integers, the clean image at -1, and in between what lies between."""
+    schedule = make_schedule(name)
+    process = Gaussian(schedule)
+    t = np.array([-1, 0, 17, 500, 999])
+    alpha_bar = np.append(1.0, schedule.alphas_cumprod)[t + 1]
+    for times in (t, t.astype(float)):
+        np.testing.assert_allclose(process.alpha(times) ** 2, alpha_bar, rtol=1e-12)
+        np.testing.assert_allclose(process.sigma(times) ** 2, 1 - alpha_bar, atol=1e-12)
+    between = np.linspace(-1, 999, 4001)
+    assert np.all(np.diff(process.alpha(between)) < 0)
+    np.testing.assert_allclose(process.alpha(between) ** 2 + process.sigma(between) ** 2, 1)
+    on_device = process.alpha(jnp.asarray(between, jnp.float32))
+    np.testing.assert_allclose(on_device, process.alpha(between), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_last_timestep_is_finite_in_values_and_gradients(name, batch):
     x_0, eps, t, roi = batch
     for prediction in PREDICTIONS:
-        diffusion = Diffusion(make_schedule(name), prediction)
+        diffusion = Gaussian(make_schedule(name), prediction)
 
         def loss(output, diffusion=diffusion):
-            x_t = diffusion.q_sample(x_0, eps, t, roi)
+            x_t = diffusion.corrupt(x_0, eps, t, roi)
             return jnp.mean(diffusion.to_x_0(output, x_t, t) ** 2)
 
         value, gradient = jax.value_and_grad(loss)(jnp.asarray(eps))
@@ -131,8 +153,8 @@ def test_last_timestep_is_finite_in_values_and_gradients(name, batch):
 
 def test_one_example_and_a_batch_are_the_same_function(batch):
     x_0, eps, t, roi = batch
-    diffusion = Diffusion(make_schedule("cosine"), "v")
-    for method in (diffusion.target, lambda *args: diffusion.q_sample(*args, roi[2])):
+    diffusion = Gaussian(make_schedule("cosine"), "v")
+    for method in (diffusion.target, lambda *args: diffusion.corrupt(*args, roi[2])):
         np.testing.assert_allclose(
             method(x_0[2], eps[2], t[2]), method(x_0[2:3], eps[2:3], t[2:3])[0], rtol=1e-6
         )
@@ -140,19 +162,15 @@ def test_one_example_and_a_batch_are_the_same_function(batch):
 
 def test_unknown_prediction_is_an_error():
     with pytest.raises(ValueError, match="'score'"):
-        Diffusion(make_schedule("linear"), "score")
+        Gaussian(make_schedule("linear"), "score")
 
 
-def test_roi_is_the_union_of_the_masks(batch):
-    x_0, *_ = batch
+def test_roi_is_the_union_of_the_masks():
     masks = np.zeros((6, 8, 8, 5), np.float32)
     masks[0, 1, 2, 0] = masks[0, 1, 2, 4] = masks[3, 4, 5, 3] = 1
-    roi = np.asarray(union(masks))
+    roi = np.asarray(Condition(masks, np.ones((6, 5), np.float32)).roi)
     assert roi.shape == (6, 8, 8, 1)
     assert list(zip(*roi.nonzero(), strict=True)) == [(0, 1, 2, 0), (3, 4, 5, 0)]
-    x = model_input(jnp.asarray(x_0), jnp.asarray(masks))
-    np.testing.assert_array_equal(x[..., :2], x_0)
-    np.testing.assert_array_equal(x[..., 2:], masks)
 
 
 def test_loss_is_the_mean_over_roi_pixels_and_sequences(batch):
@@ -175,7 +193,7 @@ def test_loss_is_the_mean_over_roi_pixels_and_sequences(batch):
 def test_target_outside_the_roi_changes_neither_loss_nor_gradient(prediction, batch):
     """Through a network that mixes all pixels, so that leaks would show."""
     x_0, eps, t, roi = batch
-    diffusion = Diffusion(make_schedule("cosine"), prediction)
+    diffusion = Gaussian(make_schedule("cosine"), prediction)
     mix = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32) / 8
 
     @jax.jit
@@ -187,7 +205,7 @@ def test_target_outside_the_roi_changes_neither_loss_nor_gradient(prediction, ba
 
         return jax.value_and_grad(loss)(mix)
 
-    x_t = diffusion.q_sample(x_0, eps, t, roi)
+    x_t = diffusion.corrupt(x_0, eps, t, roi)
     target = np.array(diffusion.target(x_0, eps, t))
     changed = np.where(roi > 0, target, 1e3 * target + 7)
     before, after = loss_and_gradient(mix, x_t, target), loss_and_gradient(mix, x_t, changed)

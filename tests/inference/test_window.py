@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from mbti_jax.inference.window import Window
 from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.regions import Rois
 from tfds_brats.scale import IntensityScale
 from tfds_brats.slices import bounding_box
 
 UNIT = [IntensityScale(0.0, 2.0)]  # model = value - 1
-FREE = np.zeros(5, bool)
 
 
 def place(shape, brain_box, roi_box=None, window=32, image_size=16, pixel_size=(1.0, 1.0)):
@@ -109,7 +109,7 @@ def test_every_roi_pixel_is_replaced_and_none_is_seen(data):
     window = place(shape, (2, 2, 38, 34))
     values = np.where(masks.any(-1), 1e6, 2)[..., None]
     image = window.to_model(values, np.ones(shape, bool), UNIT)
-    task = window.task(masks, FREE)
+    task = window.condition(Rois(masks))
     roi = task.roi_masks.any(-1)
     # What is left of the context shows nothing of the huge values inside the ROI.
     assert (image[~roi] <= 1).all()
@@ -121,7 +121,7 @@ def test_a_tiny_component_is_not_lost():
     masks = np.zeros((40, 36, 5), bool)
     masks[10:20, 10:20, 2] = True
     masks[14, 14, 2], masks[14, 14, 3] = False, True
-    task = place((40, 36), (2, 2, 38, 34)).task(masks, FREE)
+    task = place((40, 36), (2, 2, 38, 34)).condition(Rois(masks))
     assert task.roi_masks[..., 3].sum() == 1
     assert task.class_vector.tolist() == [1, 1, 2, 2, 1]
 
@@ -129,7 +129,7 @@ def test_a_tiny_component_is_not_lost():
 def test_a_box_is_a_rectangle_in_the_model_too():
     masks = np.zeros((40, 36, 5), bool)
     masks[11:20, 13:18, CHANNELS.index("tumor")] = True
-    task = place((40, 36), (2, 2, 38, 34)).task(masks, np.array([False] * 4 + [True]))
+    task = place((40, 36), (2, 2, 38, 34)).condition(Rois(masks, ("tumor",)))
     assert task.class_vector.tolist() == [1, 1, 1, 1, 3]
     y0, x0, y1, x1 = bounding_box(task.roi_masks[..., 4] > 0)
     assert task.roi_masks.sum() == (y1 - y0) * (x1 - x0)
