@@ -155,7 +155,8 @@ class Pipeline:
         )
         target = self.process.target(inputs.x_0, eps, t)
         sums, counts = squared_error_terms(prediction, target, roi, weight)
-        quarter = jax.nn.one_hot(t * QUARTERS // self.process.num_timesteps, QUARTERS)
+        quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
+        quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)
 
 
