@@ -16,9 +16,8 @@ import numpy as np
 
 from tfds_brats.conventions import (
     CONVENTIONS,
-    ENHANCEMENT,
-    NECROTIC_CORE,
     SEQUENCES,
+    TUMOR_LABELS,
     CaseError,
     Convention,
     get_convention,
@@ -241,11 +240,11 @@ def survey_case(files: CaseFiles) -> float:
 
 
 def is_tumor(labels: np.ndarray) -> np.ndarray:
-    """bool, of any shape, from canonical labels: necrotic core, edema or enhancement.
+    """bool, of any shape, from canonical labels: any of `conventions.TUMOR_LABELS`.
 
-    A resection cavity is none: it is never an ROI and makes no slice a tumour slice.
+    A resection cavity is none of them: it is never an ROI and makes no slice a tumor slice.
     """
-    return (labels >= NECROTIC_CORE) & (labels <= ENHANCEMENT)
+    return np.isin(labels, TUMOR_LABELS)
 
 
 def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ SEQUENCES = ("t1", "t1ce", "t2", "flair")
 
 # Canonical labels, uint8, of every record.
 BACKGROUND, NECROTIC_CORE, EDEMA, ENHANCEMENT, CAVITY = range(5)
+# What a tumor consists of. A resection cavity is not part of it.
+TUMOR_LABELS = (NECROTIC_CORE, EDEMA, ENHANCEMENT)
 
 
 class CaseError(ValueError):
