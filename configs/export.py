@@ -20,9 +20,9 @@ def get_config() -> ConfigDict:
     # A sentence that every output of the model carries: in its provenance record and under pictures.
     config.note = ""
 
-    # For the model card: what the model was trained on, and under which licence the weights are.
+    # For the model card: what the model was trained on, and under which license the weights are.
     config.card = ConfigDict()
-    config.card.title = "Multitask brain-tumour inpainting"
+    config.card.title = "Multitask brain-tumor inpainting"
     config.card.data = ""
-    config.card.licence = ""
+    config.card.license = ""
     return config

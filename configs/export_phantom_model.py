@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     )
     config.card.title = "The phantom model of mbti-jax"
     config.card.data = _DATA
-    config.card.licence = (
+    config.card.license = (
         "Apache-2.0, as the software. It was trained on images made from the ICBM 152 template (Fonov "
         "et al. 2009, doi 10.1016/S1053-8119(09)70884-5), which has terms of its own."
     )

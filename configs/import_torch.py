@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.inference.guidance_weight = 0.4
 
     config.card = ConfigDict()
-    config.card.title = "Multitask brain-tumour inpainting"
+    config.card.title = "Multitask brain-tumor inpainting"
     config.card.data = ""
-    config.card.licence = ""
+    config.card.license = ""
     return config

@@ -1,6 +1,6 @@
 """Inpaints files: cases, volumes or single slices.
 
-    # Normal tissue in the box of the tumour, in every case of a folder:
+    # Normal tissue in the box of the tumor, in every case of a folder:
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
         --config.source=DIR --config.convention=brats2021 --config.tumor=remove \\
         --config.box='("normal",)'
@@ -17,7 +17,7 @@
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
         --config.layout=brats_inpainting --config.source=DIR
 
-    # A labelled set for nnU-Net:
+    # A labeled set for nnU-Net:
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.layout=nnunet \\
         --config.source=DIR --config.convention=brats2021 --config.tumor=move --config.num_samples=3 \\
         --workdir=Dataset101_Synthetic
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     # Without one: 1 necrotic_core, 2 edema, 3 enhancement, 5 normal, 6 tumor.
     config.roi = ""
     config.roi_labels = ""
-    # Or the case's own tumour: remove, replace, random or move.
+    # Or the case's own tumor: remove, replace, random or move.
     config.tumor = ""
     # ROIs to be treated as bounding boxes: normal, necrotic_core, edema, enhancement, tumor.
     config.box = ()
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     # Below 0: what the checkpoint recommends.
     config.guidance_weight = -1.0
     config.eta = 0.0
-    # How far along z neighbouring slices share their noise, sigma in mm; 0 for independent slices. On
+    # How far along z neighboring slices share their noise, sigma in mm; 0 for independent slices. On
     # phantoms 2 mm makes the step between painted slices that of the tissue around them, 0.04 of the
     # range; it is 0.11 to 0.16 with independent noise and 0.03 with 4 mm.
     config.z_sigma_mm = 2.0

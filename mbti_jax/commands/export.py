@@ -14,7 +14,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     Args:
         config: `source`, a training run's folder or another export; `names`, "mbti_jax" or
             "guided_diffusion"; `note`, what every output shall say about the model; `card`, the model
-            card's `title`, `data` and `licence`.
+            card's `title`, `data` and `license`.
         workdir: the folder to write.
 
     Raises:

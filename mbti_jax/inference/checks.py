@@ -45,10 +45,10 @@ def given_scales(intensity_range: Any, num_sequences: int) -> list[IntensityScal
 
 
 def pixel_sizes(pixel_size: Any) -> tuple[float, float]:
-    """(height, width) in millimetres of a pixel, given as such or as one number for both."""
+    """(height, width) in millimeters of a pixel, given as such or as one number for both."""
     sizes = np.broadcast_to(pixel_size, 2).tolist() if np.size(pixel_size) in (1, 2) else ()
     if not (sizes and all(0 < size < np.inf for size in sizes)):
-        raise ValueError(f"pixel_size must be millimetres above 0, not {pixel_size}")
+        raise ValueError(f"pixel_size must be millimeters above 0, not {pixel_size}")
     return float(sizes[0]), float(sizes[1])
 
 

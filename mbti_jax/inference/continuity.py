@@ -1,8 +1,13 @@
 """How continuous a repainted volume is along z."""
 
+from typing import Any
+
 import numpy as np
 
+from mbti_jax.inference.inpainter import InpaintedVolume
+from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale
+from tfds_brats.slices import to_slices
 
 
 def z_continuity(values: np.ndarray, roi: np.ndarray, scale: IntensityScale) -> float | None:
@@ -20,3 +25,40 @@ def z_continuity(values: np.ndarray, roi: np.ndarray, scale: IntensityScale) -> 
         return None
     step = np.abs(values[1:][pairs].astype(np.float64) - values[:-1][pairs])
     return float(step.mean() / (scale.high - scale.low))
+
+
+def measure(
+    case: Case, result: InpaintedVolume, independent: InpaintedVolume | None = None
+) -> dict[str, dict[str, float | None]]:
+    """`z_continuity` of a repainted case by sequence, compared with the tissue that was there.
+
+    Args:
+        case: the case.
+        result: what it became.
+        independent: the same with independent noise in every slice.
+    """
+    roi, brain = result.rois.union, to_slices(case.brain)
+    out: dict[str, Any] = {}
+    for name, values in result.values.items():
+        scale, before = case.scale(name), to_slices(case.values(name))
+        out[name] = {
+            "inpainted": z_continuity(values, roi, scale),
+            "input_inside_roi": z_continuity(before, roi, scale),
+            "input_around_roi": z_continuity(before, brain & ~roi, scale),
+        }
+        if independent is not None:
+            noise = z_continuity(independent.values[name], independent.rois.union, scale)
+            out[name]["independent_noise"] = noise
+    return out
+
+
+def describe(subject: str, continuity: dict[str, dict[str, float | None]]) -> list[str]:
+    """The figures of `measure` in words, a line for each sequence that has any."""
+    lines = []
+    for sequence, figures in continuity.items():
+        if figures["inpainted"] is not None:
+            shown = [f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if v is not None]
+            lines.append(
+                f"{subject} {sequence}: step between slices, share of the range: {', '.join(shown)}"
+            )
+    return lines

@@ -13,7 +13,7 @@ _TEMPLATE = """\
 A denoising diffusion model that repaints regions of axial MR slices of the brain: with normal tissue,
 or with the components of a glioma (necrotic core, edema, enhancement, or all of them mixed), each
 inside a free-form region or a bounding box (Rouzrokh et al. 2022, arXiv 2210.12113). It is meant for
-research on data augmentation, on robustness, and on algorithms that need a brain without its tumour.
+research on data augmentation, on robustness, and on algorithms that need a brain without its tumor.
 
 Not intended: adding or removing disease in images that someone may take for a patient's. What it
 paints is made up; it is no evidence of what was, or will be, in a patient. Outputs should stay marked
@@ -47,21 +47,21 @@ Recommended guidance weight {guidance_weight}. All fields are in config.json.
 
 ## Licence
 
-{licence}
+{license}
 """
 
 UNKNOWN_DATA = "Not stated by whoever exported this model."
-UNKNOWN_LICENCE = (
-    "Not stated. The licence of the training data may bind the weights; ask who exported them."
+UNKNOWN_LICENSE = (
+    "Not stated. The license of the training data may bind the weights; ask who exported them."
 )
 
 
 def model_card(
     config: Mapping[str, Any],
     *,
-    title: str = "Multitask brain-tumour inpainting",
+    title: str = "Multitask brain-tumor inpainting",
     data: str = "",
-    licence: str = "",
+    license: str = "",
 ) -> str:
     """The card in Markdown.
 
@@ -69,7 +69,7 @@ def model_card(
         config: what config.json holds.
         title: heading.
         data: what the model was trained on.
-        licence: of the weights.
+        license: of the weights.
     """
     contract, inference = config["contract"], config["inference"]
     low, high = inference["x_0_bounds"]
@@ -77,9 +77,9 @@ def model_card(
     return _TEMPLATE.format(
         title=title,
         data=data or UNKNOWN_DATA,
-        licence=licence or UNKNOWN_LICENCE,
+        license=license or UNKNOWN_LICENSE,
         sequences=", ".join(contract["data"]["sequences"]),
-        together="painted together" if contract["data"]["together"] else "painted one by one",
+        together="painted together" if contract["data"]["joint"] else "painted one by one",
         intensity_scale=config["intensity_scale"],
         window=contract["data"]["window"],
         image_size=contract["data"]["image_size"],

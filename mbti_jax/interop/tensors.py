@@ -206,7 +206,7 @@ def _select(content: Any, key: str, path: Path) -> Mapping[str, _Tensor]:
     if not all(isinstance(value, _Tensor) for value in content.values()):
         nested = [str(k) for k, value in content.items() if isinstance(value, Mapping)]
         raise ValueError(
-            f"{where} holds more than named tensors; say which entry to read with --config.key=NAME, "
+            f"{where} holds more than named tensors; name the entry to read with `key`, "
             f"one of: {', '.join(nested) or '(there is none)'}"
         )
     return content

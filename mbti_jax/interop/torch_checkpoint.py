@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from mbti_jax.fields import FieldError
 from mbti_jax.interop.hyperparameters import infer_hyperparameters
-from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.kinds import NUM_KINDS
 
 
 def describe(
@@ -32,13 +33,13 @@ def describe(
     model = {k: v for k, v in fields["model"].items() if v is not None}
     data = dict(fields["data"])
     patch_area = model["patch_size"] ** 2
-    num_sequences = inferred["in_channels"] / patch_area - len(CHANNELS)
-    if num_sequences not in (1, len(data["sequences"])) or inferred["num_classes"] != len(CHANNELS):
+    num_sequences = inferred["in_channels"] / patch_area - NUM_KINDS
+    if num_sequences not in (1, len(data["sequences"])) or inferred["num_classes"] != NUM_KINDS:
         raise ValueError(
             f"a network with {inferred['in_channels']} input channels and a class vector of length "
             f"{inferred['num_classes']} is none that inpaints: wanted are 1 or "
-            f"{len(data['sequences'])} sequences and {len(CHANNELS)} masks as input, and "
-            f"{len(CHANNELS)} classes"
+            f"{len(data['sequences'])} sequences and {NUM_KINDS} masks as input, and "
+            f"{NUM_KINDS} classes"
         )
     out_channels = int(num_sequences) * patch_area
     if inferred["out_channels"] == 2 * out_channels and patch_area == 1:
@@ -51,13 +52,13 @@ def describe(
             f"{int(num_sequences)} sequence(s): wanted are {out_channels}, or twice as many with a "
             "learned variance"
         )
-    _ask_for_missing(fields)
+    _check_given(fields)
     for name in ("in_channels", "out_channels", "num_classes"):
         del inferred[name]
     contract = {
         "data": {
             "sequences": list(data["sequences"]),
-            "together": num_sequences > 1,
+            "joint": num_sequences > 1,
             "window": data["window"] or data["image_size"],
             "image_size": data["image_size"],
         },
@@ -68,19 +69,21 @@ def describe(
     return contract, state_dict
 
 
-def _ask_for_missing(fields: Mapping[str, Any]) -> None:
-    """Raises a ValueError that lists every field that has to be given and was not."""
+def _check_given(fields: Mapping[str, Any]) -> None:
+    """Raises a FieldError that lists every field that has to be given and was not."""
     model = fields["model"]
-    missing = []
+    missing = {}
     if model["num_heads"] is None and model["num_head_channels"] is None:
-        missing.append(
-            "--config.model.num_heads or --config.model.num_head_channels (attention heads)"
-        )
+        missing["model.num_heads"] = "or model.num_head_channels (attention heads)"
     if model["use_new_attention_order"] is None:
-        missing.append("--config.model.use_new_attention_order (True or False)")
+        missing["model.use_new_attention_order"] = "(True or False)"
     if fields["data"]["image_size"] is None:
-        missing.append("--config.data.image_size (height = width in training)")
+        missing["data.image_size"] = "(height = width in training)"
     if fields["diffusion"]["schedule"] is None:
-        missing.append("--config.diffusion.schedule (linear or cosine)")
+        missing["diffusion.schedule"] = "(linear or cosine)"
     if missing:
-        raise ValueError("the tensors do not tell everything; give\n  " + "\n  ".join(missing))
+        first, *others = missing
+        rest = "".join(f"\n  {name} {missing[name]}" for name in others)
+        raise FieldError(
+            first, f"{missing[first]} has to be given, since the tensors do not tell{rest}"
+        )

@@ -92,7 +92,7 @@ def figure(
     title: str = "",
     footnote: str = "",
 ) -> Path:
-    """Writes a labelled grid of pictures as PNG, with the colours of the ROI channels explained.
+    """Writes a labeled grid of pictures as PNG, with the colours of the ROI channels explained.
 
     Args:
         path: file to write; written beside and renamed.

@@ -10,8 +10,9 @@ from PIL import Image
 from synthetic_cases import AFFINE, make_arrays, write_volume
 from tiny_inpainter import make_slice
 
-from mbti_jax.inference import cases, slices
-from mbti_jax.inference.runs import is_done
+from mbti_jax.inference import inputs
+from mbti_jax.inference.requests import is_done
+from mbti_jax.io import slices
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.rois.regions import to_masks
 from tfds_brats.cases import read_case
@@ -41,7 +42,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 def test_volumes(tmp_path, ending):
     images, labels = make_arrays(0)
     good = write_volume(tmp_path / f"t1{ending}", images["t1"])
-    case = read_case(cases.named_files({"t1": str(good)}), ("t1",), labels=False)
+    case = read_case(inputs.named_files({"t1": str(good)}), ("t1",), labels=False)
     roi = nib.Nifti1Image((labels > 0).astype(np.uint8), AFFINE).to_bytes()
     bad_roi, bad_image = tmp_path / "roi.nii", tmp_path / f"bad{ending}"
     rng, refused = np.random.default_rng(0), 0
@@ -49,13 +50,13 @@ def test_volumes(tmp_path, ending):
         bad_roi.write_bytes(damaged(roi, rng))
         bad_image.write_bytes(damaged(good.read_bytes(), rng))
         try:
-            masks = cases.read_roi_volume(bad_roi, case, ROI_LABELS)
-            assert masks.shape == (*labels.shape[::-1], 5) and masks.any()
+            rois = inputs.read_roi_volume(bad_roi, case, ROI_LABELS)
+            assert rois.masks.shape == (*labels.shape[::-1], 5) and rois.masks.any()
         except ValueError as error:
             assert "roi.nii" in str(error)
             refused += 1
         try:
-            files = cases.named_files({"t1": str(bad_image)})
+            files = inputs.named_files({"t1": str(bad_image)})
             read_case(files, ("t1",), labels=False).scale("t1")
         except ValueError as error:
             assert "bad" in str(error)
@@ -104,7 +105,7 @@ def test_a_small_file_cannot_unpack_to_a_large_one(tmp_path):
     path = tmp_path / "t1.nii.gz"
     path.write_bytes(gzip.compress(content + bytes(2**26)))
     assert path.stat().st_size < 2**18
-    files = cases.named_files({"t1": str(path)})
+    files = inputs.named_files({"t1": str(path)})
     with pytest.raises(ValueError, match=r"t1\.nii\.gz: holds more than the \d+ bytes"):
         read_case(files, ("t1",), labels=False)
 
@@ -115,4 +116,4 @@ def test_a_header_cannot_promise_more_than_the_memory_holds(tmp_path):
     path = tmp_path / "t1.nii.gz"
     path.write_bytes(gzip.compress(image.header.binaryblock + bytes(2**12)))
     with pytest.raises(ValueError, match=r"t1\.nii\.gz: .*shape is \(4000, 4000, 4000\)"):
-        cases.named_files({"t1": str(path)})
+        inputs.named_files({"t1": str(path)})

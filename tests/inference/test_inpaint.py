@@ -1,19 +1,30 @@
 """`Inpainter` on single slices: what it leaves alone, what it depends on, what it refuses."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_params
 
-from mbti_jax.diffusion.sampler import SamplingCancelled
+from mbti_jax import Inpainter, Rois, Sampling
+from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.inference import checks
-from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.state import TrainState
 
 STEPS = {"num_steps": 3}
+SAMPLING_FIELDS = {field.name for field in dataclasses.fields(Sampling)}
+
+
+def inpaint(image, rois, *, box=(), inpainter=None, **options):
+    """`Inpainter.inpaint` with the fields of its values as keywords."""
+    if "guidance_weight" in options:
+        options["guidance"] = options.pop("guidance_weight")
+    chosen = {name: options.pop(name) for name in SAMPLING_FIELDS & options.keys()}
+    rois = Rois.of(rois, np.asarray(image).shape[:2], box)
+    return (inpainter or tiny_inpainter()).inpaint(image, rois, Sampling(**chosen), **options)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32, np.float64])
@@ -24,8 +35,8 @@ def test_outside_the_roi_nothing_changes(dtype, shape):
     mask = np.zeros(shape, bool)
     mask[shape[0] // 2, shape[1] // 3 : shape[1] // 2 + 1] = True
     mask[shape[0] // 3, shape[1] // 3] = True
-    result = tiny_inpainter()(image, {"normal": mask}, box=["normal"], num_samples=2, **STEPS)
-    roi = result.roi_masks.any(-1)
+    result = inpaint(image, {"normal": mask}, box=["normal"], num_samples=2, **STEPS)
+    roi = result.rois.union
     assert result.images.shape == (2, *shape) and result.images.dtype == image.dtype
     assert roi.sum() > mask.sum()  # The box.
     for sample in result.images:
@@ -41,21 +52,21 @@ def test_outside_the_roi_nothing_changes(dtype, shape):
 def test_the_same_request_gives_the_same_pixels_alone_and_among_others():
     image, mask = make_slice(), make_mask()
     inpainter = tiny_inpainter()
-    alone = inpainter(image, {"edema": mask}, seed=5, slice_index=3, **STEPS)
+    alone = inpaint(image, {"edema": mask}, seed=5, slice_index=3, **STEPS)
     # Six samples fill one batch and a half; sample 0 is the one above.
-    among = inpainter(image, {"edema": mask}, seed=5, slice_index=3, num_samples=6, **STEPS)
+    among = inpaint(image, {"edema": mask}, seed=5, slice_index=3, num_samples=6, **STEPS)
     np.testing.assert_array_equal(alone.images[0], among.images[0])
     values = np.stack([np.roll(image, k, 0) for k in range(5)])[..., None]
     masks = np.zeros((5, *image.shape, 5), bool)
     masks[..., 2] = mask
     scale = alone.provenance["intensity"]["low_high"]
-    window = inpainter.place_window(image.shape, (2, 2, 38, 34), (14, 10, 25, 19), (1, 1))
-    settings = dict(
-        box=np.zeros(5, bool), scales=checks.given_scales(scale, 1), window=window, seed=5, **STEPS
+    window = inpainter._place_window(image.shape, (2, 2, 38, 34), (14, 10, 25, 19), (1, 1))
+    settings = (checks.given_scales(scale, 1), window, Sampling(3, seed=5))
+    brain, rois = (values != 0).any(-1), Rois(masks)
+    volume = inpainter._through_window(values, brain, rois, *settings, slice_indices=range(5))
+    single = inpainter._through_window(
+        values[3:4], brain[3:4], rois[3:4], *settings, slice_indices=[3]
     )
-    brain = (values != 0).any(-1)
-    volume = inpainter.repaint(values, brain, masks, slice_indices=range(5), **settings)
-    single = inpainter.repaint(values[3:4], brain[3:4], masks[3:4], slice_indices=[3], **settings)
     np.testing.assert_array_equal(volume[:, 3:4], single)
 
 
@@ -63,9 +74,9 @@ def test_the_same_request_gives_the_same_pixels_alone_and_among_others():
 def test_what_the_result_depends_on(change):
     image, rois = make_slice(dtype=np.float32), {"edema": make_mask()}
     base = {"seed": 0, "slice_index": 0, "guidance_weight": 0.4, **STEPS}
-    first = tiny_inpainter()(image, rois, **base).images
-    np.testing.assert_array_equal(tiny_inpainter()(image, rois, **base).images, first)
-    assert (tiny_inpainter()(image, rois, **{**base, **change}).images != first).any()
+    first = inpaint(image, rois, **base).images
+    np.testing.assert_array_equal(inpaint(image, rois, **base).images, first)
+    assert (inpaint(image, rois, **{**base, **change}).images != first).any()
 
 
 @pytest.mark.parametrize(
@@ -77,11 +88,12 @@ def test_spacing_of_the_timesteps(monkeypatch, spacing, visited):
     sample = inpainter._sampler
 
     def watched(*args, **kwargs):
-        seen.append(kwargs["timesteps"].tolist())
+        (sampling,) = (argument for argument in args if isinstance(argument, Sampling))
+        seen.append(sampling.timesteps(1000).tolist())
         return sample(*args, **kwargs)
 
     monkeypatch.setattr(inpainter, "_sampler", watched)
-    result = inpainter(make_slice(), {"edema": make_mask()}, num_steps=4, spacing=spacing)
+    result = inpaint(make_slice(), {"edema": make_mask()}, num_steps=4, spacing=spacing)
     assert seen == [visited] and result.provenance["sampling"]["spacing"] == spacing
 
 
@@ -89,41 +101,39 @@ def test_nothing_of_what_was_inside_the_roi_is_used():
     image = make_slice(dtype=np.float32)
     other = np.where(make_mask(), 12345, image)
     request = {"intensity_range": (0, 900), "brain_box": (6, 4, 34, 32), **STEPS}
-    results = [
-        tiny_inpainter()(x, {"normal": make_mask()}, **request).images for x in (image, other)
-    ]
+    results = [inpaint(x, {"normal": make_mask()}, **request).images for x in (image, other)]
     np.testing.assert_array_equal(*results)
 
 
 def test_sequences_one_by_one_share_mask_and_noise():
     image = make_slice(channels=4)
     request = {"intensity_range": (0, 900), "brain_box": (6, 4, 34, 32), "seed": 2, **STEPS}
-    together = tiny_inpainter()(image, {"tumor": make_mask()}, num_samples=3, **request)
+    together = inpaint(image, {"tumor": make_mask()}, num_samples=3, **request)
     assert "one by one" in together.provenance["sequences"]
     assert together.images.shape == (3, *image.shape)
     for c in range(4):
-        single = tiny_inpainter()(image[..., c], {"tumor": make_mask()}, num_samples=3, **request)
+        single = inpaint(image[..., c], {"tumor": make_mask()}, num_samples=3, **request)
         np.testing.assert_array_equal(together.images[..., c], single.images)
 
 
 def test_a_model_of_several_sequences():
     image = make_slice(channels=2)
     inpainter = tiny_inpainter(num_sequences=2)
-    result = inpainter(image, {"tumor": make_mask()}, **STEPS)
+    result = inpaint(image, {"tumor": make_mask()}, inpainter=inpainter, **STEPS)
     assert result.provenance["sequences"] == "together"
     outside = ~make_mask()
     np.testing.assert_array_equal(result.images[0][outside], image[outside])
     assert (result.images[0][make_mask()] != image[make_mask()]).all(-1).mean() > 0.8
     with pytest.raises(ValueError, match="4 sequences, but this model paints 2 together: t1, t1ce"):
-        inpainter(make_slice(channels=4), {"tumor": make_mask()}, **STEPS)
+        inpaint(make_slice(channels=4), {"tumor": make_mask()}, inpainter=inpainter, **STEPS)
 
 
 def test_units_of_the_input():
     """An image in other units gives the same result in those units."""
     image = make_slice(dtype=np.float64)
     rois = {"normal": make_mask()}
-    plain = tiny_inpainter()(image, rois, intensity_range=(0, 800), **STEPS).images
-    scaled = tiny_inpainter()(image * 0.25, rois, intensity_range=(0, 200), **STEPS).images
+    plain = inpaint(image, rois, intensity_range=(0, 800), **STEPS).images
+    scaled = inpaint(image * 0.25, rois, intensity_range=(0, 200), **STEPS).images
     np.testing.assert_allclose(scaled, 0.25 * plain, rtol=1e-5, atol=1e-3)
 
 
@@ -131,7 +141,7 @@ def test_clipping_to_the_data_type_is_counted():
     image = (make_slice() // 4).astype(np.uint8)
     rois = {"normal": make_mask()}
     # A scale so wide that much of the result lies beyond 255.
-    result = tiny_inpainter()(image, rois, intensity_range=(-5000, 5000), **STEPS)
+    result = inpaint(image, rois, intensity_range=(-5000, 5000), **STEPS)
     inside = result.images[0][make_mask()]
     count = result.provenance["clipped_to_dtype"]
     assert 0 < count <= ((inside == 0) | (inside == 255)).sum()
@@ -140,21 +150,19 @@ def test_clipping_to_the_data_type_is_counted():
 def test_progress_and_cancel():
     calls = []
     image, rois = make_slice(), {"normal": make_mask()}
-    tiny_inpainter()(
-        image, rois, num_samples=5, num_steps=12, progress=lambda *call: calls.append(call)
-    )
+    inpaint(image, rois, num_samples=5, num_steps=12, progress=lambda *call: calls.append(call))
     assert calls == [(10, 24), (12, 24), (22, 24), (24, 24)]
     with pytest.raises(SamplingCancelled):
-        tiny_inpainter()(image, rois, cancel=lambda: True, **STEPS)
+        inpaint(image, rois, cancel=lambda: True, **STEPS)
 
 
 def test_default_scale_is_warned_of():
     image, rois = make_slice(), {"normal": make_mask()}
-    record = tiny_inpainter()(image, rois, **STEPS).provenance
+    record = inpaint(image, rois, **STEPS).provenance
     assert (
         "percentiles" in record["intensity"]["from"] and "intensity_range" in record["warnings"][0]
     )
-    record = tiny_inpainter()(image, rois, intensity_range=(0, 900), **STEPS).provenance
+    record = inpaint(image, rois, intensity_range=(0, 900), **STEPS).provenance
     assert record["intensity"]["low_high"] == [[0, 900]] and record["warnings"] == []
 
 
@@ -167,7 +175,7 @@ def test_loads_a_training_run_and_its_export(tmp_path):
     checkpointer.save(state)
     checkpointer.wait()
     checkpointer.close()
-    card = {"title": "tiny", "data": "none", "licence": "none"}
+    card = {"title": "tiny", "data": "none", "license": "none"}
     write_export(tmp_path / "export", params, {**metadata, "step": 7}, card)
     loaded = [Inpainter.load(tmp_path / name).checkpoint for name in ("run", "export")]
     assert [record.pop("name") for record in loaded] == ["run", "export"]
@@ -202,8 +210,8 @@ GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
         ({"intensity_range": (5, 5)}, "low < high"),
         ({"intensity_range": (0, np.inf)}, "low < high"),
         ({"intensity_range": [(0, 1), (0, 2)]}, "each of the 1 sequences"),
-        ({"pixel_size": 0}, "pixel_size must be millimetres above 0"),
-        ({"pixel_size": (1, 1, 1)}, "pixel_size must be millimetres above 0"),
+        ({"pixel_size": 0}, "pixel_size must be millimeters above 0"),
+        ({"pixel_size": (1, 1, 1)}, "pixel_size must be millimeters above 0"),
         ({"slice_index": -3}, "slice_index"),
         ({"brain_box": (0, 0, 50, 2)}, "brain_box"),
     ],
@@ -211,4 +219,4 @@ GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
 def test_refused(change, sentence):
     request = {**GOOD, **change}
     with pytest.raises(ValueError, match=sentence):
-        tiny_inpainter()(request.pop("image"), request.pop("rois"), **request)
+        inpaint(request.pop("image"), request.pop("rois"), **request)

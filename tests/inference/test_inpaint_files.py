@@ -1,4 +1,4 @@
-"""The task that inpaints files: what it writes, what it leaves alone, and how it goes on."""
+"""The command that inpaints files: what it writes, what it leaves alone, and how it resumes."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, wr
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 
 from configs.inpaint import get_config
+from mbti_jax import Sampling
 from mbti_jax.commands import inpaint
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.kinds import COLORS
@@ -68,7 +69,7 @@ def test_only_the_roi_changes(source, tmp_path):
     assert Image.open(out / "preview.png").size[0] > 300
 
 
-def test_goes_on_where_it_stopped(source, tmp_path, capsys):
+def test_resumes_where_it_stopped(source, tmp_path, capsys):
     fields = of_case(source, sequences=("t1",))
     out = run(tmp_path / "out", **fields) / SUBJECT
     first = (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns
@@ -197,7 +198,7 @@ def test_single_slices(tmp_path, ending, dtype):
             Image.fromarray(array).save(tmp_path / f"{name}.png")
     fields = {"image": str(tmp_path / f"slice{ending}"), "roi": str(tmp_path / f"roi{ending}")}
     out = run(tmp_path / "out", **fields, num_samples=2) / "slice"
-    expected = tiny_inpainter()(image, {"edema": make_mask()}, num_steps=2, num_samples=2)
+    expected = tiny_inpainter().inpaint(image, {"edema": make_mask()}, Sampling(2), num_samples=2)
     for number in range(2):
         path = out / f"slice-inpainted-{number:03d}{ending}"
         after = np.load(path) if ending == ".npy" else np.array(Image.open(path))
@@ -214,11 +215,12 @@ def test_a_slice_with_a_file_for_each_sequence(tmp_path):
     np.save(tmp_path / "roi.npy", make_mask().astype(np.uint8))
     fields = {"image": str(tmp_path / "slice_{sequence}.png"), "roi": str(tmp_path / "roi.npy")}
     out = run(tmp_path / "out", **fields, sequences=("t2", "t1")) / "slice"
-    expected = tiny_inpainter()(image[..., [2, 0]], make_mask().astype(np.uint8), num_steps=2)
+    masks = {"necrotic_core": make_mask()}
+    expected = tiny_inpainter().inpaint(image[..., [2, 0]], masks, Sampling(2))
     for c, name in enumerate(("t2", "t1")):
         after = np.array(Image.open(out / f"slice_{name}-inpainted-000.png"))
         np.testing.assert_array_equal(after, expected.images[0][..., c])
-    with pytest.raises(ValueError, match=r"write {sequence} in --config\.image"):
+    with pytest.raises(ValueError, match=r"write {sequence} in the name of the image"):
         fields["image"] = str(tmp_path / "slice_t1.png")
         run(tmp_path / "other", **fields, sequences=("t1",))
     (tmp_path / "slice_flair.png").unlink()
@@ -261,7 +263,7 @@ def test_nothing_is_left_of_a_run_that_fails(source, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mbti_jax.commands.inpaint.write_json", full)
+    monkeypatch.setattr("mbti_jax.inference.files.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path / "out", **of_case(source, sequences=("t1",)))
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
@@ -295,11 +297,11 @@ def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"layout": "dicom"}, "unknown layout 'dicom'"),
-        ({"image": "a.png"}, r"give one of --config\.source.* not source and image"),
-        ({"source": ""}, r"give one of --config\.source.* not none"),
-        ({"tumor": ""}, r"give one of --config\.roi"),
-        ({"roi": "x.nii.gz"}, r"give one of --config\.roi"),
+        ({"layout": "dicom"}, "layout must be one of files, .* not 'dicom'"),
+        ({"image": "a.png"}, "source or images or image has to be given.* not source and image"),
+        ({"source": ""}, "source or images or image has to be given.* not none"),
+        ({"tumor": ""}, "roi .* or tumor .* has to be given"),
+        ({"roi": "x.nii.gz"}, "roi .* or tumor .* has to be given"),
         ({"tumor": "shrink"}, "unknown tumor mode 'shrink'"),
         ({"convention": "brats1999"}, "unknown convention"),
         ({"subjects": ("nobody",)}, "has no case nobody"),

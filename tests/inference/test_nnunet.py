@@ -1,4 +1,4 @@
-"""The labelled set: nnU-Net's layout, labels that say what was painted, and what is refused."""
+"""The labeled set: nnU-Net's layout, labels that say what was painted, and what is refused."""
 
 import json
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_drawn_components_join_the_tumor_that_is_there(source, tmp_path):
     np.testing.assert_array_equal(written, np.where(roi, roi, np.where(labels == 4, 3, labels)))
 
 
-def test_goes_on_where_it_stopped(source, tmp_path, capsys):
+def test_resumes_where_it_stopped(source, tmp_path, capsys):
     fields = {"tumor": "remove", "subjects": SUBJECTS[:1]}
     out = run(tmp_path / "out", source, **fields)
     kept = out / "imagesTr" / f"{SUBJECTS[0]}_synthetic000_0000.nii.gz"
@@ -105,11 +105,11 @@ def test_goes_on_where_it_stopped(source, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"tumor": "random"}, "a random tumour has no label map"),
+        ({"tumor": "random"}, "a random tumor has no label map"),
         ({"tumor": "replace", "box": ("edema",)}, "a box of edema has no label map"),
         ({"tumor": "remove", "slices": (2,)}, "takes all sequences and slices"),
         ({"tumor": "remove", "sequences": ("t1",)}, "takes all sequences and slices"),
-        ({"roi": "mixed"}, "mixed tumour has no label map"),
+        ({"roi": "mixed"}, "mixed tumor has no label map"),
     ],
 )
 def test_refused(source, tmp_path, fields, sentence):

@@ -1,4 +1,4 @@
-"""The model that comes with the package, on a phantom that it has not seen."""
+"""The bundled model, on a phantom that it has not seen."""
 
 import functools
 import json
@@ -6,11 +6,9 @@ import json
 import numpy as np
 from conftest import ROOT
 
+from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.evaluation import baselines
-from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.load import PRETRAINED
-from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.regions import box_flags, fill_boxes
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.phantom import make_phantom
 from tfds_brats.scale import fit_scale
@@ -19,7 +17,7 @@ from tfds_brats.slices import to_slices
 FOLDER = PRETRAINED["phantom"]
 # The model was trained with subjects 0 to 63 of seed 0.
 SEED, SUBJECT = 1, 0
-SETTINGS = {"num_steps": 5, "num_samples": 2}
+SAMPLING = Sampling(num_steps=5)
 
 
 @functools.cache
@@ -37,9 +35,15 @@ def subject() -> tuple[np.ndarray, np.ndarray, list[tuple[float, float]]]:
     return stacked, to_slices(labels), [(scale.low, scale.high) for scale in scales]
 
 
-def paint(image: np.ndarray, rois: dict, **settings) -> dict[str, np.ndarray]:
+def paint(image: np.ndarray, rois: dict, box=(), num_samples=2) -> dict[str, np.ndarray]:
     """Sequence -> mean over the samples of a slice, float64 [H, W]."""
-    result = inpainter()(image, rois, intensity_range=subject()[2], **{**SETTINGS, **settings})
+    result = inpainter().inpaint(
+        image,
+        Rois.of(rois, image.shape[:2], box),
+        SAMPLING,
+        num_samples=num_samples,
+        intensity_range=subject()[2],
+    )
     return dict(zip(SEQUENCES, np.moveaxis(result.images.mean(0), -1, 0), strict=True))
 
 
@@ -56,15 +60,14 @@ def test_what_is_shipped():
 def test_every_output_says_that_the_model_knows_phantoms_only():
     images, labels, ranges = subject()
     number = int((labels > 0).sum((1, 2)).argmax())
-    result = inpainter()(
-        images[number], {"normal": labels[number] > 0}, intensity_range=ranges, num_steps=1
-    )
+    rois = {"normal": labels[number] > 0}
+    result = inpainter().inpaint(images[number], rois, Sampling(1), intensity_range=ranges)
     assert "phantoms only" in result.provenance["checkpoint"]["note"]
     assert result.provenance["synthetic"] is True
 
 
 def healthy_square(labels: np.ndarray, brain: np.ndarray, side: int = 40) -> np.ndarray:
-    """A square of healthy brain, as far from the tumour as the slice allows."""
+    """A square of healthy brain, as far from the tumor as the slice allows."""
     rows, columns = np.nonzero(brain)
     inside = [
         (y, x)
@@ -116,9 +119,7 @@ def test_a_removed_tumor_is_gone():
     tumor = labels[number] > 0
     before = images[number][..., SEQUENCES.index("flair")]
     after = paint(images[number], {"normal": tumor}, box=("normal",))["flair"]
-    masks = np.zeros((*tumor.shape, len(CHANNELS)), bool)
-    masks[..., 0] = tumor
-    inside = fill_boxes(masks, box_flags(("normal",)))[..., 0]
+    inside = Rois.of({"normal": tumor}, tumor.shape, ("normal",)).union
     healthy = np.median(before[(before != 0) & ~inside])
     was, now = before[labels[number] == 2].mean(), after[labels[number] == 2].mean()
     assert abs(now - healthy) < 0.5 * abs(was - healthy)

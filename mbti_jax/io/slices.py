@@ -1,4 +1,4 @@
-"""Single slices as files: PNG (8 or 16 bit, grey) and npy, and their ROIs."""
+"""Single slices as files: PNG (8 or 16 bit, gray) and npy, and their ROIs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,26 +6,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mbti_jax.inference.inpainter import Inpainted
-from mbti_jax.io import pictures
 from mbti_jax.io.files import replacing
 
 _MAX_PIXELS = 2**26
-_GREY_MODES = ("L", "I;16", "I;16B", "I", "F", "P", "1")
+_GRAY_MODES = ("L", "I;16", "I;16B", "I", "F", "P", "1")
 
 
 def read_slice(path: Path) -> np.ndarray:
-    """The numbers of a slice: [H, W] from a grey PNG, [H, W] or [H, W, C] from npy.
+    """The numbers of a slice: [H, W] from a gray PNG, [H, W] or [H, W, C] from npy.
 
     Raises:
-        ValueError: unreadable, coloured or too large; the message names the file.
+        ValueError: unreadable, colored or too large; the message names the file.
     """
     array = _read(path)
     if path.suffix.lower() == ".npy" or array.ndim == 2:
         return array
     if array.shape[-1] == 3 and (array == array[..., :1]).all():
         return array[..., 0]
-    raise ValueError(f"{path}: is not grey; a slice has one number a pixel")
+    raise ValueError(f"{path}: is not gray; a slice has one number a pixel")
 
 
 def read_sequences(paths: Sequence[Path]) -> np.ndarray:
@@ -87,19 +85,6 @@ def write_slice(path: Path, image: np.ndarray) -> None:
             Image.fromarray(image).save(beside)
 
 
-def draw_preview(path: Path, image: np.ndarray, result: Inpainted, title: str) -> None:
-    """Draws a slice before, with its ROIs, and after (the first sample), a sequence a row."""
-    cells = []
-    before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
-    for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
-        picture = pictures.gray(before[..., c], low, high)
-        marked = pictures.with_rois(picture, result.roi_masks)
-        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
-    rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
-    columns = ["input", "ROIs", "inpainted"]
-    pictures.figure(path, cells, rows=rows, columns=columns, title=title)
-
-
 def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise ValueError(f"{path}: is not a file")
@@ -121,7 +106,7 @@ def _read_png(path: Path) -> np.ndarray:
     with Image.open(path, formats=["PNG"]) as picture:
         _check_size(picture.width * picture.height)
         picture.load()
-        if picture.mode not in _GREY_MODES:
+        if picture.mode not in _GRAY_MODES:
             if "A" in picture.getbands() and picture.getextrema()[-1] != (255, 255):
                 raise ValueError("it is partly transparent; save it without an alpha channel")
             picture = picture.convert("RGB")

@@ -1,0 +1,51 @@
+"""The layout "brats_inpainting": *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from mbti_jax.inference.files import paint_sample
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.inputs import read_roi_volume, voided_cases
+from mbti_jax.inference.requests import RECORD, case_record, is_done, make_request, preview_title
+from mbti_jax.inference.results import draw_case, write_case
+from mbti_jax.inference.settings import InpaintSettings
+from mbti_jax.io.files import new_folder, write_json
+from tfds_brats.cases import CaseFiles, read_case
+
+_log = logging.getLogger(__name__)
+
+
+def inpaint_challenge(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
+    """Inpaints the cases of BraTS's local-inpainting task; one sample each, as the task asks for.
+
+    Raises:
+        ValueError, OSError: input that cannot be used, or a result that cannot be written.
+    """
+    # T1 is all that is asked for; a model of several sequences needs the others as context.
+    settings = dataclasses.replace(settings, sequences=())
+    for files, mask in voided_cases(settings.source, inpainter.num_channels > 1):
+        _inpaint_case(inpainter, files, mask, settings, folder)
+
+
+def _inpaint_case(
+    inpainter: Inpainter, files: CaseFiles, mask: Path, settings: InpaintSettings, folder: Path
+) -> None:
+    name = f"{files.subject}-t1n-inference.nii.gz"
+    inputs = [*files.images.values(), mask]
+    request = make_request(inpainter, inputs, **settings.record(inpainter, "box", "slices"))
+    record_folder = folder / "records" / files.subject
+    if not ((folder / name).is_file() and is_done(record_folder / RECORD, request)):
+        case = read_case(files, tuple(files.images), labels=False)
+        rois = read_roi_volume(mask, case, {1: "normal", 255: "normal"}, settings.box)
+        result, continuity = paint_sample(inpainter, case, rois, settings, sample=0)
+        result = dataclasses.replace(result, values={"t1": result.values["t1"]})
+        with new_folder(record_folder) as target:
+            ((written, count),) = write_case(target, case, result).items()
+            details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}
+            title = preview_title(case.subject, inpainter)
+            draw_case(target / "preview.png", case, result, title)
+            record = case_record(inpainter, case, result, request, **details)
+            write_json(target / RECORD, record)
+            (target / written).replace(folder / name)
+    _log.info(f"{files.subject}: {folder / name}")

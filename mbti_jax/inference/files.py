@@ -1,0 +1,130 @@
+"""The layout "files": every case and sample a folder, with the input's files repainted."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from mbti_jax.inference.continuity import describe, measure
+from mbti_jax.inference.inpainter import InpaintedVolume, Inpainter
+from mbti_jax.inference.inputs import named_files
+from mbti_jax.inference.requests import (
+    RECORD,
+    case_record,
+    is_done,
+    make_request,
+    preview_title,
+    progress_bar,
+)
+from mbti_jax.inference.results import draw_case, draw_slice, write_case
+from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
+from mbti_jax.io.files import new_folder, write_json
+from mbti_jax.io.slices import read_roi, read_sequences, write_sequences
+from mbti_jax.rois.regions import Rois, parse_labels
+from tfds_brats.cases import Case, CaseFiles, read_case
+from tfds_brats.conventions import SEQUENCES
+
+_log = logging.getLogger(__name__)
+
+
+def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
+    """Inpaints the slice or the cases that the settings name, into `folder`.
+
+    Raises:
+        ValueError, OSError: input that cannot be used, or a result that cannot be written.
+    """
+    if settings.image:
+        _inpaint_slice(inpainter, settings, folder)
+    elif settings.source:
+        for files in settings.cases(labels=bool(settings.tumor)):
+            _inpaint_case(inpainter, files, settings, folder)
+    else:
+        _inpaint_case(inpainter, named_files(settings.images), settings, folder)
+
+
+def paint_sample(
+    inpainter: Inpainter, case: Case, rois: Rois, settings: InpaintSettings, sample: int
+) -> tuple[InpaintedVolume, dict[str, Any]]:
+    """One sample of a case, with a progress bar, and how continuous it is along z."""
+
+    def paint(z_sigma_mm: float, name: str) -> InpaintedVolume:
+        with progress_bar(f"{case.subject}, {name}") as progress:
+            (result,) = inpainter.inpaint_volume(
+                case,
+                rois,
+                dataclasses.replace(settings.sampling, z_sigma_mm=z_sigma_mm),
+                samples=[sample],
+                sequences=settings.sequences,
+                slices=settings.slices,
+                progress=progress,
+            )
+        return result
+
+    result = paint(settings.sampling.z_sigma_mm, f"sample {sample}")
+    independent = paint(0.0, "independent noise") if settings.compare_noise else None
+    continuity = measure(case, result, independent)
+    for line in describe(case.subject, continuity):
+        _log.info(line)
+    return result, continuity
+
+
+def _inpaint_case(
+    inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
+) -> None:
+    """All samples of one case."""
+    fields = ("roi_labels", "tumor", "box", "slices", "sequences")
+    inputs = [*files.images.values(), settings.roi_path(files)]
+    request = make_request(inpainter, inputs, **settings.record(inpainter, *fields))
+    folders = {n: folder / files.subject / f"sample_{n:03d}" for n in range(settings.num_samples)}
+    missing = [n for n, target in folders.items() if not is_done(target / RECORD, request)]
+    if missing:
+        available = [name for name in SEQUENCES if name in files.images]
+        case = read_case(files, available, labels=bool(settings.tumor))
+    for sample in missing:
+        rois = settings.rois(case, sample)
+        result, continuity = paint_sample(inpainter, case, rois, settings, sample)
+        with new_folder(folders[sample]) as target:
+            clipped = write_case(target, case, result)
+            details = {"z_continuity": continuity, "clipped_to_dtype": clipped}
+            title = preview_title(case.subject, inpainter)
+            draw_case(target / "preview.png", case, result, title)
+            record = case_record(inpainter, case, result, request, **details)
+            write_json(target / RECORD, record)
+    _log.info(f"{files.subject}: {'' if missing else 'is there, '}{folder / files.subject}")
+
+
+def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
+    """One slice: a PNG or npy, or one for each sequence."""
+    sources, roi = [Path(settings.image)], Path(settings.roi)
+    if SEQUENCE in settings.image:
+        names = settings.sequences or inpainter.sequences
+        sources = [Path(settings.image.replace(SEQUENCE, name)) for name in names]
+    name = Path(settings.image.replace(SEQUENCE, "")).stem.strip("_-. ") or "slice"
+    target = folder / name
+    # A single slice has no neighbors to share its noise with.
+    sampling = dataclasses.replace(settings.sampling, z_sigma_mm=0.0)
+    settings = dataclasses.replace(settings, sampling=sampling)
+    fields = ("roi_labels", "box", "intensity_range", "num_samples")
+    request = make_request(inpainter, [*sources, roi], **settings.record(inpainter, *fields))
+    if not is_done(target / RECORD, request):
+        image = read_sequences(sources)
+        labels = parse_labels(settings.roi_labels)
+        rois = Rois.of(read_roi(roi), image.shape[:2], settings.box, labels)
+        with progress_bar(name) as progress:
+            result = inpainter.inpaint(
+                image,
+                rois,
+                sampling,
+                num_samples=settings.num_samples,
+                intensity_range=settings.intensity_range or None,
+                progress=progress,
+            )
+        for warning in result.provenance["warnings"]:
+            _log.info(f"{name}: {warning}")
+        with new_folder(target) as partial:
+            for number, sample in enumerate(result.images):
+                write_sequences(partial, sources, sample, f"inpainted-{number:03d}")
+            draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
+            details = {"inputs": request["inputs"], "request": request}
+            write_json(partial / RECORD, {**result.provenance, **details})
+    _log.info(f"{name}: {target}")

@@ -1,0 +1,81 @@
+"""Repainted cases and slices as files and pictures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume
+from mbti_jax.inference.inputs import stem
+from mbti_jax.io import pictures
+from mbti_jax.io.nifti import write_label_map, write_nifti_like
+from tfds_brats.cases import Case
+from tfds_brats.slices import bounding_box, from_slices, to_slices
+
+_COLUMNS = ["input", "ROIs", "inpainted"]
+
+
+def write_case(
+    folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
+) -> dict[str, int]:
+    """Writes the repainted volumes and the map of ROIs into `folder`.
+
+    Args:
+        folder: where to.
+        case: the case that was repainted.
+        result: what it became.
+        ending: .nii or .nii.gz; default that of the input.
+
+    Returns:
+        Files written -> how many values were clipped to their data type.
+    """
+    roi = from_slices(result.rois.union)
+    channels = case.files.convention.channels
+    by_file: dict[Path, dict[int | None, np.ndarray]] = {}
+    for sequence, values in result.values.items():
+        channel = channels.index(sequence) if channels else None
+        by_file.setdefault(case.files.images[sequence], {})[channel] = from_slices(values)
+    clipped = {}
+    for source, volumes in by_file.items():
+        name = f"{stem(source)}-inpainted{ending or source.name.removeprefix(stem(source))}"
+        clipped[name] = write_nifti_like(source, folder / name, volumes, roi, case.to_disk)
+    labels = from_slices(result.rois.label_map())
+    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)), case.to_disk)
+    return clipped
+
+
+def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> None:
+    """Draws slices before, with their ROIs, and after, cut to the brain.
+
+    They are the slice with the largest ROI and those a quarter of the way from either end.
+    """
+    area = result.rois.union.sum((1, 2))
+    with_roi = np.flatnonzero(area)
+    quarter = len(with_roi) // 4
+    numbers = {int(area.argmax()), int(with_roi[quarter]), int(with_roi[-1 - quarter])}
+    y0, x0, y1, x1 = bounding_box(to_slices(case.brain) | result.rois.union)
+    images = {name: (to_slices(case.values(name)), case.scale(name)) for name in result.values}
+    cells, rows = [], []
+    for number in sorted(numbers):
+        rois = result.rois[number]
+        for sequence, values in result.values.items():
+            volume, scale = images[sequence]
+            before = volume[number]
+            after = np.where(rois.union, values[number], before)
+            picture = pictures.gray(scale.to_model(before))
+            marked = pictures.with_rois(picture, rois.masks)
+            line = [picture, marked, pictures.gray(scale.to_model(after))]
+            cells.append([cell[y0:y1, x0:x1] for cell in line])
+            rows.append(f"{sequence.upper()}, slice {number}")
+    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)
+
+
+def draw_slice(path: Path, image: np.ndarray, result: InpaintedSlice, title: str) -> None:
+    """Draws a slice before, with its ROIs, and after (the first sample), one sequence per row."""
+    cells = []
+    before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
+    for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
+        picture = pictures.gray(before[..., c], low, high)
+        marked = pictures.with_rois(picture, result.rois.masks)
+        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
+    rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
+    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)

@@ -1,0 +1,133 @@
+"""Settings of the command that inpaints files."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.fields import FieldError, one_of, whole_number
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.inputs import read_roi_volume
+from mbti_jax.rois.regions import Rois, check_names, parse_labels
+from mbti_jax.rois.tumors import own_tumor
+from tfds_brats.cases import Case, CaseFiles, find_cases
+from tfds_brats.conventions import CaseError
+from tfds_brats.slices import to_slices
+
+LAYOUTS = ("files", "brats_inpainting", "nnunet")
+# In the path of a ROI map it stands for the case, in that of a slice for the names of the sequences.
+SUBJECT, SEQUENCE = "{subject}", "{sequence}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InpaintSettings:
+    """What to inpaint, where, and how; see `configs/inpaint.py`.
+
+    Attributes:
+        layout: of `LAYOUTS`.
+        source, convention, subjects: a folder of cases of a convention, and which of them; or
+        images: the volumes of one case, {sequence: path}; or
+        image: one slice.
+        roi, roi_labels: file with the ROIs, and the meaning of its numbers; or
+        tumor: ROIs made of the case's own tumor, a key of `rois.tumors.MODES`.
+        box: names of the ROIs that are bounding boxes.
+        slices, sequences: which of them; empty for all.
+        sampling: how samples are drawn.
+        num_samples: how many for each case or slice.
+        compare_noise: sample every volume again with independent noise.
+        intensity_range: of a single slice; empty for its own percentiles.
+
+    Raises:
+        FieldError: a field is not as above, or not exactly one input or kind of ROI is given.
+    """
+
+    layout: str
+    source: str
+    convention: str
+    subjects: tuple[str, ...]
+    images: Mapping[str, str]
+    image: str
+    roi: str
+    roi_labels: str
+    tumor: str
+    box: tuple[str, ...]
+    slices: tuple[int, ...]
+    sequences: tuple[str, ...]
+    sampling: Sampling
+    num_samples: int
+    compare_noise: bool
+    intensity_range: tuple[float, ...]
+
+    def __post_init__(self):
+        one_of("layout", self.layout, LAYOUTS)
+        whole_number("num_samples", self.num_samples, least=1)
+        given = [name for name in ("source", "images", "image") if self._is_given(name)]
+        if len(given) != 1:
+            raise FieldError(
+                "source",
+                "or images or image has to be given, and only one of them, "
+                f"not {' and '.join(given) or 'none'}",
+            )
+        if self.layout != "files" and not self.source:
+            raise FieldError("source", f"has to be given for the layout {self.layout}")
+        if self.layout != "brats_inpainting":
+            if bool(self.roi) == bool(self.tumor):
+                raise FieldError(
+                    "roi",
+                    "(a file) or tumor (the case's own) has to be given, and only one of them",
+                )
+            if self.tumor and not self.source:
+                raise FieldError("tumor", "needs a segmentation: give source")
+        if self.sequences and self.image and SEQUENCE not in self.image:
+            raise FieldError(
+                "sequences",
+                f"names the files of a slice: write {SEQUENCE} in the name of the image",
+            )
+        check_names(self.box)
+        parse_labels(self.roi_labels)
+
+    def _is_given(self, name: str) -> bool:
+        value = getattr(self, name)
+        return any(value.values()) if name == "images" else bool(value)
+
+    def cases(self, labels: bool) -> list[CaseFiles]:
+        """The cases of `source`, or those of them that `subjects` names.
+
+        Args:
+            labels: whether they must have a segmentation.
+
+        Raises:
+            ValueError: see `find_cases`, or an unknown subject.
+        """
+        # Not every sequence has to exist: which ones the model needs is checked case by case.
+        cases = find_cases(self.source, self.convention, sequences=(), labels=labels)
+        unknown = set(self.subjects) - {files.subject for files in cases}
+        if unknown:
+            raise FieldError("subjects", f"{self.source} has no case {', '.join(sorted(unknown))}")
+        return [f for f in cases if not self.subjects or f.subject in self.subjects]
+
+    def roi_path(self, files: CaseFiles) -> Path:
+        """The file that the ROIs of a case come from: its ROI map, or its segmentation."""
+        return Path(self.roi.replace(SUBJECT, files.subject)) if self.roi else files.labels
+
+    def rois(self, case: Case, sample: int) -> Rois:
+        """The ROIs of a sample of a case.
+
+        Raises:
+            ValueError: the file or the tumor cannot be used.
+        """
+        if not self.tumor:
+            labels = parse_labels(self.roi_labels)
+            return read_roi_volume(self.roi_path(case.files), case, labels, self.box)
+        seed = (self.sampling.seed, sample)
+        brain = to_slices(case.brain)
+        try:
+            return own_tumor(to_slices(case.labels), brain, self.tumor, self.box, seed)
+        except ValueError as error:
+            raise CaseError(f"{case.subject}: {error}") from error
+
+    def record(self, inpainter: Inpainter, *names: str) -> dict[str, Any]:
+        """The fields that a result depends on, for its request: sampling, and those of `names`."""
+        fields = {name: getattr(self, name) for name in names}
+        return {**inpainter.resolve(self.sampling).record(), **fields}
