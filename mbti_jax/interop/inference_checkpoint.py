@@ -126,6 +126,7 @@ def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     if file_digest(weights) != config["weights_sha256"]:
         raise ValueError(f"{weights} is damaged, or not the file that {_CONFIG} describes")
     try:
+        config["contract"] = upgrade(config["contract"])
         model = Pipeline.from_contract(config["contract"]).model
         if config["names"] == "guided_diffusion":
             return from_guided_diffusion(tensors, model), config
@@ -157,5 +158,4 @@ def _read_config(path: Path) -> dict[str, Any]:
     missing = {"names", "weights_sha256", "contract", "inference"} - config.keys()
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-    config["contract"] = upgrade(config["contract"])
     return config

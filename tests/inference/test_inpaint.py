@@ -23,7 +23,8 @@ def inpaint(image, rois, *, box=(), inpainter=None, **options):
     if "guidance_weight" in options:
         options["guidance"] = options.pop("guidance_weight")
     chosen = {name: options.pop(name) for name in SAMPLING_FIELDS & options.keys()}
-    rois = Rois.of(rois, np.asarray(image).shape[:2], box)
+    if box:
+        rois = Rois.of(rois, image.shape[:2], box)
     return (inpainter or tiny_inpainter()).inpaint(image, rois, Sampling(**chosen), **options)
 
 

@@ -129,6 +129,7 @@ METADATA = {
         },
         "model": MODEL_FIELDS,
         "diffusion": {
+            "process": "gaussian",
             "schedule": "linear",
             "num_timesteps": 1000,
             "prediction": "eps",
@@ -265,7 +266,7 @@ def test_import_task_asks_for_what_tensors_do_not_tell(params, tmp_path):
     with pytest.raises(ValueError) as error:
         import_torch.main(config, str(tmp_path / "model"))
     for flag in (
-        "model.num_heads or --config.model.num_head_channels",
+        "model.num_heads or model.num_head_channels",
         "model.use_new_attention_order",
         "data.image_size",
         "diffusion.schedule",
@@ -320,3 +321,20 @@ def test_import_of_a_network_for_something_else_is_an_error(options):
     state_dict = to_guided_diffusion(random_params(small_unet(**options)))
     with pytest.raises(ValueError, match="is none that inpaints"):
         import_torch.describe(state_dict, import_fields("unused").to_dict())
+
+
+def test_an_export_of_version_0_1_is_read(params, tmp_path):
+    """Its contract said `together`, and no process; a regression was a prediction."""
+    contract = METADATA["contract"]
+    data = {("together" if k == "joint" else k): v for k, v in contract["data"].items()}
+    for prediction, process in (("eps", "gaussian"), ("regression", "regression")):
+        diffusion = {**contract["diffusion"], "prediction": prediction}
+        del diffusion["process"]
+        if prediction == "regression":
+            diffusion |= {"schedule": "cosine", "num_timesteps": 1, "drop_condition": 0.0}
+        old = {**METADATA, "contract": {**contract, "data": data, "diffusion": diffusion}}
+        write_export(tmp_path / prediction, params, old, "card")
+        read, config = read_export(tmp_path / prediction)
+        assert_same_trees(read, params)
+        assert config["contract"]["data"] == contract["data"]
+        assert config["contract"]["diffusion"]["process"] == process
