@@ -17,15 +17,15 @@
 # ---
 
 # %% [markdown]
-# # Multitask brain-tumour inpainting
+# # Multitask brain-tumor inpainting
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
 #
 # The badge opens Colab's browser of GitHub repositories: give it the address that you have this
 # notebook from, and choose `colab/inpaint.ipynb`.
 #
-# A diffusion model repaints chosen regions of an axial brain MRI slice: with tumour components
-# (necrotic core, edema, enhancement), with a tumour that it composes itself, or with tumour-less
+# A diffusion model repaints chosen regions of an axial brain MRI slice: with tumor components
+# (necrotic core, edema, enhancement), with a tumor that it composes itself, or with tumor-free
 # tissue; each region free-form or given as a bounding box. The method is that of Rouzrokh et al.
 # 2022 ([arXiv:2210.12113](https://arxiv.org/abs/2210.12113)).
 #
@@ -117,7 +117,7 @@ NUM_SEEDS = 6  # @param {type:"integer"}
 
 # %% cellView="form"
 # @title 4. Load the model
-from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax import Inpainter, Rois, Sampling
 
 if MODEL in ("Google Drive", "upload") and not IN_COLAB:
     raise ValueError(f"MODEL = {MODEL!r} works in Colab only; here choose 'folder'")
@@ -147,7 +147,7 @@ print(f"{inpainter.image_size} x {inpainter.image_size} pixels, sequences", *inp
 # %% [markdown]
 # ## A slice to work on
 #
-# A digital phantom that the shipped model has not seen: it was trained on those of seed 0. The
+# A digital phantom that the bundled model has not seen: it was trained on those of seed 0. The
 # slice is the one that shows all three components best.
 
 # %% cellView="form"
@@ -198,10 +198,8 @@ print(f"slice {number}: core, edema and enhancement have {areas[:, number]} pixe
 # @title 6. How to paint and to show
 from IPython.display import Image, display
 
-from mbti_jax.inference.runs import progress_bar
-from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.regions import box_flags
-from mbti_jax.rois.tumors import own_tumor_masks
+from mbti_jax.inference.requests import progress_bar
+from mbti_jax.rois.tumors import own_tumor
 
 RESULTS = Path("inpainted")
 chosen = {
@@ -219,24 +217,23 @@ def boxes_of(*rois):
 
 
 def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
-    """Repaints the slice's own tumour; see `tumors.MODES` for the modes."""
+    """Repaints the slice's own tumor; see `tumors.MODES` for the modes."""
     brain = (image != 0).any(-1)
-    masks = own_tumor_masks(labels[None], brain[None], mode, box_flags(box), SEED)[0]
-    rois = {name: masks[..., c] for c, name in enumerate(CHANNELS)}
-    settings = {"seed": seed, "num_steps": NUM_STEPS, "guidance_weight": weight}
+    rois = own_tumor(labels[None], brain[None], mode, box, SEED)[0]
+    sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight)
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
-        return inpainter(image, rois, box=box, progress=progress, **settings, **volume)
+        return inpainter.inpaint(image, rois, sampling, progress=progress, **volume)
 
 
 def show(name, title, before, results):
-    """Draws input, ROIs and results {label: Inpainted}; the ROIs again wherever they change."""
+    """Draws input, ROIs and results {label: InpaintedSlice}; the ROIs again wherever they change."""
     channel = sequences.index(SEQUENCE)
     (low, high) = next(iter(results.values())).provenance["intensity"]["low_high"][channel]
     shown = pictures.gray(before[..., channel], low, high)
     cells, columns, last = [shown], ["input"], None
     for label, result in results.items():
-        if last is None or (result.roi_masks != last).any():
-            last = result.roi_masks
+        if last is None or (result.rois.masks != last).any():
+            last = result.rois.masks
             cells.append(pictures.with_rois(shown, last, fill=0.2))
             columns.append("ROIs")
         cells.append(pictures.gray(result.images[0][..., channel], low, high))
@@ -255,7 +252,7 @@ def show(name, title, before, results):
 # %% [markdown]
 # ## The paper's five scenarios
 #
-# **Scenario 1**: the components of the tumour are given, and the model paints another tumour of
+# **Scenario 1**: the components of the tumor are given, and the model paints another tumor of
 # just these components (the paper's figure 3). Where edema is a box, the model decides what of it
 # is edema.
 
@@ -269,18 +266,18 @@ show("scenario_1", "Components in given ROIs", image, results)
 # **Scenario 2**: only the whole is given, and the model chooses the components (figure 4).
 
 # %%
-# @title Scenario 2: a tumour of the model's choice
+# @title Scenario 2: a tumor of the model's choice
 results = {"free-form": paint("random"), "box": paint("random", ("tumor",))}
-show("scenario_2", "Tumour with components of the model's choice", image, results)
+show("scenario_2", "Tumor with components of the model's choice", image, results)
 
 # %% [markdown]
-# **Scenario 3**: tumour-less tissue instead of the tumour (figure 5). A box also takes the
-# surroundings that the tumour has pushed aside.
+# **Scenario 3**: tumor-free tissue instead of the tumor (figure 5). A box also takes the
+# surroundings that the tumor has pushed aside.
 
 # %%
-# @title Scenario 3: tumour-less tissue
+# @title Scenario 3: tumor-free tissue
 results = {"free-form": paint("remove"), "box": paint("remove", ("normal",))}
-show("scenario_3", "Tumour-less tissue instead of the tumour", image, results)
+show("scenario_3", "Tumor-free tissue instead of the tumor", image, results)
 
 # %% [markdown]
 # **Scenario 4**: the same seed with a rising guidance weight (figure 6). High weights exaggerate.
@@ -301,7 +298,7 @@ results = {f"seed {seed}": paint("random", box, seed) for seed in range(SEED, SE
 show("scenario_5", "Different seeds", image, results)
 
 # %% [markdown]
-# **Several tasks in one pass** (figure 1B): the tumour gives way to tumour-less tissue, and its
+# **Several tasks in one pass** (figure 1B): the tumor gives way to tumor-free tissue, and its
 # components appear elsewhere.
 
 # %%
@@ -312,8 +309,8 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # %% [markdown]
 # ## Your own slice
 #
-# A NIfTI volume or a single slice as grey PNG or npy, skull-stripped: background is 0. A model that
-# paints several sequences together, as the shipped one does, wants a file of each. The shipped model
+# A NIfTI volume or a single slice as gray PNG or npy, skull-stripped: background is 0. A model that
+# paints several sequences together, as the bundled one does, wants a file of each. The bundled model
 # paints phantom tissue into whatever it is given.
 
 # %% cellView="form"
@@ -323,9 +320,9 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # @markdown in this order.
 from skimage.draw import ellipse
 
-from mbti_jax.inference.cases import named_files
-from mbti_jax.inference.slices import read_sequences, write_slice
+from mbti_jax.inference.inputs import named_files
 from mbti_jax.io.files import write_json
+from mbti_jax.io.slices import read_sequences, write_slice
 
 IMAGE = ""  # @param {type:"string"}
 UPLOAD_IMAGE = False  # @param {type:"boolean"}
@@ -368,14 +365,11 @@ rows, columns = ellipse(
 )
 mask[rows, columns] = True
 with progress_bar("your slice") as progress:
-    result = inpainter(
+    result = inpainter.inpaint(
         own_image,
-        {TISSUE: mask},
-        box=(TISSUE,) if AS_BOX else (),
-        seed=SEED,
+        Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ()),
+        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT),
         num_samples=NUM_SAMPLES,
-        num_steps=NUM_STEPS,
-        guidance_weight=GUIDANCE_WEIGHT,
         progress=progress,
         **own_volume,
     )

@@ -10,9 +10,9 @@ from tiny_inpainter import tiny_metadata, tiny_params
 
 from configs.serve import get_config
 from mbti_jax.commands import serve
+from mbti_jax.commands.settings import from_config
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.web.examples import Examples
-from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, find_cases, read_case
 
 
@@ -36,11 +36,12 @@ def tiny_server(root: Path) -> Iterator[str]:
     inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny", report_every=1)
     config = get_config()
     config.num_steps = 2
+    config.limits = {"upload_mb": 1, "volume_mb": 2, "pixels": 100_000, "images": 32}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         config.port = free.getsockname()[1]
-    limits = Limits(upload_mb=1, volume_mb=2, pixels=100_000, images=32)
-    page = serve.start(inpainter, limits, TinyExamples(root / "in"), config, root)
+    settings = from_config(serve.ServeSettings, config)
+    page = serve.start(inpainter, TinyExamples(root / "in"), settings, root)
     try:
         yield page.local_url
     finally:

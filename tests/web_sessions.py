@@ -3,7 +3,9 @@
 import numpy as np
 from tiny_inpainter import tiny_inpainter
 
+from mbti_jax import Sampling
 from mbti_jax.rois.kinds import ROI_LABELS
+from mbti_jax.web import results
 from mbti_jax.web.session import load_files
 from mbti_jax.web.uploads import Limits
 
@@ -26,4 +28,9 @@ def painted(session, number, name="normal", box=()):
     return labels > 0
 
 
-# What comes in.
+def run(session, *, inpainter=None, limits=LIMITS, **changes):
+    """A run of the page with `SETTINGS` and what differs from them."""
+    settings = {**SETTINGS, **changes}
+    drawn = {name: settings.pop(name) for name in ("seed", "num_steps")}
+    sampling = Sampling(guidance=settings.pop("guidance_weight"), z_sigma_mm=2.0, **drawn)
+    return results.run(inpainter or tiny_inpainter(), session, limits, sampling, **settings)

@@ -1,5 +1,6 @@
 """The task that serves the web page (`configs/serve.py`)."""
 
+import dataclasses
 import os
 import socket
 import tempfile
@@ -8,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.settings import from_config
+from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.load import load_model
 from mbti_jax.web.examples import Examples
@@ -16,22 +19,36 @@ from mbti_jax.web.uploads import Limits
 _MAX_PORT = 2**16 - 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """What the page is served with; see `configs/serve.py`."""
+
+    checkpoint: str
+    batch_size: int
+    host: str
+    port: int
+    max_waiting: int
+    max_sessions: int
+    num_steps: int
+    limits: Limits
+
+
 def main(config: ConfigDict, workdir: str) -> None:
     """Serves the page until it is interrupted; see `configs/serve.py`.
 
     Raises:
         ValueError: Gradio is missing, the port is in use, or a setting or the model cannot be used.
     """
-    limits = Limits(**config.limits)
-    check_address(config.host, config.port)
+    settings = from_config(ServeSettings, config)
+    check_address(settings.host, settings.port)
     import_gradio()
     # Each step is reported: on a CPU a step takes longer than reporting it.
-    model = load_model(config.checkpoint)
-    inpainter = Inpainter(*model, config.batch_size, config.checkpoint, report_every=1)
+    model = load_model(settings.checkpoint)
+    inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint, report_every=1)
     with tempfile.TemporaryDirectory(prefix="mbti_serve_", dir=workdir or None) as root:
         examples = Examples(Path(root) / "phantom")
         _ = examples.case  # Made now, so that nobody waits for it.
-        page = start(inpainter, limits, examples, config, Path(root))
+        page = start(inpainter, examples, settings, Path(root))
         print(f"Open {page.local_url} (Ctrl-C ends it).")
         try:
             page.block_thread()
@@ -39,13 +56,11 @@ def main(config: ConfigDict, workdir: str) -> None:
             page.close()
 
 
-def start(
-    inpainter: Inpainter, limits: Limits, examples: Examples, config: ConfigDict, root: Path
-) -> Any:
+def start(inpainter: Inpainter, examples: Examples, settings: ServeSettings, root: Path) -> Any:
     """Starts the server in the background.
 
     Args:
-        config: host, port and so on, as of `configs/serve.py`.
+        settings: see `configs/serve.py`.
         root: folder for uploads and results; whoever made it deletes it.
 
     Returns:
@@ -57,18 +72,18 @@ def start(
     from mbti_jax.web import page
     from mbti_jax.web.actions import Actions
 
-    actions = Actions(inpainter, limits, examples, root / "sessions")
-    blocks = page.build(actions, inpainter, config.num_steps)
-    blocks.queue(max_size=config.max_waiting, default_concurrency_limit=4)
+    actions = Actions(inpainter, settings.limits, examples, root / "sessions")
+    blocks = page.build(actions, inpainter, settings.num_steps)
+    blocks.queue(max_size=settings.max_waiting, default_concurrency_limit=4)
     blocks.launch(
-        server_name=config.host,
-        server_port=config.port,
+        server_name=settings.host,
+        server_port=settings.port,
         share=False,
         inbrowser=False,
         quiet=True,
         prevent_thread_lock=True,
-        max_file_size=limits.upload_mb * 10**6,
-        state_session_capacity=config.max_sessions,
+        max_file_size=settings.limits.upload_mb * 10**6,
+        state_session_capacity=settings.max_sessions,
         # Results are written here, and copied from here to what Gradio serves.
         allowed_paths=[str(root / "sessions")],
         footer_links=[],
@@ -76,7 +91,7 @@ def start(
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        **page.look(),
+        **page.appearance(),
     )
     return blocks
 
@@ -94,7 +109,7 @@ def import_gradio() -> None:
 def check_address(host: str, port: int) -> None:
     """Raises ValueError if nothing can listen there, before the model is loaded."""
     if not 0 < port <= _MAX_PORT:
-        raise ValueError(f"--config.port={port}: ports are 1 to {_MAX_PORT}")
+        raise FieldError("port", f"is {port}; ports are 1 to {_MAX_PORT}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

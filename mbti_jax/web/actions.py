@@ -1,4 +1,4 @@
-"""What happens on the page: the handlers of its events, and how errors are said."""
+"""What happens on the page: the handlers of its events, and how errors are reported."""
 
 import functools
 import html
@@ -8,9 +8,10 @@ from typing import Any
 
 import gradio as gr
 
-from mbti_jax.diffusion.sampler import SamplingCancelled
+from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.rois.regions import box_flags
+from mbti_jax.rois.regions import check_names
 from mbti_jax.web import painter, results
 from mbti_jax.web.examples import Examples
 from mbti_jax.web.results import Result
@@ -66,7 +67,7 @@ class Actions:
             return gr.skip()
         return self._painter(session, int(number), sequence)
 
-    def look_at(self, session, number, sequence):
+    def show_sequence(self, session, number, sequence):
         """Another sequence; the painter keeps what it has, and its history."""
         if session is None:
             return gr.skip()
@@ -80,7 +81,7 @@ class Actions:
 
     def set_roi(self, session, file, labels, box):
         _loaded(session)
-        box_flags(box)
+        check_names(box)
         take_roi(session, file, labels or "", self._limits)
         session.box = tuple(box)
         slices = sorted(session.painted)
@@ -122,10 +123,13 @@ class Actions:
                 session,
                 self._limits,
                 sequences=[name for name in session.sequences if name in (sequences or ())],
-                seed=_whole("the seed", seed),
+                sampling=Sampling(
+                    num_steps=_whole("the number of steps", num_steps),
+                    guidance=_number("the guidance weight", guidance_weight),
+                    seed=_whole("the seed", seed),
+                    z_sigma_mm=results.Z_SIGMA_MM,
+                ),
                 num_samples=_whole("the number of samples", num_samples),
-                num_steps=_whole("the number of steps", num_steps),
-                guidance_weight=_number("the guidance weight", guidance_weight),
                 progress=report,
             )
         finally:
@@ -187,7 +191,7 @@ class Actions:
             # A picture does not say which side is which.
             "sides": session.case is not None,
         }
-        # An update replaces all that the painter's script knows, so the tissues come along.
+        # An update replaces all that the painter's script knows, so the tissues are sent again.
         picture = painter.png_url(session.picture(number, sequence))
         return gr.HTML(value=value, picture=picture, tissues=painter.tissues())
 
@@ -207,7 +211,7 @@ class Actions:
 
 
 def in_sentences(function: Callable) -> Callable:
-    """The handler, with what goes wrong said to the user in a sentence."""
+    """The handler, with errors reported to the user in a sentence."""
 
     @functools.wraps(function)
     def wrapped(*arguments):

@@ -5,17 +5,16 @@ from functools import cached_property
 from pathlib import Path
 
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.rois.regions import box_flags, to_label_map
-from mbti_jax.rois.tumors import own_tumor_masks
+from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web.session import Session, new_session_folder, volume_session
 from tfds_brats.cases import Case, find_cases, is_tumor, read_case
 from tfds_brats.phantom import write_phantoms
 from tfds_brats.slices import to_slices
 
-# Title -> (what is made of the phantom's own tumour, names of the boxes).
+# Title -> (what is made of the phantom's own tumor, names of the boxes).
 EXAMPLES = {
-    "remove a tumour": ("remove", ("normal",)),
-    "grow another tumour": ("replace", ()),
+    "remove a tumor": ("remove", ("normal",)),
+    "grow another tumor": ("replace", ()),
 }
 # One with all three components.
 _SEED = 1
@@ -41,7 +40,7 @@ class Examples:
         return read_case(files)
 
     def load(self, title: str, inpainter: Inpainter, root: Path) -> Session:
-        """A session with ROIs in the slice that holds most of the tumour.
+        """A session with ROIs in the slice that holds most of the tumor.
 
         Args:
             title: a key of `EXAMPLES`.
@@ -56,6 +55,6 @@ class Examples:
         session = volume_session(self.case, inpainter, new_session_folder(root))
         labels = to_slices(self.case.labels)
         largest = int(is_tumor(labels).sum((1, 2)).argmax())
-        masks = own_tumor_masks(labels, session.brain, mode, box_flags(()))
-        session.paint(largest, to_label_map(masks[largest]), box)
+        rois = own_tumor(labels, session.brain, mode)
+        session.paint(largest, rois[largest].label_map(), box)
         return session

@@ -35,7 +35,7 @@ from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import NIFTI_ENDINGS, SLICE_ENDINGS
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
 
-_TITLE = "Brain-tumour inpainting"
+_TITLE = "Brain-tumor inpainting"
 _DISCLAIMER = (
     "This is no medical device: what is painted here was never in a patient and must not be used for "
     "diagnosis."
@@ -70,7 +70,7 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
     return page
 
 
-def look() -> dict[str, Any]:
+def appearance() -> dict[str, Any]:
     """Theme and style, as arguments of `launch`; fonts are the system's, so nothing is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     style = (resources.files("mbti_jax.web") / "page.css").read_text("utf-8")
@@ -152,10 +152,10 @@ def _paint_section() -> SimpleNamespace:
             labels = gr.Textbox(
                 label="What its labels mean",
                 placeholder="1:edema, 2:normal; or a convention, such as brats2021",
-                info="Empty: 1 necrotic core, 2 edema, 3 enhancement, 5 normal, 6 tumour",
+                info="Empty: 1 necrotic core, 2 edema, 3 enhancement, 5 normal, 6 tumor",
             )
             boxes = gr.CheckboxGroup(
-                [(text, name) for name, text in painter.TISSUES.items()],
+                [(tissue["title"], tissue["name"]) for tissue in painter.tissues()],
                 label="Bounding boxes",
                 value=[],
             )
@@ -284,7 +284,7 @@ def _connect(actions: Actions, held, choose, work, paint, repaint, results) -> N
     # Of the positions that the slider passes only the last one counts.
     latest = {**silent, "trigger_mode": "always_last"}
     show_results(on(paint.number.input, actions.turn_to, view, paint.board, **latest))
-    show_results(on(paint.sequence.input, actions.look_at, view, paint.board, **latest))
+    show_results(on(paint.sequence.input, actions.show_sequence, view, paint.board, **latest))
     inputs = [held.session, paint.file, paint.labels, paint.boxes]
     open_session(on(paint.take.click, actions.set_roi, inputs, choose.status, api_name="set_roi"))
 

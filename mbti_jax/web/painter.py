@@ -3,7 +3,7 @@
 The painter (`painter.html`, `painter.css`, `painter.js`) draws on a label map of the slice's own
 pixels and sends its numbers. Nothing is read off a picture, so the mask is what was painted, pixel by
 pixel. Gradio's own `ImageEditor` was tried: on a page that has just opened the first stroke reached
-no event, a stroke made soon after a change of colour was lost, every stroke sent nine pictures, and it
+no event, a stroke made soon after a change of color was lost, every stroke sent nine pictures, and it
 cannot show boxes.
 """
 
@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mbti_jax.rois.kinds import COLORS, ROI_LABELS, TISSUES
+from mbti_jax.rois.kinds import KINDS, ROI_LABELS
+
+# What users paint most comes first.
+_FIRST = ("normal", "edema", "enhancement", "necrotic_core")
 
 
 def source(ending: str) -> str:
@@ -24,11 +27,12 @@ def source(ending: str) -> str:
 
 
 def tissues() -> list[dict[str, Any]]:
-    """The tissues in the order of the page: name, title, label and colour."""
-    numbers = {name: number for number, name in ROI_LABELS.items()}
+    """The kinds of ROI in the order of the page: name, title, label and color."""
+    kinds = {kind.name: kind for kind in KINDS}
+    ordered = [kinds[name] for name in _FIRST] + [k for k in KINDS if k.name not in _FIRST]
     return [
-        {"name": name, "title": title, "label": numbers[name], "color": list(COLORS[name])}
-        for name, title in TISSUES.items()
+        {"name": kind.name, "title": kind.title, "label": kind.label, "color": list(kind.color)}
+        for kind in ordered
     ]
 
 

@@ -3,28 +3,29 @@
 import dataclasses
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 
+from mbti_jax.diffusion.samplers.driver import Progress
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
-from mbti_jax.inference import cases, slices
-from mbti_jax.inference.continuity import inpaint_samples
-from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import RECORD, make_record, preview_title
+from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume, Inpainter
+from mbti_jax.inference.requests import RECORD, case_record, preview_title
+from mbti_jax.inference.results import draw_case, draw_slice, write_case
 from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
-from mbti_jax.rois.regions import box_flags, to_label_map
+from mbti_jax.io.slices import write_sequences, write_slice
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.slices import bounding_box
 
-# As the default of configs/inpaint.py: how far along z neighbouring slices share their noise.
-_Z_SIGMA_MM = 2.0
+# As the default of configs/inpaint.py: how far along z neighboring slices share their noise.
+Z_SIGMA_MM = 2.0
 # Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
 _LEAST_SIDE, _MARGIN = 480, 6
 
@@ -59,18 +60,22 @@ def run(
     inpainter: Inpainter,
     session: Session,
     limits: Limits,
+    sampling: Sampling,
     *,
     sequences: Sequence[str] = (),
-    seed: int,
-    num_samples: int,
-    num_steps: int,
-    guidance_weight: float,
-    progress: Callable[[int, int], None] | None = None,
+    num_samples: int = 1,
+    progress: Progress | None = None,
 ) -> Result:
     """Repaints what is painted, and writes the results into the session's folder.
 
     Args:
+        inpainter: the model.
+        session: images and ROIs.
+        limits: what is accepted.
+        sampling: how the samples are drawn.
         sequences: those to repaint; empty for all.
+        num_samples: how many samples.
+        progress: called with (steps done, steps in all).
 
     Raises:
         ValueError: nothing is painted, ROIs that do not go together, a setting out of its range, or
@@ -78,7 +83,7 @@ def run(
         SamplingCancelled: `session.cancelled` was set.
         OSError: the files cannot be written.
     """
-    masks, box = session.masks(), box_flags(session.box)
+    rois = session.rois()
     num_samples = whole_number("the number of samples", num_samples, least=1)
     sequences = tuple(sequences) or session.sequences
     count = len(session.painted) * len(sequences) * num_samples
@@ -87,31 +92,36 @@ def run(
             f"{len(session.painted)} slices x {len(sequences)} sequences x {num_samples} samples are "
             f"{count} images; at most {limits.images} are made in one run"
         )
-    sampling = {
-        "seed": whole_number("the seed", seed),
-        "num_steps": whole_number("the number of steps", num_steps, least=1),
-        "guidance_weight": guidance_weight,
-        "progress": progress,
-        "cancel": session.cancelled.is_set,
-    }
-    make = _run_slice if session.case is None else _run_case
+    options = {"progress": progress, "cancel": session.cancelled.is_set}
     folder = session.folder / "result"
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as target:
-        values, warnings = make(
-            inpainter, session, masks, box, sequences, num_samples, sampling, target
-        )
+        if session.case is None:
+            if sequences != session.sequences:
+                raise ValueError("the sequences of a single slice are repainted all together")
+            # A single slice has no neighbors to share its noise with.
+            sampling = dataclasses.replace(sampling, z_sigma_mm=0.0)
+            inpainted = inpainter.inpaint(
+                session.image, rois[0], sampling, num_samples=num_samples, **options
+            )
+            values, warnings = _write_slice(inpainter, session, inpainted, target)
+        else:
+            samples = inpainter.inpaint_volume(
+                session.case, rois, sampling, samples=range(num_samples), sequences=sequences,
+                **options,
+            )  # fmt: skip
+            values, warnings = _write_volumes(inpainter, session, samples, target)
     files = _files(folder, num_samples)
     archive = folder / f"{session.name}-inpainted.zip"
-    with replacing(archive) as beside, zipfile.ZipFile(beside, "w") as packed:
+    with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
         for path in dict.fromkeys(path for paths in files for path in paths):
             packed.write(path, path.relative_to(folder))
     slices = sorted(session.painted)
-    return Result(slices, values, masks[slices].any(-1), files, archive, warnings)
+    return Result(slices, values, rois.union[slices], files, archive, warnings)
 
 
 def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
-    """uint8 [h, w, 3], the samples of a slice in grey; empty where it was not repainted."""
+    """uint8 [h, w, 3], the samples of a slice in gray; empty where it was not repainted."""
     position = result.position(number)
     if position is None or sequence not in result.values:
         return []
@@ -132,7 +142,7 @@ def uncertainty(
 
     Returns:
         (uint8 [h, w, 3] with the ROI from dark to bright over the dimmed slice, the value of the
-        brightest colour in the file's units); None with fewer than two samples.
+        brightest color in the file's units); None with fewer than two samples.
     """
     position = result.position(number)
     if position is None or sequence not in result.values or len(result.values[sequence]) < 2:
@@ -146,79 +156,47 @@ def uncertainty(
     return _close_up(session, result, shown), top
 
 
-def _run_case(
-    inpainter: Inpainter,
-    session: Session,
-    masks: np.ndarray,
-    box: np.ndarray,
-    sequences: Sequence[str],
-    num_samples: int,
-    sampling: dict[str, Any],
-    folder: Path,
+def _write_volumes(
+    inpainter: Inpainter, session: Session, samples: Sequence[InpaintedVolume], folder: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Samples volumes and writes them; returns what `Result` holds of them."""
-    case = session.case
-    samples = inpaint_samples(
-        inpainter,
-        case,
-        masks,
-        box,
-        sequences,
-        samples=range(num_samples),
-        scales=[session.scales[name] for name in sequences],
-        z_sigma_mm=_Z_SIGMA_MM,
-        **sampling,
-    )
-    title = preview_title(session.name, inpainter)
+    """Writes repainted volumes; returns what `Result` holds of them."""
+    case, title = session.case, preview_title(session.name, inpainter)
     for number, sample in enumerate(samples):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
-        clipped = cases.write_case(target, case, sample)
-        record = make_record(inpainter, case, sample, {}, _request(session), clipped)
-        cases.draw_preview(target / "preview.png", case, sample, title)
+        clipped = write_case(target, case, sample)
+        draw_case(target / "preview.png", case, sample, title)
+        record = case_record(
+            inpainter, case, sample, _request(session), z_continuity={}, clipped_to_dtype=clipped
+        )
         write_json(target / RECORD, record)
     slices = sorted(session.painted)
-    roi = masks[slices].any(-1)
+    roi = samples[0].rois.union[slices]
     values = {}
-    for name in sequences:
+    for name in samples[0].values:
         painted = np.stack([sample.values[name][slices] for sample in samples])
         values[name] = np.where(roi, painted, session.volumes[name][slices])
     return values, samples[0].details["warnings"]
 
 
-def _run_slice(
-    inpainter: Inpainter,
-    session: Session,
-    masks: np.ndarray,
-    box: np.ndarray,
-    sequences: Sequence[str],
-    num_samples: int,
-    sampling: dict[str, Any],
-    folder: Path,
+def _write_slice(
+    inpainter: Inpainter, session: Session, inpainted: InpaintedSlice, folder: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Samples a single slice and writes it; returns what `Result` holds of it."""
-    if sequences != session.sequences:
-        raise ValueError("the sequences of a single slice are repainted all together")
-    result = inpainter(
-        session.image,
-        session.labels(0),
-        box=session.box,
-        num_samples=num_samples,
-        **sampling,
-    )
+    """Writes a repainted slice; returns what `Result` holds of it."""
     title = preview_title(session.name, inpainter)
-    for number, image in enumerate(result.images):
+    for number, image in enumerate(inpainted.images):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
-        slices.write_sequences(target, session.files, image)
-        slices.write_slice(target / "rois.png", to_label_map(result.roi_masks))
-        one = dataclasses.replace(result, images=image[None])
-        slices.draw_preview(target / "preview.png", session.image, one, title)
-        record = {**result.provenance, **_request(session), "sample": number}
+        write_sequences(target, session.files, image)
+        write_slice(target / "rois.png", inpainted.rois.label_map())
+        one = dataclasses.replace(inpainted, images=image[None])
+        draw_slice(target / "preview.png", session.image, one, title)
+        record = {**inpainted.provenance, **_request(session), "sample": number}
         write_json(target / RECORD, record)
-    values = np.moveaxis(result.images.reshape(*result.images.shape[:3], -1), -1, 0)
+    images = inpainted.images
+    values = np.moveaxis(images.reshape(*images.shape[:3], -1), -1, 0)
     named = {name: v[:, None] for name, v in zip(session.sequences, values, strict=True)}
-    return named, result.provenance["warnings"]
+    return named, inpainted.provenance["warnings"]
 
 
 def _request(session: Session) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mbti_jax.inference import cases, checks, slices
-from mbti_jax.inference.continuity import sequences_to_paint
+from mbti_jax.inference import checks, inputs
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.io import pictures
-from mbti_jax.rois.regions import box_flags, fill_boxes, parse_labels, to_label_map, to_masks
+from mbti_jax.io import pictures, slices
+from mbti_jax.rois.regions import Rois, check_names, parse_labels
 from mbti_jax.web import uploads
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, find_cases, read_case
@@ -100,7 +99,7 @@ class Session:
         Raises:
             ValueError: a slice that is not there, labels of another shape, an unknown tissue.
         """
-        box_flags(box)
+        check_names(box)
         if type(number) is not int or not 0 <= number < self.shape[0]:
             raise ValueError(f"{self.name} has no slice {number}; it has 0 to {self.shape[0] - 1}")
         if labels.shape != self.shape[1:]:
@@ -111,21 +110,21 @@ class Session:
         else:
             self.painted.pop(number, None)
 
-    def masks(self) -> np.ndarray:
-        """bool [Z, H, W, 5], boxes filled.
+    def rois(self) -> Rois:
+        """What is painted, [Z, H, W].
 
         Raises:
-            ValueError: nothing is painted.
+            ValueError: nothing is painted, or the ROIs overlap.
         """
         if not self.painted:
             raise ValueError("nothing is painted yet: choose a tissue and paint where it shall be")
         labels = np.zeros(self.shape, np.uint8)
         for number, painted in self.painted.items():
             labels[number] = painted
-        return fill_boxes(to_masks(labels, self.shape), box_flags(self.box))
+        return Rois.of(labels, self.shape, self.box)
 
     def picture(self, number: int, sequence: str) -> np.ndarray:
-        """uint8 [H, W, 3], a slice in grey."""
+        """uint8 [H, W, 3], a slice in gray."""
         return pictures.gray(self.scales[sequence].to_model(self.volumes[sequence][number]))
 
     def begin(self) -> None:
@@ -174,7 +173,7 @@ def load_files(
     folder = new_session_folder(root)
     try:
         # Where the convention of MSD looks for images.
-        files = uploads.take_in(paths, folder / "imagesTr", limits)
+        files = uploads.copy_in(paths, folder / "imagesTr", limits)
         if not any(map(uploads.is_nifti, files)):
             return _slice_session(files, convention, sequences, inpainter, folder, limits)
         if not all(map(uploads.is_nifti, files)):
@@ -188,7 +187,7 @@ def load_files(
                 raise ValueError(f"these are files of several cases ({names}); choose one")
             case_paths = found[0]
         else:
-            case_paths = cases.named_files(_named(files, sequences))
+            case_paths = inputs.named_files(_named(files, sequences))
         available = [name for name in SEQUENCES if name in case_paths.images]
         case = read_case(case_paths, available, labels=False)
         uploads.check_slice(case.subject, case.brain.shape[:2], limits)
@@ -215,21 +214,20 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
     labels = parse_labels(meaning)
     folder = Path(tempfile.mkdtemp(dir=session.folder))
     try:
-        (file,) = uploads.take_in([path], folder, limits)
+        (file,) = uploads.copy_in([path], folder, limits)
         if session.case is None:
             if uploads.is_nifti(file):
                 raise ValueError(f"{file.name}: the ROI of a single slice is a PNG or npy file")
             roi = slices.read_roi(file)
-            masks = to_masks(roi, session.shape[1:], labels)[None]
+            maps = Rois.of(roi, session.shape[1:], labels=labels).label_map()[None]
         else:
             if not uploads.is_nifti(file):
                 raise ValueError(f"{file.name}: the ROI of a volume is a NIfTI file")
-            masks = cases.read_roi_volume(file, session.case, labels)
+            maps = inputs.read_roi_volume(file, session.case, labels).label_map()
     except ValueError as error:
         raise ValueError(str(error).replace(f"{folder}/", "")) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    maps = to_label_map(masks)
     session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
 
 
@@ -292,7 +290,7 @@ def _slice_session(
 
 def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
     """A session of a case that has been read; raises ValueError if the model cannot paint it."""
-    sequences = sequences_to_paint(inpainter, case, ())
+    sequences = inpainter.sequences_of(case)
     files = list(dict.fromkeys(case.files.images.values()))
     session = Session(case.subject, folder, case, None, sequences, files)
     _ = session.scales  # Raises where no scale fits.

@@ -36,7 +36,7 @@ class Limits:
                 raise ValueError(f"the limit {field.name} must be at least 1")
 
 
-def take_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[Path]:
+def copy_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[Path]:
     """Copies uploaded files into `folder`, as they have to outlive the upload, and checks their size.
 
     Raises:

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from synthetic_cases import SHAPE, make_arrays
-from tiny_inpainter import make_slice, tiny_inpainter
-from web_sessions import LIMITS, NUMBERS, SETTINGS, SUBJECT, load, painted
+from tiny_inpainter import make_slice
+from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 
 from configs.serve import get_config
 from mbti_jax.commands import serve
-from mbti_jax.diffusion.sampler import SamplingCancelled
+from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.rois.kinds import ROI_LABELS
-from mbti_jax.rois.regions import box_flags
 from mbti_jax.web import painter, results
 from mbti_jax.web.session import take_roi
 from mbti_jax.web.uploads import Limits
@@ -58,14 +57,14 @@ def test_painting_is_kept_slice_by_slice(case_files, tmp_path):
     session = load(case_files, tmp_path, "brats2021")
     first = painted(session, 2, "edema", box=("edema",))
     second = painted(session, 3, "tumor")
-    masks = session.masks()
+    masks = session.rois().masks
     assert list(np.flatnonzero(masks.any((1, 2, 3)))) == [2, 3]
     np.testing.assert_array_equal(masks[3, ..., 4], second)
     np.testing.assert_array_equal(masks[2, ..., 2], first)
     session.paint(2, session.labels(2), ("edema",))
     filled = np.zeros_like(first)
     filled[6:12, 5:14] = True
-    np.testing.assert_array_equal(session.masks()[2, ..., 2], filled)
+    np.testing.assert_array_equal(session.rois().masks[2, ..., 2], filled)
     session.paint(3, np.zeros_like(session.labels(3)), ())
     assert list(session.painted) == [2]
     for number in (-1, 6, 1.0, None):
@@ -99,7 +98,7 @@ def test_pictures_of_rois(png, tmp_path):
     np.testing.assert_array_equal(session.labels(0) == NUMBERS["edema"], picture.any(-1))
     picture[12, 12] = (240, 229, 66)
     Image.fromarray(picture).save(tmp_path / "roi.png")
-    with pytest.raises(ValueError, match="unknown colours"):
+    with pytest.raises(ValueError, match="unknown colors"):
         take_roi(session, tmp_path / "roi.png", "", LIMITS)
 
 
@@ -115,9 +114,7 @@ def test_a_case_is_repainted(case_files, tmp_path):
     mask = painted(session, 2, "edema", box=("edema",))
     painted(session, 3, "edema", box=("edema",))
     steps = []
-    result = results.run(
-        tiny_inpainter(), session, LIMITS, progress=lambda *step: steps.append(step), **SETTINGS
-    )
+    result = run(session, progress=lambda *step: steps.append(step))
     roi = np.zeros(SHAPE, bool)
     roi[5:14, 6:12, 2:4] = True  # The box, in LPS.
     assert mask.sum() < roi[..., 2].sum()
@@ -153,7 +150,7 @@ def test_a_picture_is_repainted(png, tmp_path):
     labels = np.zeros((40, 36), np.uint8)
     labels[15:22, 12:20] = NUMBERS["normal"]
     session.paint(0, labels, ())
-    result = results.run(tiny_inpainter(), session, LIMITS, **SETTINGS)
+    result = run(session)
     for number, files in enumerate(result.files):
         by_name = {path.name: path for path in files}
         assert sorted(by_name) == [
@@ -172,7 +169,7 @@ def test_a_picture_is_repainted(png, tmp_path):
 def test_pictures_of_results(case_files, tmp_path):
     session = load(case_files, tmp_path, "brats2021")
     mask = painted(session, 2)
-    result = results.run(tiny_inpainter(), session, LIMITS, sequences=["t1"], **SETTINGS)
+    result = run(session, sequences=["t1"])
     samples = results.samples_of(session, result, 2, "t1")
     before = results.before(session, result, 2, "t1")
     # The brain of `make_arrays` and six pixels around it: columns 0 to 23, rows 0 to 19.
@@ -195,7 +192,7 @@ def test_a_run_that_cannot_be(case_files, tmp_path):
 
     def refused(limits=LIMITS, **changes):
         with pytest.raises(ValueError) as error:
-            results.run(tiny_inpainter(), session, limits, **{**SETTINGS, **changes})
+            run(session, limits=limits, **changes)
         assert not (session.folder / "result").exists()
         return str(error.value)
 
@@ -204,7 +201,7 @@ def test_a_run_that_cannot_be(case_files, tmp_path):
     assert "1 slices x 4 sequences x 2 samples are 8 images" in refused(Limits(5, 20, 10**5, 7))
     assert "number of samples" in refused(num_samples=0)
     assert "seed" in refused(seed=-1)
-    assert "number of steps" in refused(num_steps=0)
+    assert "num_steps" in refused(num_steps=0)
     assert "1001" in refused(num_steps=1001)
     assert "guidance_weight" in refused(guidance_weight=float("nan"))
     labels = np.zeros(session.shape[1:], np.uint8)
@@ -221,13 +218,7 @@ def test_a_cancelled_run_leaves_nothing(case_files, tmp_path):
     assert not session.cancelled.is_set(), "there is no run to cancel"
     session.begin()
     with pytest.raises(SamplingCancelled):
-        results.run(
-            tiny_inpainter(),
-            session,
-            LIMITS,
-            progress=lambda *_: session.cancel(),
-            **{**SETTINGS, "num_steps": 25},
-        )
+        run(session, progress=lambda *_: session.cancel(), num_steps=25)
     assert not (session.folder / "result").exists()
     session.end()
     session.begin()
@@ -267,4 +258,3 @@ def test_without_gradio(monkeypatch):
 
 def test_the_page_stays_on_this_machine_by_default():
     assert get_config().host == "127.0.0.1"
-    assert box_flags(()).sum() == 0

@@ -96,14 +96,14 @@ def test_a_case_is_repainted(client, files, tmp_path):
 
 
 def test_examples(client):
-    said = client.predict("remove a tumour", api_name="/load_example")
+    said = client.predict("remove a tumor", api_name="/load_example")
     assert said.startswith("Phantom_0000")
     said, _ = client.predict(["t1"], 0, 1, 1, 0.4, api_name="/inpaint")
     assert "Repainted slice" in said
 
 
 def test_two_clients_do_not_see_each_other(client, address):
-    client.predict("remove a tumour", api_name="/load_example")
+    client.predict("remove a tumor", api_name="/load_example")
     other = gradio_client.Client(address, verbose=False)
     with pytest.raises(gradio_client.exceptions.AppError, match="load an image"):
         other.predict([], 0, 1, 1, 0.4, api_name="/inpaint")
@@ -132,7 +132,7 @@ def test_errors_are_sentences(client, tmp_path):
     broken.write_bytes(b"this is no volume" * 40)
     text = said(handles([broken]), "", ["t1"], api_name="/load")
     assert text.startswith("broken.nii: cannot be read as NIfTI")
-    client.predict("remove a tumour", api_name="/load_example")
+    client.predict("remove a tumor", api_name="/load_example")
     assert "seed must be a whole number" in said([], 2**31, 1, 1, 0.4, api_name="/inpaint")
     assert "images; at most 32" in said([], 0, 9, 1, 0.4, api_name="/inpaint")
 
@@ -151,7 +151,7 @@ def test_a_large_upload_is_refused(client, address, root, tmp_path):
 
 
 def test_a_run_can_be_cancelled(client):
-    client.predict("remove a tumour", api_name="/load_example")
+    client.predict("remove a tumor", api_name="/load_example")
     job = client.submit([], 0, 4, 1000, 0.4, api_name="/inpaint")
     deadline = time.monotonic() + 120
     while not (job.status().progress_data or job.done()) and time.monotonic() < deadline:
@@ -164,5 +164,5 @@ def test_a_run_can_be_cancelled(client):
 
 
 def test_nothing_is_sent_out(client, asked_for):
-    client.predict("remove a tumour", api_name="/load_example")
+    client.predict("remove a tumor", api_name="/load_example")
     assert asked_for and asked_for <= {"127.0.0.1", "::1", "localhost"}

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from synthetic_cases import AFFINE, make_arrays, write_case, write_volume
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter
-from web_sessions import LIMITS, SETTINGS, SUBJECT, load
+from web_sessions import LIMITS, SUBJECT, load, run
 
-from mbti_jax.web import results
-from mbti_jax.web.uploads import Limits, take_in
+from mbti_jax import Sampling
+from mbti_jax.web.uploads import Limits, copy_in
 
 
 def test_the_sequences_of_a_case_by_a_convention(case_files, tmp_path):
@@ -108,11 +108,11 @@ def test_pictures_of_the_sequences_of_one_slice(tmp_path):
         np.testing.assert_array_equal(volume[0], images[name])
     labels = make_mask().astype(np.uint8) * 2
     session.paint(0, labels, ())
-    result = results.run(inpainter, session, LIMITS, **SETTINGS)
+    result = run(session, inpainter=inpainter)
     written = {path.name: path for path in result.files[0]}
-    expected = inpainter(
-        np.stack([images[name] for name in inpainter.sequences], -1), labels, **SETTINGS
-    )
+    stacked = np.stack([images[name] for name in inpainter.sequences], -1)
+    sampling = Sampling(2, seed=3, guidance=0.4)
+    expected = inpainter.inpaint(stacked, labels, sampling, num_samples=2)
     for c, name in enumerate(inpainter.sequences):
         path = written[f"picture {names.index(name)}-inpainted.png"]
         np.testing.assert_array_equal(np.array(Image.open(path)), expected.images[0][..., c])
@@ -150,7 +150,7 @@ def test_constant_and_coloured_pictures(tmp_path):
     color = np.zeros((40, 36, 3), np.uint8)
     color[10:20, 10:20, 0] = 200
     Image.fromarray(color).save(tmp_path / "color.png")
-    with pytest.raises(ValueError, match=r"color\.png: .*not grey"):
+    with pytest.raises(ValueError, match=r"color\.png: .*not gray"):
         load([tmp_path / "color.png"], tmp_path)
 
 
@@ -179,7 +179,7 @@ def test_another_number_of_sequences_than_the_models(case_files, png, tmp_path):
 def test_the_limits(case_files, png, tmp_path):
     def taken(path, **changes):
         limits = Limits(**{"upload_mb": 1, "volume_mb": 1, "pixels": 2000, "images": 8} | changes)
-        return take_in([path], tmp_path / "taken", limits)
+        return copy_in([path], tmp_path / "taken", limits)
 
     assert taken(png)
     with pytest.raises(ValueError, match="36 x 40 pixels; at most 100"):
@@ -196,7 +196,7 @@ def test_the_limits(case_files, png, tmp_path):
     with pytest.raises(ValueError, match="has 2 MB; at most 1 MB"):
         taken(large)
     with pytest.raises(ValueError, match="at most 8"):
-        take_in([png] * 9, tmp_path / "taken", LIMITS)
+        copy_in([png] * 9, tmp_path / "taken", LIMITS)
     with pytest.raises(ValueError, match="must be at least 1"):
         Limits(0, 1, 1, 1)
 
