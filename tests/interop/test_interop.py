@@ -291,7 +291,7 @@ def test_import_of_the_published_networks(goldens, tmp_path):
             continue
         config = import_config.get_config()
         config.source = str(file)
-        for name in ("num_heads", "num_head_channels", "num_heads_upsample"):
+        for name in ("num_heads", "num_head_channels", "num_heads_upsample", "num_groups"):
             if name in golden:
                 config.model[name] = golden[name]
         config.model.use_new_attention_order = golden.get("use_new_attention_order", False)
