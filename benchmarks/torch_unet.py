@@ -1,7 +1,8 @@
 """PyTorch twin of `mbti_jax.models.unet.UNet`: the peer that the benchmark runs against.
 
-Written for this project; the state dict has guided-diffusion's names, and tests/models/test_torch_twin.py
-checks it against the same reference numbers as the JAX network. Not part of the package.
+Written for this project. The state dict has guided-diffusion's names, and
+tests/models/test_torch_twin.py checks it against the same reference numbers as the JAX network. Not part
+of the package.
 """
 
 import math
