@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +222,11 @@ def _loop(
     """
     start = int(state.step)
     bar = tqdm(
-        total=settings.num_steps, initial=start, unit="step", disable=writer is None, desc="training"
+        total=settings.num_steps,
+        initial=start,
+        unit="step",
+        disable=writer is None,
+        desc="training",
     )
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
     pending = None

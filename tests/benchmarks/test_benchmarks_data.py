@@ -65,7 +65,7 @@ def tiny_config():
 
 @pytest.fixture
 def quick_compilation(monkeypatch):
-    """Small shapes, no optimisations, and no network in the train step, which test_train.py covers."""
+    """Small shapes, no optimizations, and no network in the train step, which test_train.py covers."""
 
     def step(state, batch):
         return dataclasses.replace(state, step=state.step + len(batch["weight"])), {}

@@ -123,9 +123,9 @@ def test_memory_report_at_tiny_size():
     assert with_remat > 4 * 4 * report["parameters"]
     assert with_remat < 0.9 * without
     assert 2.5 < report["train_flops"] / report["forward_flops"] < 4
-    assert "rematerialisation" not in memory.format_report({"config": "train", **report})
+    assert "rematerialization" not in memory.format_report({"config": "train", **report})
     # A line needs two batch sizes.
     report["rows"] += [
         {**row, "batch_size": 32, "peak_bytes": row["peak_bytes"] + 2**34} for row in report["rows"]
     ]
-    assert "+ 1.00 GiB a slice" in memory.format_report({"config": "train", **report})
+    assert "+ 1.00 GiB per slice" in memory.format_report({"config": "train", **report})

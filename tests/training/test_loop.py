@@ -159,5 +159,5 @@ def test_numbers_that_cannot_be_are_refused_at_once(tmp_path, name, value):
 def test_a_regressor_has_no_guidance():
     config = baseline.get_config()
     config.guidance_weight = 0.4
-    with pytest.raises(FieldError, match="^guidance_weight is 0 for a regressor"):
+    with pytest.raises(FieldError, match=r"^guidance_weight is 0 for a regressor"):
         from_config(TrainSettings, config)

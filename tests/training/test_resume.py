@@ -232,7 +232,7 @@ import logging, runpy, sys
 import jax
 address, number, count, config, workdir, num_steps = sys.argv[1:]
 jax.distributed.initialize(address, int(count), int(number))
-logging.basicConfig(level=logging.INFO)
+logging.basicConfig(level=logging.INFO, force=True)
 from mbti_jax.commands import train
 config = runpy.run_path(config)["get_config"]()
 config.num_steps = int(num_steps)
