@@ -228,11 +228,10 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(uninterrupted):
 
 
 WORKER = """
-import logging, runpy, sys
+import runpy, sys
 import jax
 address, number, count, config, workdir, num_steps = sys.argv[1:]
 jax.distributed.initialize(address, int(count), int(number))
-logging.basicConfig(level=logging.INFO, force=True)
 from mbti_jax.commands import train
 config = runpy.run_path(config)["get_config"]()
 config.num_steps = int(num_steps)
