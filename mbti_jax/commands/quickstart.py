@@ -17,7 +17,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
-from mbti_jax.fields import whole_number
+from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.runs import progress_bar
 from mbti_jax.io import pictures
@@ -54,8 +54,7 @@ class EvaluationSettings:
     batch_size: int
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            whole_number(field.name, getattr(self, field.name), least=1)
+        whole_numbers(self, *(field.name for field in dataclasses.fields(self)), least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

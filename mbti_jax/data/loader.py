@@ -10,7 +10,7 @@ endless sequence, however many processes share the work.
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
@@ -107,9 +107,9 @@ class Examples:
             chosen._records = self._records[with_tumor]
         return chosen
 
-    def locate(self, i: SupportsIndex) -> tuple[int, tuple[str, ...]]:
-        """Record number and sequences of example `i`."""
-        record, group = divmod(int(i), len(self._groups))
+    def locate(self, index: SupportsIndex) -> tuple[int, tuple[str, ...]]:
+        """Record number and sequences of an example."""
+        record, group = divmod(int(index), len(self._groups))
         return int(self._records[record]), self._groups[group]
 
     def of_record(self, record: int) -> list[int]:
@@ -117,8 +117,8 @@ class Examples:
         position = int(np.flatnonzero(self._records == record)[0])
         return [position * len(self._groups) + group for group in range(len(self._groups))]
 
-    def __getitem__(self, i: SupportsIndex) -> Batch:
-        record, sequences = self.locate(i)
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        record, sequences = self.locate(index)
         content = self._source.read(record, sequences)
         rows, columns = window_slices(content["labels"].shape, content["brain_box"], self._window)
         return {
@@ -126,7 +126,7 @@ class Examples:
             "gain": content["gain"],
             "bias": content["bias"],
             "labels": cut_window(content["labels"], rows, columns),
-            "weight": np.float32(1),
+            "weight": np.ones((), np.float32),
         }
 
 
@@ -139,7 +139,7 @@ class _Positions:
 
     def __init__(
         self,
-        examples: grain.MapDataset,
+        examples: Any,  # A `grain.MapDataset`, or what can be indexed like one.
         batch_size: int,
         padded_size: int,
         process_index: int,
@@ -153,8 +153,8 @@ class _Positions:
     def __len__(self) -> int:
         return 2**62
 
-    def __getitem__(self, i: SupportsIndex) -> Batch:
-        step, position = divmod(int(i), self._per_process)
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        step, position = divmod(int(index), self._per_process)
         position += self._first
         if position < self._batch_size:
             return self._examples[step * self._batch_size + position]

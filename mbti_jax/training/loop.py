@@ -74,7 +74,9 @@ def make_train_step(
         (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
         return grads, terms
 
-    def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         size = len(batch["weight"])
         keys = example_keys(key, state.step, size)
         dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
@@ -292,7 +294,7 @@ class _Log:
         seconds = time.perf_counter() - self._since
         means = {
             # A batch may hold no timestep of some quarter; the mean is over those that do.
-            name: np.nanmean([v[name] for v in self._values] or [np.nan])
+            name: float(np.nanmean([v[name] for v in self._values]))
             for name in values
             if not all(np.isnan(v[name]) for v in self._values)
         }

@@ -6,7 +6,7 @@ from typing import Any
 
 from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.processes import ProcessSettings
-from mbti_jax.fields import FieldError, finite_number, whole_number
+from mbti_jax.fields import FieldError, finite_number, whole_number, whole_numbers
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.rois.tasks import TaskSettings
 from tfds_brats.reading import SliceSource
@@ -42,9 +42,8 @@ class DataSettings:
     num_threads: int
 
     def __post_init__(self):
-        for name in ("window", "image_size", "tumor_repeats"):
-            whole_number(name, getattr(self, name), least=1)
-        whole_number("num_threads", self.num_threads)
+        whole_numbers(self, "window", "image_size", "tumor_repeats", least=1)
+        whole_numbers(self, "num_threads")
 
     def examples(self, source: SliceSource) -> Examples:
         """The examples of a split.
@@ -128,8 +127,9 @@ class TrainSettings:
     guidance_weight: float
 
     def __post_init__(self):
-        whole_number("seed", self.seed)
-        for name in (
+        whole_numbers(self, "seed")
+        whole_numbers(
+            self,
             "batch_size",
             "num_steps",
             "accumulation",
@@ -140,8 +140,8 @@ class TrainSettings:
             "validation_batches",
             "num_pictures",
             "picture_steps",
-        ):
-            whole_number(name, getattr(self, name), least=1)
+            least=1,
+        )
         for name in ("model_channels", "num_groups", "patch_size"):
             if name in self.model:
                 whole_number(f"model.{name}", self.model[name], least=1)

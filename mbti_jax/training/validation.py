@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 def make_validation_step(pipeline: Pipeline, key: jax.Array) -> Callable:
     """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
 
-    def step(params: Params, batch: loader.Batch, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(params: Params, batch: dict[str, jax.Array], number: jax.Array):
         keys = example_keys(key, number, len(batch["weight"]))
         prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         inputs = pipeline.prepare(batch, prepare_keys, augmented=False)
@@ -80,10 +80,8 @@ class Validation:
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
         """Computes the loss and draws the picture; with a writer, writes and logs them."""
-        sums, counts = 0.0, 0.0
-        for number, batch in enumerate(self._batches):
-            terms = self._step(params, self._put(batch), number)
-            sums, counts = sums + terms[0], counts + terms[1]
+        terms = [self._step(params, self._put(b), number) for number, b in enumerate(self._batches)]
+        sums, counts = jax.tree.map(lambda *parts: sum(parts), *terms)
         means = {f"validation/{name}": float(v) for name, v in losses(sums, counts).items()}
         samples = self._sample(params)
         if writer is None:
@@ -97,11 +95,12 @@ class Validation:
 
     def _sample(self, params: Params) -> np.ndarray:
         x_0, condition = self._pictured
-        size = len(x_0)
-        seed = self._sampling.seed
-        x_T, keys = noise_for(seed, range(size), np.zeros(size, int), x_0.shape[1:])
-        arrays = self._put((x_T, x_0, condition, keys))
-        samples = self._sampler(params, *arrays, self._sampling, clip=self._bounds)
+        numbers = range(len(x_0))
+        x_T, keys = noise_for(self._sampling.seed, numbers, [0] * len(x_0), x_0.shape[1:])
+        x_T, x_0, condition, keys = self._put((x_T, x_0, condition, keys))
+        samples = self._sampler(
+            params, x_T, x_0, condition, keys, self._sampling, clip=self._bounds
+        )
         return multihost_utils.process_allgather(samples, tiled=True)
 
     def _put(self, batch: Any) -> Any:
