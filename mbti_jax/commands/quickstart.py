@@ -19,7 +19,7 @@ from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
 from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import progress_bar
+from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
 from mbti_jax.io.files import write_json
 from mbti_jax.rois.tasks import sample_task
