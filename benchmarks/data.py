@@ -8,7 +8,7 @@ benchmarks/README.md for what is compared with what.
 """
 
 import argparse
-import importlib
+import dataclasses
 import json
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from benchmarks.data_rivals import (
     BATCH_SIZE,
@@ -27,8 +26,9 @@ from benchmarks.data_rivals import (
     link_cases,
     quiet_build,
 )
+from benchmarks.settings import load_settings
 from benchmarks.timing import Timing, describe_machine, interleaved
-from configs import train as paper
+from mbti_jax.training.settings import TrainSettings
 from tfds_brats.cases import CaseFiles, find_cases
 from tfds_brats.phantom import write_phantoms
 
@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give both --source and --convention, or neither")
     if options.subjects < 3 or options.rounds < 1 or options.batches < 1:
         parser.error("at least 3 subjects, 1 round and 1 batch are needed")
-    config = importlib.import_module(f"configs.{options.config}").get_config()
     with tempfile.TemporaryDirectory() as folder:
         source, convention = options.source, options.convention
         if source is None:
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_phantoms(source, options.subjects, seed=0)
         report = measure(
             find_cases(source, convention)[: options.subjects],
-            config,
+            load_settings(options.config),
             Path(folder),
             rounds=options.rounds,
             batches=options.batches,
@@ -75,13 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    cases: Sequence[CaseFiles], config: ConfigDict, folder: Path, *, rounds: int, batches: int
+    cases: Sequence[CaseFiles], settings: TrainSettings, folder: Path, *, rounds: int, batches: int
 ) -> dict[str, Any]:
     """Takes all measurements.
 
     Args:
         cases: what to build the dataset of, at least 3 patients.
-        config: training config whose step the preprocessing is compared with.
+        settings: of the train step that the preprocessing is compared with.
         folder: scratch space.
         rounds: how often each rival is timed.
         batches: of 16 images, which the loader reads in a round.
@@ -97,16 +96,15 @@ def measure(
     on_cpu = jax.default_backend() == "cpu"
     source = link_cases(cases, folder / "cases")
     dataset_dir = quiet_build(source, cases, folder / "dataset")
-    bench = LoaderRivals(dataset_dir, batches)
+    paper = dataclasses.replace(load_settings("train"), batch_size=BATCH_SIZE)
+    bench = LoaderRivals(paper, dataset_dir, batches)
     building = interleaved(build_rivals(source, cases), rounds)
     loading = interleaved(bench.rivals(), rounds)
-    paper_config = paper.get_config()
-    paper_config.batch_size = BATCH_SIZE
-    paper_rivals, _ = device_rivals(paper_config, dataset_dir)
+    paper_rivals, _ = device_rivals(paper, dataset_dir)
     preparing = interleaved({"floor": bench.floor, **paper_rivals}, rounds)
-    step_rivals, compile_seconds = device_rivals(config, dataset_dir, with_step=True)
+    step_rivals, compile_seconds = device_rivals(settings, dataset_dir, with_step=True)
     stepping = interleaved(step_rivals, rounds)
-    window, size = config.data.window, config.data.image_size
+    window, size = settings.data.window, settings.data.image_size
     return {
         "machine": machine,
         "rounds": rounds,
@@ -136,16 +134,18 @@ def measure(
         "sections": {
             "build": _section("dataset build, 1 worker", "subject", building),
             "loader": _section(
-                f"loader at {bench.window} x {bench.window}, single sequences", "image", loading
+                f"loader at {paper.data.window} x {paper.data.window}, single sequences",
+                "image",
+                loading,
             ),
             "preprocessing": _section(
-                f"preprocessing at {bench.window} x {bench.window}, batches of {BATCH_SIZE}",
+                f"preprocessing at {paper.data.window} x {paper.data.window}, batches of {BATCH_SIZE}",
                 "image",
                 preparing,
             ),
             "train_step": _section(
-                f"preprocessing {window} -> {size} beside the train step, batches of "
-                f"{config.batch_size}",
+                f"preprocessing {window} -> {size} and the train step, batches of "
+                f"{settings.batch_size}",
                 "image",
                 stepping,
             ),

@@ -1,6 +1,7 @@
 """What `benchmarks.data` times: dataset build, loader and preprocessing, each with its floor."""
 
 import contextlib
+import functools
 import gzip
 import io
 import tempfile
@@ -14,15 +15,14 @@ import jax
 import numpy as np
 import optax
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 
-from configs import train as paper
 from mbti_jax.data import loader
 from mbti_jax.data.augment import augment
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import init_params
 from mbti_jax.rois.tasks import sample_task
-from mbti_jax.training.loop import make_examples, make_train_step
+from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 from tfds_brats.builder import build
 from tfds_brats.cases import CaseFiles
@@ -76,12 +76,10 @@ class LoaderRivals:
     ready: no record is parsed, nothing cut, stacked or shuffled.
     """
 
-    def __init__(self, dataset_dir: Path, batches: int):
-        config = paper.get_config()
-        self.window = config.data.window
+    def __init__(self, settings: TrainSettings, dataset_dir: Path, batches: int):
         self._batches = batches
         self._source = SliceSource(dataset_dir, _SPLIT)
-        self._examples = make_examples(self._source, config)
+        self._examples = settings.data.examples(self._source)
         builder = tfds.builder_from_directory(dataset_dir)
         self._raw = builder.as_data_source(
             _SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -138,31 +136,31 @@ class LoaderRivals:
 
 
 def device_rivals(
-    config: ConfigDict, dataset_dir: Path, *, with_step: bool = False
+    settings: TrainSettings, dataset_dir: Path, *, with_step: bool = False
 ) -> tuple[dict[str, Callable[[], int]], dict[str, float]]:
     """The train step if asked for, all of the preprocessing, and each of its parts, on the device.
 
     Returns:
         (rivals, seconds that compiling each took).
     """
-    method = Pipeline.from_contract(config)
-    examples = make_examples(SliceSource(dataset_dir, _SPLIT), config)
-    (batch,) = jax.device_put(loader.fixed_batches(examples, 1, config.batch_size))
-    keys = jax.random.split(jax.random.key(config.seed), config.batch_size)
-    resized = jax.jit(method.resized)(batch)
+    pipeline, batch_size = settings.pipeline(), settings.batch_size
+    examples = settings.data.examples(SliceSource(dataset_dir, _SPLIT))
+    (batch,) = jax.device_put(loader.fixed_batches(examples, 1, batch_size))
+    keys = jax.random.split(jax.random.key(settings.seed), batch_size)
+    resized = jax.jit(pipeline.resized)(batch)
     functions = {
-        "prepare": (lambda batch, keys: method.prepare(batch, keys, augmented=True), batch, keys),
-        "decode and resize": (method.resized, batch),
+        "prepare": (functools.partial(pipeline.prepare, augmented=True), batch, keys),
+        "decode and resize": (pipeline.resized, batch),
         "augment": (jax.vmap(augment), keys, *resized),
         "sample_task": (
-            jax.vmap(lambda *example: sample_task(*example, method.tasks)),
+            jax.vmap(functools.partial(sample_task, config=pipeline.tasks)),
             keys,
             *resized,
         ),
     }
     rivals, compile_seconds = {}, {}
     if with_step:
-        rivals["train step"], compile_seconds["train step"] = _train_step(method, config, batch)
+        rivals["train step"], compile_seconds["train step"] = _train_step(pipeline, settings, batch)
     for name, (function, *arguments) in functions.items():
         compiled, compile_seconds[name] = _compile(jax.jit(function), *arguments)
 
@@ -170,21 +168,22 @@ def device_rivals(
         def run(compiled=compiled, arguments=arguments) -> int:
             for _ in range(_DEVICE_BATCHES):
                 jax.block_until_ready(compiled(*arguments))
-            return _DEVICE_BATCHES * config.batch_size
+            return _DEVICE_BATCHES * batch_size
 
         rivals[name] = run
     return rivals, compile_seconds
 
 
 def _train_step(
-    method: Pipeline, config: ConfigDict, batch: loader.Batch
+    pipeline: Pipeline, settings: TrainSettings, batch: loader.Batch
 ) -> tuple[Callable[[], int], float]:
-    optimizer = optax.adam(config.optimizer.learning_rate)
-    key = jax.random.key(config.seed)
-    state = jax.jit(lambda: create_state(init_params(method.model, key), optimizer))()
+    optimizer = optax.adam(settings.optimizer.learning_rate)
+    key = jax.random.key(settings.seed)
+    state = jax.jit(lambda: create_state(init_params(pipeline.model, key), optimizer))()
     step, seconds = _compile(
         jax.jit(
-            make_train_step(method, optimizer, key, ema_decay=config.ema_decay), donate_argnums=0
+            make_train_step(pipeline, optimizer, key, ema_decay=settings.ema_decay),
+            donate_argnums=0,
         ),
         state,
         batch,
@@ -195,7 +194,7 @@ def _train_step(
         for _ in range(_DEVICE_BATCHES):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
-        return _DEVICE_BATCHES * config.batch_size
+        return _DEVICE_BATCHES * settings.batch_size
 
     return run, seconds
 

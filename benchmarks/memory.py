@@ -3,12 +3,12 @@
     python -m benchmarks.memory --batches 1 2 4 --output=memory.json
 
 The step is the one that training runs (preprocessing, network, optimizer and moving average), with
-and without rematerialisation. It is compiled for the device that JAX finds; the numbers of one
+and without rematerialization. It is compiled for the device that JAX finds; the numbers of one
 kind of device are not those of another.
 """
 
 import argparse
-import importlib
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -19,16 +19,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
+from benchmarks.settings import load_settings
 from benchmarks.timing import describe_machine
+from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 
 GIB = 2**30
-# XLA's CPU compiler drops the barriers of rematerialisation before it orders the operations, and so
+# XLA's CPU compiler drops the barriers of rematerialization before it orders the operations, and so
 # recomputes early and saves nothing. Accelerators keep the barriers; without this pass, so does the CPU.
 _CPU_COMPILER_OPTIONS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 _PACKAGES = ("jax", "flax", "optax")
@@ -44,34 +46,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if min(options.batches) < 1:
         parser.error("batch sizes must be at least 1")
-    config = importlib.import_module(f"configs.{options.config}").get_config()
-    report = {"config": options.config, **measure(config, options.batches)}
+    settings = load_settings(options.config)
+    report = {"config": options.config, **measure(settings, options.batches)}
     print(format_report(report))
     if options.output:
         Path(options.output).write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
+def measure(settings: TrainSettings, batches: Sequence[int]) -> dict[str, Any]:
     """Lowers and compiles the step for every batch size.
 
     Args:
-        config: training config.
+        settings: of the training run; both with and without rematerialization.
         batches: batch sizes.
 
     Returns:
         Plain JSON values: `machine`, `image_size`, `dtype`, `parameters`, `forward_flops` and
-        `train_flops` of a slice, and `rows`, a list with `batch_size`, `remat`, `peak_bytes`,
+        `train_flops` per slice, and `rows`, a list with `batch_size`, `remat`, `peak_bytes`,
         `temp_bytes` and `compile_seconds`.
     """
-    method = Pipeline.from_contract(config)
-    params = param_shapes(method.model)
+    variants = {
+        remat: dataclasses.replace(settings, model={**settings.model, "remat": remat})
+        for remat in (False, True)
+    }
+    pipeline = variants[False].pipeline()
+    params = param_shapes(pipeline.model)
     compiler_options = _CPU_COMPILER_OPTIONS if jax.default_backend() == "cpu" else {}
     rows = []
-    for remat in (False, True):
-        config.model.remat = remat
+    for remat, variant in variants.items():
         for batch_size in batches:
             start = time.perf_counter()
-            step, *arguments = train_step(config, batch_size)
+            step, *arguments = train_step(variant, batch_size)
             compiled = step.lower(*arguments).compile(compiler_options)
             rows.append(
                 {
@@ -82,31 +87,27 @@ def measure(config: ConfigDict, batches: Sequence[int]) -> dict[str, Any]:
                     "compile_seconds": time.perf_counter() - start,
                 }
             )
-    config.model.remat = False
-    forward = jax.jit(method.apply)
+    forward = jax.jit(pipeline.apply)
     return {
         "machine": describe_machine(_PACKAGES),
-        "image_size": method.image_size,
-        "dtype": method.model.dtype,
+        "image_size": pipeline.image_size,
+        "dtype": pipeline.model.dtype,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "forward_flops": count_flops(forward, params, *network_inputs(method, 1)),
-        "train_flops": count_flops(*train_step(config, 1)),
+        "forward_flops": count_flops(forward, params, *network_inputs(pipeline, 1)),
+        "train_flops": count_flops(*train_step(variants[False], 1)),
         "rows": rows,
     }
 
 
-def train_step(config: ConfigDict, batch_size: int) -> tuple[Any, Any, dict[str, Any]]:
-    """(jitted step, shapes of the state, which it takes over, shapes of the batch)."""
-    method = Pipeline.from_contract(config)
-    optimizer = optax.adam(config.optimizer.learning_rate)
-    step = make_train_step(method, optimizer, jax.random.key(0), ema_decay=config.ema_decay)
+def train_step(settings: TrainSettings, batch_size: int) -> tuple[Any, Any, dict[str, Any]]:
+    """(jitted step, shapes of the state, which is donated, shapes of the batch)."""
+    pipeline, window = settings.pipeline(), settings.data.window
+    optimizer = optax.adam(settings.optimizer.learning_rate)
+    step = make_train_step(pipeline, optimizer, jax.random.key(0), ema_decay=settings.ema_decay)
     state = jax.eval_shape(
-        lambda params: create_state(params, optimizer), param_shapes(method.model)
+        lambda params: create_state(params, optimizer), param_shapes(pipeline.model)
     )
-    slices, channels = (
-        (batch_size, config.data.window, config.data.window),
-        method.model.out_channels,
-    )
+    slices, channels = (batch_size, window, window), pipeline.model.out_channels
     shapes = {
         "codes": ((*slices, channels), jnp.uint16),
         "gain": ((batch_size, channels), jnp.float32),
@@ -118,19 +119,27 @@ def train_step(config: ConfigDict, batch_size: int) -> tuple[Any, Any, dict[str,
     return jax.jit(step, donate_argnums=0), state, batch
 
 
-def network_inputs(method: Pipeline, batch_size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes of the network's (x, t, class_vector)."""
-    model = method.model
-    x = (batch_size, method.image_size, method.image_size, model.in_channels)
-    shapes = (x, (batch_size,), (batch_size, model.num_classes))
-    return tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+def network_inputs(pipeline: Pipeline, batch_size: int) -> tuple[Any, Any, Condition]:
+    """Shapes of the network's (x_t, t, condition)."""
+    model = pipeline.model
+    image = (batch_size, pipeline.image_size, pipeline.image_size)
+    x_t, t, roi_masks, class_vector = (
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in (
+            (*image, model.out_channels),
+            (batch_size,),
+            (*image, model.num_classes),
+            (batch_size, model.num_classes),
+        )
+    )
+    return x_t, t, Condition(roi_masks, class_vector)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
-    """FLOPs of a jitted function, two a multiply-add, before XLA optimises anything.
+    """FLOPs of a jitted function, two per multiply-add, before XLA optimizes anything.
 
-    Counted for the CPU whatever device there is, since an accelerator's plugin does not tell them
-    before compilation and afterwards not those inside its libraries' kernels.
+    Always counted for the CPU: an accelerator's plugin does not report them before compilation, and
+    afterwards leaves out those inside its libraries' kernels.
     """
     with jax.default_device(jax.devices("cpu")[0]):
         lowered = function.lower(*arguments)
@@ -139,7 +148,7 @@ def count_flops(function: Any, *arguments: Any) -> float:
 
 
 def peak_bytes(compiled: jax.stages.Compiled) -> int:
-    """Arguments, outputs and temporaries at once; what was donated is counted once."""
+    """Arguments, outputs and temporaries together; donated buffers are counted once."""
     sizes = compiled.memory_analysis()
     return (
         sizes.argument_size_in_bytes
@@ -156,7 +165,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"configs/{report['config']}.py, {size} x {size}, {report['dtype']}; XLA's analysis for "
         f"{machine['jax_device']}, jax {machine['versions']['jax']}",
         f"{report['parameters'] / 1e6:.1f} million parameters; {report['forward_flops'] / 1e9:.1f} "
-        f"GFLOP a slice forward, {report['train_flops'] / 1e9:.1f} in a train step",
+        f"GFLOP per slice forward, {report['train_flops'] / 1e9:.1f} in a train step",
         f"{'batch':>5}{'remat':>7}{'peak GiB':>10}{'temp GiB':>10}{'compile s':>11}",
     ]
     for row in report["rows"]:
@@ -172,8 +181,8 @@ def format_report(report: dict[str, Any]) -> str:
                 [row["batch_size"] for row in rows], [row["peak_bytes"] / GIB for row in rows], 1
             )
             lines.append(
-                f"{'with' if remat else 'without'} rematerialisation: "
-                f"about {intercept:.2f} GiB + {slope:.2f} GiB a slice"
+                f"{'with' if remat else 'without'} rematerialization: "
+                f"about {intercept:.2f} GiB + {slope:.2f} GiB per slice"
             )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""How fast the network is beside PyTorch: forward, train step and guided sampler.
+"""How fast the network is compared with PyTorch: forward, train step and guided sampler.
 
     python -m benchmarks.speed --output=speed.json
     python -m benchmarks.speed --config=train --batch=32 --rounds=20 --output=h200.json
@@ -8,6 +8,7 @@ and compute dtype. Needs the extra `bench`. See benchmarks/README.md for what is
 """
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -19,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from benchmarks.settings import load_settings
 from benchmarks.timing import describe_machine, interleaved
+from mbti_jax.training.settings import TrainSettings
 
 MIN_CPU_RATIO = 1.0
 MIN_ACCELERATOR_RATIO = 1.5
@@ -60,7 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="times that each rival is timed")
     parser.add_argument("--steps", type=int, default=25, help="steps of the sampler")
     parser.add_argument(
-        "--rivals", nargs="+", choices=TORCH_RIVALS, default=list(TORCH_RIVALS), help="beside JAX"
+        "--rivals",
+        nargs="+",
+        choices=TORCH_RIVALS,
+        default=list(TORCH_RIVALS),
+        help="compared with JAX",
     )
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args(arguments)
@@ -74,11 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ImportError as error:
         sys.exit(f"PyTorch is missing ({error}): install the extra `bench`")
 
-    config = importlib.import_module(f"configs.{options.config}").get_config()
-    config.model.remat = False
-    config.batch_size = options.batch or config.batch_size
-    config.model.dtype = options.dtype or default_dtype()
-    report = measure(config, options.rivals, rounds=options.rounds, num_steps=options.steps)
+    settings = load_settings(options.config)
+    settings = dataclasses.replace(
+        settings,
+        batch_size=options.batch or settings.batch_size,
+        model={**settings.model, "remat": False, "dtype": options.dtype or default_dtype()},
+    )
+    report = measure(settings, options.rivals, rounds=options.rounds, num_steps=options.steps)
     report = {"config": options.config, **report}
     print(format_report(report))
     if options.output:
@@ -91,7 +99,7 @@ def default_dtype() -> str:
 
 
 def measure(
-    config: ConfigDict,
+    settings: TrainSettings,
     rivals: Sequence[str],
     *,
     rounds: int,
@@ -101,7 +109,7 @@ def measure(
     """Takes all measurements.
 
     Args:
-        config: training config; its `batch_size`, `model.dtype` and `seed` count.
+        settings: of a training run.
         rivals: names out of `TORCH_RIVALS`; JAX takes part in any case.
         rounds: how often each rival is timed.
         num_steps: steps of the sampler.
@@ -131,14 +139,15 @@ def measure(
     clock = "cpu" if on_cpu else "wall"
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("highest" if on_cpu else "high")
-    problem = Problem.from_config(config, num_steps)
+    problem = Problem.from_settings(settings, num_steps)
+    dtype = problem.pipeline.model.dtype
     size = matmul_size or (2048 if on_cpu else 8192)
-    peak = _measure_peak(torch, device, config.model.dtype, size, rounds, clock)
+    peak = _measure_peak(torch, device, dtype, size, rounds, clock)
     sides = {"jax": JaxSide(problem)}
     for name in rivals:
         compiled, channels_last = TORCH_RIVALS[name]
         sides[name] = TorchSide(problem, device, compiled, channels_last)
-    exact = on_cpu and config.model.dtype == "float32"
+    exact = on_cpu and dtype == "float32"
     tolerances = _TOLERANCES["exact" if exact else "reduced"]
     flops = problem.flops()
     sections = {}
@@ -176,9 +185,9 @@ def measure(
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         },
-        "image_size": problem.method.image_size,
+        "image_size": problem.pipeline.image_size,
         "batch_size": problem.batch_size,
-        "dtype": config.model.dtype,
+        "dtype": dtype,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
         "rounds": rounds,
         "num_steps": num_steps,

@@ -14,52 +14,52 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict
 
 from benchmarks.memory import count_flops, peak_bytes
-from mbti_jax.diffusion import process as diffusion
-from mbti_jax.diffusion.guidance import guided
-from mbti_jax.diffusion.sampler import Sampler, step_table
-from mbti_jax.diffusion.schedule import trailing_timesteps
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import ClassifierFree
+from mbti_jax.diffusion.processes import squared_error_terms
+from mbti_jax.diffusion.samplers import ddim
+from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models.blocks import ZERO_INIT
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params, init_params
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
 
 CLIP = (-1.0, 1.0)
 
 
 class Inputs(NamedTuple):
-    """A batch as numpy arrays: images float32 [B, H, W, C or 5], t int32 [B], classes [B, 5]."""
+    """A batch as numpy arrays: images float32 [B, H, W, C], t int32 [B]."""
 
     x_0: np.ndarray
     eps: np.ndarray
     t: np.ndarray
-    roi_masks: np.ndarray
-    class_vector: np.ndarray
+    condition: Condition
 
 
 @dataclass(frozen=True)
 class Problem:
     """What both sides compute with: settings, weights (numpy) and inputs."""
 
-    method: Pipeline
+    settings: TrainSettings
+    pipeline: Pipeline
     params: Params
     inputs: Inputs
-    num_steps: int
-    guidance_weight: float
-    learning_rate: float
-    ema_decay: float
+    sampling: Sampling
 
     @classmethod
-    def from_config(cls, config: ConfigDict, num_steps: int) -> "Problem":
-        """Random weights and inputs of `config.batch_size` examples, from `config.seed`.
+    def from_settings(cls, settings: TrainSettings, num_steps: int) -> "Problem":
+        """Random weights and inputs of `settings.batch_size` examples, from `settings.seed`.
 
         The layers that start at zero get random weights as well: with zeros the network's output is 0.
         """
-        method = Pipeline.from_contract(config)
-        rng = np.random.default_rng(config.seed)
-        initial = jax.jit(functools.partial(init_params, method.model))(jax.random.key(config.seed))
+        pipeline = settings.pipeline()
+        rng = np.random.default_rng(settings.seed)
+        init = jax.jit(functools.partial(init_params, pipeline.model))
+        initial = init(jax.random.key(settings.seed))
         params = {}
         for path, value in flatten_dict(jax.device_get(initial)).items():
             if path[-2] in ZERO_INIT and path[-1] == "kernel":
@@ -67,53 +67,52 @@ class Problem:
                 value = rng.uniform(-bound, bound, value.shape).astype(np.float32)
             params[path] = value
         return cls(
-            method,
+            settings,
+            pipeline,
             unflatten_dict(params),
-            _random_inputs(method, config.batch_size, rng),
-            num_steps,
-            config.guidance_weight,
-            config.optimizer.learning_rate,
-            config.ema_decay,
+            _random_inputs(pipeline, settings.batch_size, rng),
+            Sampling(num_steps, guidance=settings.guidance_weight),
         )
 
     @property
     def batch_size(self) -> int:
         return len(self.inputs.t)
 
-    def timesteps(self) -> np.ndarray:
-        return trailing_timesteps(self.num_steps, self.pipeline.process.schedule.num_timesteps)
-
     def flops(self) -> dict[str, float]:
         """FLOPs of one call of each piece of work, from XLA's count of the JAX program."""
-        x_0, eps, t, roi_masks, class_vector = self.inputs
-        params, method = self.params, self.method
-        x = np.concatenate([x_0, roi_masks], axis=-1)
-        denoise = jax.jit(guided(method.apply, method.process))
-        weight = np.zeros(self.batch_size, np.float32)
+        x_0, _, t, condition = self.inputs
+        pipeline = self.pipeline
+        guidance = ClassifierFree(np.zeros(self.batch_size, np.float32))
+
+        @jax.jit
+        def denoise(params, x_t, t, condition):
+            predict = functools.partial(pipeline.apply, params)
+            return guidance.denoise(predict, pipeline.process, x_t, t, condition)
+
+        arguments = self.params, x_0, t, condition
         step, state = jax_train_step(self)
-        a_step = count_flops(denoise, params, eps, t, roi_masks, class_vector, weight)
         return {
-            "forward": count_flops(jax.jit(method.apply), params, x, t, class_vector),
-            "sampler": self.num_steps * a_step,
+            "forward": count_flops(jax.jit(pipeline.apply), *arguments),
+            "sampler": self.sampling.num_steps * count_flops(denoise, *arguments),
             "train_step": count_flops(step, jax.eval_shape(state), self.inputs),
         }
 
 
-def _random_inputs(method: Pipeline, batch_size: int, rng: np.random.Generator) -> Inputs:
+def _random_inputs(pipeline: Pipeline, batch_size: int, rng: np.random.Generator) -> Inputs:
     """Noise as images, and in each example a disc of half the width as the only ROI."""
-    size = method.image_size
-    shape = (batch_size, size, size, method.model.out_channels)
-    channels = rng.integers(0, method.model.num_classes, batch_size)
-    class_vector = np.ones((batch_size, method.model.num_classes), np.float32)
+    size, model = pipeline.image_size, pipeline.model
+    shape = (batch_size, size, size, model.out_channels)
+    channels = rng.integers(0, model.num_classes, batch_size)
+    class_vector = np.ones((batch_size, model.num_classes), np.float32)
     class_vector[np.arange(batch_size), channels] = 2
     y, x = np.ogrid[:size, :size]
     disc = np.hypot(y - size / 2, x - size / 2) < size / 4
+    roi_masks = disc[None, ..., None] & (class_vector == 2)[:, None, None]
     return Inputs(
         x_0=rng.uniform(-1, 1, shape).astype(np.float32),
         eps=rng.standard_normal(shape, np.float32),
-        t=rng.integers(0, method.process.schedule.num_timesteps, batch_size).astype(np.int32),
-        roi_masks=(disc[None, ..., None] & (class_vector == 2)[:, None, None]).astype(np.float32),
-        class_vector=class_vector,
+        t=rng.integers(0, pipeline.process.num_timesteps, batch_size).astype(np.int32),
+        condition=Condition(roi_masks.astype(np.float32), class_vector),
     )
 
 
@@ -152,36 +151,37 @@ class JaxSide:
 
     def _forward(self):
         problem = self._problem
-        x_0, eps, t, roi_masks, class_vector = jax.device_put(problem.inputs)
-        roi = diffusion.union(roi_masks)
-        x = diffusion.model_input(problem.pipeline.process.q_sample(x_0, eps, t, roi), roi_masks)
-        arguments = jax.device_put(problem.params), x, t, class_vector
+        x_0, eps, t, condition = jax.device_put(problem.inputs)
+        x_t = problem.pipeline.process.corrupt(x_0, eps, t, condition.roi)
+        arguments = jax.device_put(problem.params), x_t, t, condition
         compiled = jax.jit(problem.pipeline.apply).lower(*arguments).compile()
         return lambda: compiled(*arguments), peak_bytes(compiled)
 
     def _sampler(self):
         problem, process = self._problem, self._problem.pipeline.process
         params = jax.device_put(problem.params)
-        x_0, eps, _, roi_masks, class_vector = jax.device_put(problem.inputs)
+        x_0, eps, _, condition = jax.device_put(problem.inputs)
         keys = jax.random.split(jax.random.key(0), problem.batch_size)
-        sampler = Sampler(guided(problem.pipeline.apply, process), process.schedule)
-        timesteps = problem.timesteps()
+        sampler = Sampler(problem.pipeline.apply, process)
+        table = ddim.table(process, problem.sampling)
+        unused = process.num_timesteps - len(table.t)
         # The program inside the sampler; its memory does not depend on the values given here.
         compiled = sampler._steps.lower(
-            *(params, eps, x_0, roi_masks, class_vector, keys),
-            np.zeros(problem.batch_size, np.float32),
-            np.array(CLIP, np.float32),
-            step_table(process.schedule, timesteps, eta=0.0),
-            np.zeros(2, np.int32),
+            params=params,
+            carry=(),
+            x_t=eps,
+            context=x_0,
+            condition=condition,
+            keys=keys,
+            guidance=ClassifierFree(np.zeros(problem.batch_size, np.float32)),
+            bounds=np.array(CLIP, np.float32),
+            table=jax.tree.map(lambda column: np.pad(column, (0, unused)), table),
+            span=np.zeros(2, np.int32),
+            method=ddim,
         ).compile()
 
         def run():
-            return sampler(
-                *(params, eps, x_0, roi_masks, class_vector, keys),
-                timesteps=timesteps,
-                weight=problem.guidance_weight,
-                clip=CLIP,
-            )
+            return sampler(params, eps, x_0, condition, keys, problem.sampling, clip=CLIP)
 
         return run, peak_bytes(compiled)
 
@@ -206,21 +206,20 @@ def jax_train_step(problem: Problem) -> tuple[Any, Callable[[], TrainState]]:
     Returns:
         (jitted step(state, inputs) -> (state, loss), function that makes the first state).
     """
-    method, process = problem.method, problem.pipeline.process
-    optimizer = optax.adam(problem.learning_rate)
+    pipeline, settings = problem.pipeline, problem.settings
+    optimizer = optax.adam(settings.optimizer.learning_rate)
 
     def loss_of(params, inputs):
-        x_0, eps, t, roi_masks, class_vector = inputs
-        roi = diffusion.union(roi_masks)
-        x = diffusion.model_input(process.q_sample(x_0, eps, t, roi), roi_masks)
-        prediction = method.apply(params, x, t, class_vector)
-        target = process.target(x_0, eps, t)
-        sums, counts = diffusion.squared_error_terms(prediction, target, roi, jnp.ones(len(t)))
+        x_0, eps, t, condition = inputs
+        x_t = pipeline.process.corrupt(x_0, eps, t, condition.roi)
+        prediction = pipeline.apply(params, x_t, t, condition)
+        target = pipeline.process.target(x_0, eps, t)
+        sums, counts = squared_error_terms(prediction, target, condition.roi, jnp.ones(len(t)))
         return sums.sum() / counts.sum()
 
     def step(state, inputs):
         loss, grads = jax.value_and_grad(loss_of)(state.params, inputs)
-        return apply_update(state, grads, optimizer, problem.ema_decay), loss
+        return apply_update(state, grads, optimizer, settings.ema_decay), loss
 
     def first_state():
         return create_state(jax.tree.map(jnp.array, problem.params), optimizer)

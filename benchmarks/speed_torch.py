@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.speed_jax import CLIP, Problem, Program, run_twice
 from benchmarks.torch_unet import TorchUNet
-from mbti_jax.diffusion.sampler import step_table
+from mbti_jax.diffusion.samplers import ddim
 from mbti_jax.interop.names import to_guided_diffusion
 
 
@@ -41,7 +41,7 @@ class TorchSide:
 
     def _forward(self):
         x_0, eps, t, roi_masks, class_vector = self._inputs()
-        x = torch.cat([_q_sample(self._tables(), x_0, eps, t, roi_masks), roi_masks], dim=1)
+        x = torch.cat([_corrupt(self._tables(), x_0, eps, t, roi_masks), roi_masks], dim=1)
         x = x.contiguous(memory_format=self._format)
         network = self._faster(self._network())
 
@@ -52,12 +52,12 @@ class TorchSide:
         return run
 
     def _sampler(self):
-        problem, process = self.problem, self.problem.method.process
+        problem, process = self.problem, self.problem.pipeline.process
         x_0, eps, _, roi_masks, class_vector = self._inputs()
         roi = (roi_masks > 0).any(dim=1, keepdim=True)
         classes = torch.cat([class_vector, torch.zeros_like(class_vector)])
-        network, tables, w = self._network(), self._tables(), problem.guidance_weight
-        table = step_table(process.schedule, problem.timesteps(), eta=0.0)
+        network, tables, w = self._network(), self._tables(), problem.sampling.guidance.weight
+        table = ddim.table(process, problem.sampling)
 
         def step(x_t, t, x_0_factor, x_t_factor):
             t = t.expand(len(x_t))
@@ -68,7 +68,10 @@ class TorchSide:
             return torch.where(roi, x_0_factor * estimate + x_t_factor * x_t, x_0)
 
         step = self._faster(step)
-        columns = [torch.tensor(c[: problem.num_steps], device=self.device) for c in table[:3]]
+        columns = [
+            torch.tensor(column, device=self.device)
+            for column in (table.t, table.x_0_factor, table.x_t_factor)
+        ]
 
         @torch.inference_mode()
         def run():
@@ -80,17 +83,19 @@ class TorchSide:
         return run
 
     def _train_step(self):
-        problem, process = self.problem, self.problem.method.process
+        problem, process = self.problem, self.problem.pipeline.process
         inputs, tables = self._inputs(), self._tables()
         network = self._network()
         params = list(network.parameters())
-        optimizer = torch.optim.Adam(params, lr=problem.learning_rate, fused=True)
+        optimizer = torch.optim.Adam(
+            params, lr=problem.settings.optimizer.learning_rate, fused=True
+        )
         averages = [param.detach().clone() for param in params]
         updates = 0
 
         def loss_of(x_0, eps, t, roi_masks, class_vector):
             roi = (roi_masks > 0).any(dim=1, keepdim=True)
-            x_t = _q_sample(tables, x_0, eps, t, roi_masks)
+            x_t = _corrupt(tables, x_0, eps, t, roi_masks)
             prediction = network(torch.cat([x_t, roi_masks], dim=1), t, class_vector)
             target = _target(process.prediction, tables, x_0, eps, t)
             error = torch.where(roi, prediction - target, 0.0)
@@ -104,7 +109,7 @@ class TorchSide:
             loss = loss_of(*inputs)
             loss.backward()
             optimizer.step()
-            decay = min(problem.ema_decay, (1 + updates) / (10 + updates))
+            decay = min(problem.settings.ema_decay, (1 + updates) / (10 + updates))
             torch._foreach_lerp_(averages, [param.detach() for param in params], 1 - decay)
             updates += 1
             return loss.detach()
@@ -116,7 +121,9 @@ class TorchSide:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def _inputs(self) -> list[torch.Tensor]:
-        return [self._tensor(array) for array in self.problem.inputs]
+        x_0, eps, t, condition = self.problem.inputs
+        arrays = (x_0, eps, t, condition.roi_masks, condition.class_vector)
+        return [self._tensor(array) for array in arrays]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.tensor(array, device=self.device)
@@ -125,16 +132,16 @@ class TorchSide:
         return tensor
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """a_t and s_t, float32 [T, 1, 1, 1]."""
-        schedule = self.problem.method.process.schedule
-        tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+        """alpha and sigma by timestep, float32 [T, 1, 1, 1]."""
+        process = self.problem.pipeline.process
+        t = np.arange(process.num_timesteps)
         return tuple(
             torch.tensor(table, dtype=torch.float32, device=self.device)[:, None, None, None]
-            for table in tables
+            for table in (process.alpha(t), process.sigma(t))
         )
 
     def _network(self) -> torch.nn.Module:
-        model = self.problem.method.model
+        model = self.problem.pipeline.model
         twin = TorchUNet(
             **{k: getattr(model, k) for k in model.__dataclass_fields__ if k != "name"}
         )
@@ -167,7 +174,7 @@ class _Autocast(torch.nn.Module):
             return self.network(x, t, class_vector).float()
 
 
-def _q_sample(tables, x_0, eps, t, roi_masks):
+def _corrupt(tables, x_0, eps, t, roi_masks):
     a, s = (table[t] for table in tables)
     return torch.where((roi_masks > 0).any(dim=1, keepdim=True), a * x_0 + s * eps, x_0)
 

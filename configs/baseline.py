@@ -1,12 +1,12 @@
-"""Trains a plain regressor of healthy tissue, to compare the diffusion model with.
+"""Trains a plain regressor of healthy tissue, as a baseline for the diffusion model.
 
     python run.py --config=configs/baseline.py --config.data.dataset=DIR --workdir=runs/baseline
 
-The network, data, batch, number of steps and everything else not named here are those of `train.py`; a
-smaller diffusion model needs the same overrides here, so that both have seen the same number of images.
-The network gets the image with the ROI set to 0, at a time that is always 0, and is trained with the
-squared error inside the ROI. All of its ROIs are of healthy tissue, also in slices with tumour, which
-then is context; the diffusion model has spent part of its images on tumours.
+Network, data, batch size, number of steps and everything else not named here are those of `train.py`;
+override the same fields for both, so that both see the same number of images. The network gets the image
+with the ROI set to 0, at a time that is always 0, and is trained with the squared error inside the ROI.
+All of its ROIs are of healthy tissue, also in slices with tumor, which is context there; the diffusion
+model spends part of its images on tumors.
 """
 
 from ml_collections import ConfigDict

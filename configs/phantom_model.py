@@ -1,14 +1,14 @@
-r"""Trains the model that comes with the package, on digital phantoms alone.
+r"""Trains the bundled model, on digital phantoms alone.
 
     python run.py --config=configs/phantom_model.py
     python run.py --config=configs/export_phantom_model.py
 
 Makes 64 phantoms (seed 0), builds their dataset and trains a network of 1.2 million parameters on the
-four sequences together; an hour or two on two CPU cores. Stopped and started again, it goes on.
+four sequences jointly; an hour or two on two CPU cores. Stopped and started again, it resumes.
 
-The four sequences are painted together, unlike in the paper, because that is what can be learnt in this
-time: after a quarter of an hour on one core, a network for one sequence at a time had not learnt to
-continue the brightness of its surroundings, which depends on the sequence; this one had in five minutes.
+The four sequences are painted jointly, unlike in the paper, because that can be learned in this time:
+after a quarter of an hour on one core, a network for one sequence at a time had not learned to continue
+the brightness of its surroundings, which depends on the sequence; this one had in five minutes.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model.channel_mult = (1, 1, 2)
     config.model.num_head_channels = 16
 
-    # At this size the coarse structure is decided while there is nearly nothing but noise; the linear
+    # At this size the coarse structure is decided while the image is almost pure noise; the linear
     # schedule spends more of its steps there.
     config.diffusion.schedule = "linear"
     config.ema_decay = 0.999

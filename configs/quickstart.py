@@ -3,8 +3,8 @@ r"""From nothing to a figure in about five minutes on two CPU cores, without any
     python run.py --config=configs/quickstart.py
 
 Makes phantom subjects, builds the dataset, trains a small model, writes quickstart/figure.png and
-prints how far its healthy tissue is from the truth. Run again, it reuses what is there. The same with
-your own cases (at least three patients) instead of phantoms:
+prints how far its healthy tissue is from the truth. Run again, it reuses what was made before. To do the
+same with your own cases (at least three patients) instead of phantoms:
 
     python run.py --config=configs/quickstart.py --workdir=mine --config.source=DIR \
         --config.convention=brats2021
@@ -20,14 +20,14 @@ def get_config() -> ConfigDict:
     config.task = "quickstart"
     config.workdir = "quickstart"
 
-    # A folder of cases and their convention instead of phantoms.
+    # A folder of cases and their convention, instead of phantoms.
     config.source = ""
     config.convention = ""
     config.phantom = ConfigDict()
     config.phantom.num_subjects = 12
     config.phantom.seed = 0
 
-    # One example holds all four sequences of a slice: four times the images for the same network.
+    # One example holds all four sequences of a slice: four times the images for one network call.
     config.data.joint = True
     # Where the slices are written; empty for WORKDIR/slices.
     config.data.dataset = ""

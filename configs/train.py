@@ -4,17 +4,16 @@
 
 DIR is what `configs/data.py` wrote. The same command resumes; SIGTERM and Ctrl-C save first.
 
-The paper gives batch, iterations, learning rate and augmentation, and says that the network is
-Dhariwal & Nichol's UNet, but not how large. This one has the size that the published code takes for
-256 x 256 images when nothing else is said: 150 million parameters, 551 GFLOP a slice forward (1.65 TFLOP
-in training, two FLOPs a multiply-add). 40 million images then cost 66 EFLOP, some days of the paper's
-three A100.
+The paper gives batch size, iterations, learning rate and augmentation, and says that the network is
+Dhariwal & Nichol's UNet, but not how large. This one has the published code's default size for 256 x 256
+images: 150 million parameters, 551 GFLOP per slice forward (1.65 TFLOP in training, two FLOPs per
+multiply-add). 40 million images then cost 66 EFLOP, some days of the paper's three A100s.
 
 Peak memory of a training step on one device (XLA's analysis for CPUs, bf16, by
 `python -m benchmarks.memory`; not measured on GPUs):
 
     images on the device    1         2         4         each further
-    as it is                6.4 GB    8.9 GB    14.8 GB   2.9 GB
+    without remat           6.4 GB    8.9 GB    14.8 GB   2.9 GB
     remat = True            3.2 GB    3.7 GB     5.0 GB   0.6 GB
 """
 
@@ -80,7 +79,7 @@ def get_config() -> ConfigDict:
     config.ema_decay = 0.9999
     config.batch_size = 108
     config.num_steps = 370_000
-    # Microbatches an update is summed over; parameters and optimizer state split over the devices.
+    # Microbatches per update; whether parameters and optimizer state are split over the devices.
     config.accumulation = 1
     config.fully_sharded = False
     # True on several hosts: calls jax.distributed.initialize(), which asks the cluster.

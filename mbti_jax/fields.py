@@ -44,3 +44,9 @@ def one_of(name: str, value: Any, choices: Any) -> Any:
     if value not in choices:
         raise FieldError(name, f"must be one of {', '.join(choices)}, not {value!r}")
     return value
+
+
+def whole_numbers(settings: Any, *names: str, least: int = 0) -> None:
+    """Checks fields of `settings` with `whole_number`."""
+    for name in names:
+        whole_number(name, getattr(settings, name), least)

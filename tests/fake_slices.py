@@ -6,7 +6,7 @@ import numpy as np
 
 
 class FakeSlices:
-    """Elliptic brains with a round tumour in every other slice; record `i` depends on `i` alone."""
+    """Elliptic brains with a round tumor in every other slice; record `i` depends on `i` alone."""
 
     sequences = ("t1", "t1ce", "t2", "flair")
     fingerprint = "fake"

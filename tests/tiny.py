@@ -4,14 +4,16 @@ from fake_slices import FakeSlices
 from ml_collections import ConfigDict
 
 from configs.train import get_config
+from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
+from mbti_jax.training.settings import TrainSettings
 
 
 def tiny_config() -> ConfigDict:
     """The paper's config, shrunk until it compiles in seconds.
 
     The middle of the UNet keeps its attention. Patches make the network small in space, so that the
-    images can be large enough to hold a tumour.
+    images can be large enough to hold a tumor.
     """
     config = get_config()
     config.seed = 3
@@ -31,6 +33,10 @@ def tiny_config() -> ConfigDict:
     config.ema_decay = 0.9
     config.batch_size = 10
     return config
+
+
+def tiny_settings() -> TrainSettings:
+    return from_config(TrainSettings, tiny_config())
 
 
 def tiny_examples() -> loader.Examples:

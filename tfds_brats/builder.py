@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from tfds_brats.cases import CaseFiles, find_cases, survey_case
 from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.phantom import PhantomSettings, write_phantoms
 from tfds_brats.reading import (
     SUMMARY_FILE,
     RecordIndex,
@@ -182,6 +183,46 @@ def build(
             print(f"Wrote {dataset_dir}.")
     print(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
     return dataset_dir
+
+
+class BuiltDataset(NamedTuple):
+    """A dataset and the cases that it was built of.
+
+    Attributes:
+        path: folder of the dataset, to open with `SliceSource`.
+        source: folder of the cases.
+        convention: of the cases.
+    """
+
+    path: Path
+    source: Path
+    convention: str
+
+
+def build_or_make_phantoms(
+    folder: Path,
+    phantoms: PhantomSettings,
+    source: str | os.PathLike = "",
+    convention: str = "",
+    data_dir: str | os.PathLike = "",
+) -> BuiltDataset:
+    """Builds the dataset of the cases in `source`; without a source, of phantoms that it makes.
+
+    Args:
+        folder: for what is not given: the phantoms go to `folder/phantom`.
+        phantoms: which ones.
+        source: folder of the cases, empty for phantoms.
+        convention: of the cases in `source`.
+        data_dir: folder of the dataset, empty for `folder/slices`.
+
+    Raises:
+        ValueError, OSError: see `write_phantoms` and `build`.
+    """
+    if not source:
+        source, convention = folder / "phantom", "phantom"
+        write_phantoms(source, phantoms.num_subjects, phantoms.seed)
+    path = build(source, convention, data_dir or folder / "slices")
+    return BuiltDataset(path, Path(source), convention)
 
 
 def _build(

@@ -9,6 +9,7 @@ Anatomy is in `phantom_anatomy`, growth in `phantom_tumor`; this file turns both
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -48,6 +49,19 @@ _SIGNAL = {
 }
 # A non-enhancing core is cellular tumour, not dead tissue.
 _LOW_GRADE_CORE = {"t1": 0.70, "t1ce": 0.70, "t2": 2.40, "flair": 1.80}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomSettings:
+    """Which phantoms to make.
+
+    Attributes:
+        num_subjects: subjects 0 .. num_subjects - 1, at least 1.
+        seed: of the whole set, at least 0.
+    """
+
+    num_subjects: int
+    seed: int = 0
 
 
 def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -1,6 +1,7 @@
-"""The whole path at a small size: phantom, dataset, training, inpainted slices and their errors."""
+"""The whole path at a small size: phantoms, dataset, training, inpainted slices and their errors."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Iterator
@@ -10,61 +11,109 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
-from mbti_jax.evaluation import baselines, showcase
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.evaluation import baselines
+from mbti_jax.evaluation.slices import SliceReader, component_areas
+from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import progress_bar
+from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
 from mbti_jax.io.files import write_json
-from mbti_jax.rois.tasks import TaskConfig, sample_task
-from mbti_jax.training import loop
-from tfds_brats import builder, phantom
+from mbti_jax.rois.tasks import sample_task
+from mbti_jax.rois.tumors import own_tumor
+from mbti_jax.training.loop import train
+from mbti_jax.training.settings import TrainSettings
+from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """How the trained model is tried.
+
+    Attributes:
+        num_rois: held-out ROIs of healthy tissue whose errors are measured.
+        num_samples: samples per ROI.
+        num_steps: of the sampler, for these.
+        figure_steps: of the sampler, for the figure.
+        batch_size: slices sampled at once.
+
+    Raises:
+        FieldError: a number below 1.
+    """
+
+    num_rois: int
+    num_samples: int
+    num_steps: int
+    figure_steps: int
+    batch_size: int
+
+    def __post_init__(self):
+        whole_numbers(self, *(field.name for field in dataclasses.fields(self)), least=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuickstartSettings(TrainSettings):
+    """A training run, the cases it starts from, and what comes after it.
+
+    Attributes:
+        source: folder of cases, empty for phantoms.
+        convention: of the cases.
+        phantom: which phantoms.
+        evaluation: how the model is tried.
+    """
+
+    source: str
+    convention: str
+    phantom: PhantomSettings
+    evaluation: EvaluationSettings
+
+
 def main(config: ConfigDict, workdir: str) -> None:
-    """Runs all stages in `workdir`; what a stage finds there, it reuses.
+    """Runs all stages in `workdir`, reusing what earlier runs left there.
 
     Raises:
         ValueError, OSError: as the stages do.
     """
+    settings = from_config(QuickstartSettings, config)
     folder = Path(workdir)
     seconds: dict[str, float] = {}
-    config.data.dataset = config.data.dataset or str(folder / "slices")
     with _stage("data: subjects and slices", seconds):
-        source, convention = config.source, config.convention
-        if not source:
-            source, convention = folder / "phantom", "phantom"
-            phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
-        builder.build(source, convention, config.data.dataset)
-        test_slices = SliceSource(config.data.dataset, "test")
-        if not (test_slices.index.tumor_area > 0).any():
+        dataset = build_or_make_phantoms(
+            folder, settings.phantom, settings.source, settings.convention, settings.data.dataset
+        )
+        data = dataclasses.replace(settings.data, dataset=str(dataset.path))
+        settings = dataclasses.replace(settings, data=data)
+        source = SliceSource(dataset.path, "test")
+        if not (source.index.tumor_area > 0).any():
             raise ValueError(
-                f"no slice of the test split in {config.data.dataset} holds tumour, so there is "
-                "nothing to show; use more subjects"
+                f"no slice of the test split in {dataset.path} holds tumor, so there is nothing to "
+                "show; use more subjects"
             )
     with _stage("training", seconds):
-        if not loop.main(config, str(folder / "run")):
+        if not train(settings, folder / "run"):
             return
     with _stage("sampling", seconds):
-        inpainter = Inpainter.load(folder / "run", batch_size=config.evaluation.batch_size)
-        figure = draw_figure(inpainter, test_slices, config, folder / "figure.png")
-        errors = healthy_tissue_errors(inpainter, test_slices, config)
-    total = sum(seconds.values())
+        inpainter = Inpainter.load(folder / "run", batch_size=settings.evaluation.batch_size)
+        figure = draw_figure(inpainter, source, settings, folder / "figure.png")
+        errors = healthy_tissue_errors(inpainter, source, settings)
     write_json(folder / "report.json", {"seconds": seconds, "mean_absolute_error": errors})
-    print(f"\nMean absolute error in {config.evaluation.num_rois} held-out ROIs of healthy tissue,")
+    num_rois = settings.evaluation.num_rois
+    print(f"\nMean absolute error in {num_rois} held-out ROIs of healthy tissue,")
     print("as a share of the intensity range:")
     for name, error in errors.items():
         print(f"  {name:22s} {error:.4f}")
-    print(
-        "\n" + ", ".join(f"{name.split(':')[0]} {s:.0f} s" for name, s in seconds.items()), end=""
-    )
-    print(f", together {total:.0f} s")
-    print(f"\nThe figure: {figure}")
+    stages = ", ".join(f"{name.partition(':')[0]} {s:.0f} s" for name, s in seconds.items())
+    print(f"\n{stages}, {sum(seconds.values()):.0f} s in all")
+    print(f"\nFigure: {figure}")
     print(f"Training curves: tensorboard --logdir {folder / 'run' / 'tensorboard'}")
     print(
-        "What next: your own BraTS cases - "
+        "Next, your own BraTS cases: "
         "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
         "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
     )
@@ -79,89 +128,82 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     print(f"== {name}: {seconds[name]:.0f} s", flush=True)
 
 
-def draw_figure(inpainter: Inpainter, source: SliceSource, config: ConfigDict, path: Path) -> Path:
-    """One held-out slice in every sequence: healthy tissue, components and a mixed tumour painted in.
+def draw_figure(
+    inpainter: Inpainter, source: SliceSource, settings: QuickstartSettings, path: Path
+) -> Path:
+    """One held-out slice in every sequence: healthy tissue, components and a mixed tumor painted in.
 
-    The slice is the one with the largest tumour that shows all three components.
+    The slice is the one with the largest tumor that shows all three components.
     """
-    shown = showcase.SliceReader(inpainter, source)(_record_that_shows_most(source))
-    tasks = [
-        showcase.own_tumor_task(shown, "remove", box=("normal",)),
-        showcase.own_tumor_task(shown, "replace"),
-        showcase.own_tumor_task(shown, "random", box=("tumor",)),
+    slices = SliceReader(inpainter, source).read([_record_that_shows_most(source)])
+    conditions = [
+        own_tumor(slices.labels, slices.brain, mode, box).condition()
+        for mode, box in (("remove", ("normal",)), ("replace", ()), ("random", ("tumor",)))
     ]
-    count = len(shown.images)
     with progress_bar("sampling") as progress:
         painted = inpainter.sample(
-            np.concatenate([shown.images] * len(tasks)),
-            np.concatenate([np.repeat(t.roi_masks[None], count, 0) for t in tasks]),
-            np.concatenate([np.repeat(t.class_vector[None], count, 0) for t in tasks]),
-            slice_indices=np.tile(np.arange(count), len(tasks)),
-            num_steps=config.evaluation.figure_steps,
-            guidance_weight=config.guidance_weight,
+            np.repeat(slices.images, len(conditions), axis=0),
+            Condition.concatenate(conditions),
+            Sampling(settings.evaluation.figure_steps, guidance=settings.guidance_weight),
             progress=progress,
-        ).reshape(len(tasks), *shown.images.shape)
+        )[0]
+    marks = pictures.enlarge(np.maximum(*(task.roi_masks[0] for task in conditions[1:])))
     cells = []
-    marks = np.maximum(*(pictures.enlarge(t.roi_masks) for t in tasks[1:]))
-    for before, *after in zip(*map(shown.by_sequence, (shown.images, *painted)), strict=True):
-        before, *after = (pictures.enlarge(pictures.gray(image)) for image in (before, *after))
+    for channel in range(len(inpainter.sequences)):
+        before, *after = (
+            pictures.enlarge(pictures.gray(image[..., channel]))
+            for image in (slices.images[0], *painted)
+        )
         cells.append([before, pictures.with_rois(before, marks, fill=0.15), *after])
     return pictures.figure(
         path,
         cells,
-        rows=[name.upper() for name in config.data.sequences],
-        columns=["input", "ROIs", "healthy tissue", "components", "mixed tumour"],
-        title=f"Held-out slice of {shown.subject}, inpainted",
+        rows=[name.upper() for name in inpainter.sequences],
+        columns=["input", "ROIs", "healthy tissue", "components", "mixed tumor"],
+        title=f"Held-out slice of {slices.subjects[0]}, inpainted",
         footnote="synthetic, not for diagnosis",
     )
 
 
 def _record_that_shows_most(source: SliceSource) -> int:
     """The record that shows all components best."""
-    best, best_score = 0, -1.0
-    for record in np.argsort(-source.index.tumor_area)[:32]:
-        areas = showcase.component_areas(source, int(record))
-        score = min(areas) + 0.01 * sum(areas)
-        if score > best_score:
-            best, best_score = int(record), score
-    return best
+
+    def score(record: int) -> float:
+        areas = component_areas(source, record)
+        return min(areas) + 0.01 * sum(areas)
+
+    return max(np.argsort(-source.index.tumor_area)[:32].tolist(), key=score)
 
 
 def healthy_tissue_errors(
-    inpainter: Inpainter, source: SliceSource, config: ConfigDict
+    inpainter: Inpainter, source: SliceSource, settings: QuickstartSettings
 ) -> dict[str, float]:
     """Mean absolute error inside healthy ROIs of held-out slices, as a share of the range [-1, 1].
 
     The truth is the image that was there. Every ROI counts by its pixels.
     """
-    settings = config.evaluation
-    examples = loop.make_examples(source, config)
-    (batch,) = loader.fixed_batches(examples, 1, settings.num_rois)
-    images, labels = jax.jit(inpainter.method.resized)(batch)
-    only_normal = TaskConfig(**{**config.tasks, "prob_tumor": 0.0, "prob_normal": 1.0})
-    keys = jax.random.split(jax.random.key(config.seed), len(images))
+    (batch,) = loader.fixed_batches(settings.data.examples(source), 1, settings.evaluation.num_rois)
+    images, labels = jax.jit(inpainter.pipeline.resized)(batch)
+    only_normal = dataclasses.replace(settings.tasks, prob_tumor=0.0, prob_normal=1.0)
+    keys = jax.random.split(jax.random.key(settings.seed), len(images))
     draw = jax.vmap(functools.partial(sample_task, config=only_normal))
-    tasks = jax.device_get(jax.jit(draw)(keys, images, labels))
-    images = jax.device_get(images)
+    images, condition = jax.device_get((images, jax.jit(draw)(keys, images, labels)))
     # Left out for all methods alike: padding, and a brain so small that the ROI swallows it.
-    brains, rois = (images != BACKGROUND).any(-1), tasks.roi_masks.any(-1)
+    brains, rois = (images != BACKGROUND).any(-1), condition.roi[..., 0]
     kept = (batch["weight"] > 0) & (brains & ~rois).any((1, 2))
-    images, brains, rois = images[kept], brains[kept], rois[kept]
-    tasks = jax.tree.map(lambda array: array[kept], tasks)
+    images, brains, rois, condition = images[kept], brains[kept], rois[kept], condition[kept]
 
-    count, repeats = len(images), settings.num_samples
+    repeats = settings.evaluation.num_samples
     with progress_bar("sampling held-out slices") as progress:
         painted = inpainter.sample(
-            np.repeat(images, repeats, 0),
-            np.repeat(tasks.roi_masks, repeats, 0),
-            np.repeat(tasks.class_vector, repeats, 0),
-            samples=np.tile(np.arange(repeats), count),
-            slice_indices=np.repeat(np.arange(count), repeats),
-            num_steps=settings.num_steps,
-            guidance_weight=config.guidance_weight,
+            images,
+            condition,
+            Sampling(settings.evaluation.num_steps, guidance=settings.guidance_weight),
+            samples=range(repeats),
+            slice_indices=range(len(images)),
             progress=progress,
-        ).reshape(count, repeats, *images.shape[1:])
-    candidates = {"one sample": painted[:, 0], f"mean of {repeats}": painted.mean(1)}
+        )
+    candidates = {"one sample": painted[0], f"mean of {repeats}": painted.mean(0)}
     for name, fill in {
         "surrounding mean": baselines.surrounding_mean,
         "Telea (OpenCV)": baselines.telea,

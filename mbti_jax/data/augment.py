@@ -13,12 +13,12 @@ def augment(key: jax.Array, image: jax.Array, labels: jax.Array) -> tuple[jax.Ar
     """Flips each axis with probability 1/2, then rotates by an angle uniform in ±15 degrees.
 
     Args:
-      key: typed PRNG key of this example.
-      image: float32 [H, W, C], background -1.
-      labels: integer [H, W], background 0.
+        key: typed PRNG key of this example.
+        image: float32 [H, W, C], background -1.
+        labels: integer [H, W], background 0.
 
     Returns:
-      The moved image and labels, of the same shapes and dtypes; see `flip_and_rotate`.
+        The moved image and labels, of the same shapes and dtypes; see `flip_and_rotate`.
     """
     vertical_key, horizontal_key, angle_key = jax.random.split(key, 3)
     return flip_and_rotate(
@@ -39,27 +39,27 @@ def flip_and_rotate(
     flip_horizontal: jax.Array,
     angle_degrees: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Flips, then rotates about the image centre; one interpolation does both.
+    """Flips, then rotates about the image center; one interpolation does both.
 
     The image is interpolated bilinearly, labels take the nearest pixel. What comes from outside the
     image is background (-1 and 0), and background away from the brain stays exactly -1.
 
     Args:
-      image: float32 [H, W, C], background -1.
-      labels: integer [H, W], background 0.
-      flip_vertical: bool, turns the rows over.
-      flip_horizontal: bool, turns the columns over.
-      angle_degrees: float, counter-clockwise as displayed with row 0 at the top.
+        image: float32 [H, W, C], background -1.
+        labels: integer [H, W], background 0.
+        flip_vertical: bool, reverses the rows.
+        flip_horizontal: bool, reverses the columns.
+        angle_degrees: float, counter-clockwise as displayed with row 0 at the top.
 
     Returns:
-      The moved image and labels, of the same shapes and dtypes.
+        The moved image and labels, of the same shapes and dtypes.
     """
     height, width = labels.shape
     y = (jnp.arange(height) - (height - 1) / 2)[:, None]
     x = (jnp.arange(width) - (width - 1) / 2)[None, :]
     angle = jnp.deg2rad(angle_degrees)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Both flips keep the centre, so on centred source coordinates they are a change of sign.
+    # Both flips keep the center, so on centered source coordinates they are a change of sign.
     source_y = jnp.where(flip_vertical, -1.0, 1.0) * (cos * y + sin * x) + (height - 1) / 2
     source_x = jnp.where(flip_horizontal, -1.0, 1.0) * (cos * x - sin * y) + (width - 1) / 2
 

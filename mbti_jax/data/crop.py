@@ -24,7 +24,7 @@ def window_slices(
         elif high - low > window:
             raise ValueError(
                 f"its brain is {high - low} pixels wide and does not fit a window of {window}; "
-                f"set --config.data.window to at least {high - low}"
+                f"data.window must be at least {high - low}"
             )
         else:
             start = min(max((low + high - window) // 2, 0), size - window)

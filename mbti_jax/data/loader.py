@@ -1,21 +1,22 @@
 """Training examples from slice records: which record a step sees, and how its pixels are cut out.
 
-The host does input and output only. It reads a record, cuts (or pads) a window out of it and stacks
-windows into a batch; scaling, resizing, augmentation and the choice of the task happen on the device.
+The host only does input and output: it reads a record, cuts (or pads) a window out of it and stacks
+windows into a batch. Scaling, resizing, augmentation and the choice of the task happen on the device.
 
 Which examples a step sees is a function of (seed, step) alone: the examples are numbered, Grain
-shuffles the numbers anew in every epoch, and step `s` takes the numbers `s * B ... s * B + B - 1` of
-that endless sequence, however many processes share the work.
+reshuffles the numbers in every epoch, and step `s` takes the numbers `s * B ... s * B + B - 1` of that
+endless sequence, however many processes share the work.
 """
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
 
 from mbti_jax.data.crop import cut_window, window_slices
+from mbti_jax.fields import whole_number
 from tfds_brats.reading import SliceSource
 
 Batch = dict[str, np.ndarray]
@@ -25,8 +26,8 @@ class Examples:
     """The numbered examples of one split, for Grain to draw from.
 
     A record holds all sequences of a slice. With `joint=False` every sequence is an example of its
-    own (the paper's setting, C = 1); with `joint=True` a slice is one example with all sequences as
-    channels. Slices with tumour are counted `tumor_repeats` times. Both are arithmetic on the number of
+    own (as in the paper, C = 1); with `joint=True` a slice is one example with all sequences as
+    channels. Slices with tumor are counted `tumor_repeats` times. Both are arithmetic on the number of
     the example: nothing is copied.
 
     Each example is a dict:
@@ -40,9 +41,9 @@ class Examples:
         sequences: names of the sequences to use, in channel order.
         joint: one example per slice instead of one per slice and sequence.
         window: height and width of the cut-out in pixels. Where it exceeds the slice, the slice is
-            padded with background around its centre; where it is smaller, it is centred on the brain's
-            bounding box in the whole volume, as far as the slice allows.
-        tumor_repeats: how often a slice that contains tumour is counted.
+            padded with background around its center; where it is smaller, it is centered on the
+            brain's bounding box in the whole volume, as far as the slice allows.
+        tumor_repeats: how often a slice that contains tumor is counted.
 
     Raises:
         ValueError: an unknown sequence, or one that is named twice; an empty split; `tumor_repeats` or
@@ -67,11 +68,10 @@ class Examples:
             raise ValueError(f"sequences are named twice: {', '.join(sequences)}")
         if len(source) == 0:
             raise ValueError("the split holds no slices")
-        for name, value in (("tumor_repeats", tumor_repeats), ("window", window)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        # A record of each subject has the box of its whole brain. In training, the one that does not fit
-        # might be drawn only after hours.
+        whole_number("tumor_repeats", tumor_repeats, least=1)
+        whole_number("window", window, least=1)
+        # Every record has the box of its subject's whole brain. In training, one that does not fit might
+        # be drawn only after hours.
         for record in np.unique(source.index.subject, return_index=True)[1]:
             content = source.read(int(record), sequences[:1])
             try:
@@ -100,25 +100,25 @@ class Examples:
         return self._source.fingerprint
 
     def with_tumor(self) -> "Examples":
-        """Only the slices that contain tumour; all of them where none does."""
+        """Only the slices that contain tumor; all slices where none does."""
         chosen = copy.copy(self)
         with_tumor = self._source.index.tumor_area[self._records] > 0
         if with_tumor.any():
             chosen._records = self._records[with_tumor]
         return chosen
 
-    def locate(self, i: SupportsIndex) -> tuple[int, tuple[str, ...]]:
-        """Record number and sequences of example `i`."""
-        record, group = divmod(int(i), len(self._groups))
+    def locate(self, index: SupportsIndex) -> tuple[int, tuple[str, ...]]:
+        """Record number and sequences of an example."""
+        record, group = divmod(int(index), len(self._groups))
         return int(self._records[record]), self._groups[group]
 
     def of_record(self, record: int) -> list[int]:
-        """Numbers of the examples made of one record, a sequence each (or the one with all)."""
+        """Numbers of the examples of one record: one per sequence, or the one with all sequences."""
         position = int(np.flatnonzero(self._records == record)[0])
         return [position * len(self._groups) + group for group in range(len(self._groups))]
 
-    def __getitem__(self, i: SupportsIndex) -> Batch:
-        record, sequences = self.locate(i)
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        record, sequences = self.locate(index)
         content = self._source.read(record, sequences)
         rows, columns = window_slices(content["labels"].shape, content["brain_box"], self._window)
         return {
@@ -126,7 +126,7 @@ class Examples:
             "gain": content["gain"],
             "bias": content["bias"],
             "labels": cut_window(content["labels"], rows, columns),
-            "weight": np.float32(1),
+            "weight": np.ones((), np.float32),
         }
 
 
@@ -139,7 +139,7 @@ class _Positions:
 
     def __init__(
         self,
-        examples: grain.MapDataset,
+        examples: Any,  # A `grain.MapDataset`, or what can be indexed like one.
         batch_size: int,
         padded_size: int,
         process_index: int,
@@ -153,8 +153,8 @@ class _Positions:
     def __len__(self) -> int:
         return 2**62
 
-    def __getitem__(self, i: SupportsIndex) -> Batch:
-        step, position = divmod(int(i), self._per_process)
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        step, position = divmod(int(index), self._per_process)
         position += self._first
         if position < self._batch_size:
             return self._examples[step * self._batch_size + position]
@@ -184,7 +184,7 @@ def training_batches(
         process_index, process_count: this process and their number.
 
     Returns:
-        Iterator over dicts as of `Examples`, with a leading axis of `padded_size / process_count`.
+        Iterator over dicts, see `Examples`, with a leading axis of `padded_size / process_count`.
     """
     padded_size = batch_size if padded_size is None else padded_size
     if padded_size < batch_size or padded_size % process_count:
@@ -192,7 +192,7 @@ def training_batches(
             f"padded_size {padded_size} must be at least batch_size {batch_size} and divisible by "
             f"the {process_count} processes"
         )
-    # `repeat` counts on through the epochs and `shuffle` draws a new order for each.
+    # `repeat` numbers the epochs consecutively and `shuffle` draws a new order for each.
     shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     positions = _Positions(shuffled, batch_size, padded_size, process_index, process_count)
     per_process = padded_size // process_count
@@ -211,10 +211,10 @@ def training_batches(
 def fixed_batches(
     examples: Examples, num_batches: int, batch_size: int, padded_size: int | None = None
 ) -> list[Batch]:
-    """`num_batches` batches of examples spread evenly over the split, always the same ones.
+    """`num_batches` batches of examples evenly spaced over the split, always the same ones.
 
-    A split too small for that many is taken once. Batches are filled up with zeros, weight included,
-    to `padded_size` (default: `batch_size`).
+    A split too small for that many is used once. Batches are padded with zeros, weight included, to
+    `padded_size` (default: `batch_size`).
     """
     padded_size = batch_size if padded_size is None else padded_size
     count = min(num_batches * batch_size, len(examples))
@@ -233,7 +233,7 @@ def stack(items: Sequence[Batch]) -> Batch:
 
 
 def intensity_bounds(examples: Examples, num_examples: int = 256) -> tuple[float, float]:
-    """Lowest and highest image value in examples spread evenly over the split.
+    """Lowest and highest image value in examples evenly spaced over the split.
 
     The sampler clips x_0 to these bounds; training data and context are never clipped.
     """

@@ -15,12 +15,12 @@ def decode(codes: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     """Intensities of stored codes: `gain * code + bias`, and exactly -1 where the code is 0.
 
     Args:
-      codes: uint16 [H, W, C]; 0 is background.
-      gain: float32 [C], intensity per code of each sequence.
-      bias: float32 [C], intensity of code 0 were it brain.
+        codes: uint16 [H, W, C]; 0 is background.
+        gain: float32 [C], intensity per code of each sequence.
+        bias: float32 [C], intensity that code 0 would have in the brain.
 
     Returns:
-      float32 [H, W, C], nominally in [-1, 1]; not clipped.
+        float32 [H, W, C], nominally in [-1, 1]; not clipped.
     """
     return jnp.where(codes == 0, BACKGROUND, gain * codes.astype(jnp.float32) + bias)
 
@@ -32,11 +32,11 @@ def area_resize(image: jax.Array, size: tuple[int, int]) -> jax.Array:
     the length of its overlap. The two axes are separable, so this is two small matrix products.
 
     Args:
-      image: float32 [H, W, C], background -1.
-      size: (h, w) of the output; any ratio to (H, W).
+        image: float32 [H, W, C], background -1.
+        size: (h, w) of the output; any ratio to (H, W).
 
     Returns:
-      float32 [h, w, C]. A pixel that covers nothing but background is exactly -1.
+        float32 [h, w, C]. A pixel that covers nothing but background is exactly -1.
     """
     if image.shape[:2] == tuple(size):
         return image
@@ -55,14 +55,14 @@ def area_resize(image: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def nearest_resize(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes a label map: each output pixel takes the input pixel that its centre falls into.
+    """Resizes a label map: each output pixel takes the input pixel that its center falls into.
 
     Args:
-      labels: integer [H, W].
-      size: (h, w) of the output.
+        labels: integer [H, W].
+        size: (h, w) of the output.
 
     Returns:
-      [h, w] of the same dtype. A centre on the edge of two pixels takes the later one.
+        [h, w] of the same dtype. A center on the border of two pixels takes the later one.
     """
     rows = _nearest_indices(labels.shape[0], size[0])
     columns = _nearest_indices(labels.shape[1], size[1])

@@ -21,9 +21,11 @@ from mbti_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
 
+logger = logging.getLogger(__name__)
+
 
 class CheckpointMismatchError(ValueError):
-    """A checkpoint that belongs to another run than the one that wants to go on from it."""
+    """A checkpoint that belongs to another run than the one that would resume from it."""
 
 
 class Checkpointer:
@@ -31,15 +33,17 @@ class Checkpointer:
 
     Saving is asynchronous and atomic: a checkpoint appears under its name when it is complete. What a
     killed process left half-written is removed on opening.
-
-    Args:
-        workdir: the run's folder.
-        metadata: dict with `contract` and `inference` as in the module's docstring; saved with every
-            checkpoint and compared on restoring.
-        max_to_keep: older checkpoints beyond this number are deleted.
     """
 
     def __init__(self, workdir: str | os.PathLike, metadata: dict[str, Any], max_to_keep: int = 3):
+        """Opens the checkpoints of a run.
+
+        Args:
+            workdir: the run's folder.
+            metadata: dict with `contract` and `inference`, see the module's docstring; saved with every
+                checkpoint, and its contract compared on restoring.
+            max_to_keep: older checkpoints beyond this number are deleted.
+        """
         self._metadata = metadata
         self._manager = ocp.CheckpointManager(
             (Path(workdir) / _FOLDER).absolute(),
@@ -53,12 +57,8 @@ class Checkpointer:
             },
         )
 
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def save(self, state: TrainState) -> None:
-        """Saves `state` under its own step; a step that is already there is left as it is."""
+        """Saves `state` under its own step; a step that was saved before is left as it is."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -77,16 +77,16 @@ class Checkpointer:
         """The newest readable checkpoint, or None when the run has none yet.
 
         A checkpoint that cannot be read (truncated, say) is reported, and the one before it is used;
-        once that is read, what could not be is renamed to `<step>.unreadable`.
+        the unreadable one is then renamed to `<step>.unreadable`.
 
         Args:
-            shapes: state of `jax.ShapeDtypeStruct`s with the shardings that the arrays shall have.
+            shapes: state of `jax.ShapeDtypeStruct`s with the shardings that the arrays get.
 
         Raises:
             CheckpointMismatchError: it was written by a run with other data, seed, batch, model, ...;
-                the message says what differs.
-            ValueError: there are checkpoints, but none of them can be read. They are left as they are,
-                so that no run starts anew over them when what failed is the disk or the memory.
+                the message lists the differences.
+            ValueError: there are checkpoints, but none can be read. They are left as they are, so that
+                no run starts over because of a disk or memory failure.
         """
         unreadable = []
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -98,7 +98,7 @@ class Checkpointer:
                 if differences:
                     raise CheckpointMismatchError(
                         f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
-                        f"start in a new --workdir, or undo: {'; '.join(differences)}"
+                        f"start in a new workdir, or undo: {'; '.join(differences)}"
                     )
                 items = self._manager.restore(
                     step,
@@ -118,7 +118,7 @@ class Checkpointer:
             except Exception as error:  # Orbax has no exception of its own for damaged files.
                 path = self._manager.directory / str(step)
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                logging.warning(
+                logger.warning(
                     "checkpoint %s cannot be read (%s); trying the one before it", path, reason
                 )
                 unreadable.append(step)
@@ -129,7 +129,7 @@ class Checkpointer:
         if unreadable:
             raise ValueError(
                 f"none of the checkpoints in {self._manager.directory} can be read, see the warnings "
-                "above. Start in a new --workdir, unless it was the disk or the memory that failed."
+                "above. Start in a new workdir, unless it was the disk or the memory that failed."
             )
         return None
 
@@ -158,12 +158,12 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
         `contract`, `inference` and `step`.
 
     Raises:
-        ValueError: there is no readable checkpoint in `workdir`. One that cannot be read is reported
-            and the one before it used.
+        ValueError: there is no readable checkpoint in `workdir`. An unreadable one is reported and the
+            one before it used.
     """
     folder = Path(workdir).absolute() / _FOLDER
     if not folder.is_dir():
-        raise ValueError(f"{workdir} holds no checkpoints: there is no folder {folder}")
+        raise ValueError(f"{workdir} holds no checkpoints: folder {folder} does not exist")
     items = ocp.args.Composite(
         metadata=ocp.args.JsonRestore(),
         ema=ocp.args.StandardRestore(
@@ -175,7 +175,7 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
             try:
                 saved = checkpointer.restore(folder / str(step), items)
             except Exception as error:  # Orbax has no exception of its own for damaged files.
-                logging.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
+                logger.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
                 continue
             metadata = saved["metadata"]
             metadata["contract"] = upgrade(metadata["contract"])

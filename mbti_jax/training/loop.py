@@ -1,24 +1,23 @@
 """Training: the step, and the loop that decides the order of work.
 
 Randomness: the key of an example is folded out of (seed, step, position in the global batch), so an
-update depends neither on the number of devices nor on the way a batch is split into microbatches.
-A run that is started again goes on from its newest checkpoint and computes what it would have computed.
+update depends neither on the number of devices nor on how a batch is split into microbatches. A run
+that is started again resumes from its newest checkpoint and computes what it would have computed.
 """
 
 import contextlib
 import functools
+import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import mbti_jax
@@ -27,6 +26,7 @@ from mbti_jax.data import loader
 from mbti_jax.models.pipeline import QUARTERS, Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.checkpoint import Checkpointer
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
 from mbti_jax.training.validation import Validation
 from mbti_jax.training.writer import MetricsWriter
@@ -35,13 +35,15 @@ from tfds_brats.reading import SliceSource
 # Streams of random numbers folded out of the run's seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
 
+logger = logging.getLogger(__name__)
+
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient became NaN or infinite."""
 
 
 def make_train_step(
-    method: Pipeline,
+    pipeline: Pipeline,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     *,
@@ -50,25 +52,34 @@ def make_train_step(
 ) -> Callable:
     """`step(state, batch) -> (state, metrics)`, to be jitted.
 
-    The batch's length must be a multiple of `accumulation`. Squared errors and their number are summed
-    over microbatches (and, by XLA, over devices) before the one division, so the update is that of
-    the whole batch.
+    Squared errors and their number are summed over microbatches (and, by XLA, over devices) before the
+    one division, so the update is that of the whole batch.
 
-    metrics: float32 scalars `loss`, `grad_norm`, and `loss_q1` ... `loss_q4`, the loss by quarter of
-    the timesteps (NaN where the batch had none).
+    Args:
+        pipeline: network, process and tasks.
+        optimizer: of the parameters.
+        key: of everything that is drawn.
+        ema_decay: of the moving average.
+        accumulation: number of microbatches; the batch's length must be a multiple of it.
+
+    Returns:
+        The step. Its metrics are float32 scalars: `loss`, `grad_norm`, and `loss_q1` ... `loss_q4`, the
+        loss by quarter of the timesteps (NaN where the batch had none).
     """
 
     def microbatch_grads(params, batch, keys, dropout_key):
         prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        inputs = method.prepare(batch, prepare_keys, augmented=True)
-        loss_of = jax.value_and_grad(method.loss_terms, has_aux=True)
+        inputs = pipeline.prepare(batch, prepare_keys, augmented=True)
+        loss_of = jax.value_and_grad(pipeline.loss_terms, has_aux=True)
         (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
         return grads, terms
 
-    def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         size = len(batch["weight"])
         keys = example_keys(key, state.step, size)
-        dropout_key = jax.random.fold_in(keys[0], 0) if method.model.dropout else None
+        dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
         if accumulation == 1:
             grads, (sums, counts) = microbatch_grads(state.params, batch, keys, dropout_key)
         else:
@@ -99,37 +110,44 @@ def make_train_step(
     return step
 
 
-def main(config: ConfigDict, workdir: str) -> bool:
-    """Trains in `workdir` until `config.num_steps`, going on from what is there.
+def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
+    """Trains in `workdir` until `settings.num_steps`, resuming from what is there.
 
     Returns:
-        Whether `config.num_steps` was reached; False when a signal stopped the run, which was saved.
+        Whether the last step was reached; False when a signal stopped the run, which was saved.
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
         CheckpointMismatchError: `workdir` holds another run.
-        ValueError, OSError: config or data cannot be used; the message says what to change.
+        ValueError, OSError: settings or data cannot be used; the message says what to change.
     """
-    _check_numbers(config)
-    if config.multihost:
+    if settings.multihost:
         jax.distributed.initialize()
     mesh = sharding.make_mesh()
-    dataset = functools.partial(SliceSource, config.data.dataset)
-    examples = make_examples(dataset(config.data.train_split), config)
-    method = Pipeline.from_contract(config)
-    root = jax.random.key(config.seed)
+    data = settings.data
+    examples = data.examples(SliceSource(data.dataset, data.train_split))
+    pipeline = settings.pipeline()
+    root = jax.random.key(settings.seed)
 
-    optimizer = optax.adam(config.optimizer.learning_rate)
-    init = functools.partial(_init_state, method, optimizer)
+    optimizer = optax.adam(settings.optimizer.learning_rate)
+    init = functools.partial(_init_state, pipeline, optimizer)
     shapes = jax.eval_shape(init, jax.random.fold_in(root, _INIT))
-    shardings = sharding.state_sharding(mesh, shapes, fully_sharded=config.fully_sharded)
+    shardings = sharding.state_sharding(mesh, shapes, fully_sharded=settings.fully_sharded)
     shapes = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         shardings,
     )
-    metadata = run_metadata(config, examples)
-    checkpointer = Checkpointer(workdir, metadata, config.max_to_keep)
+    x_0_bounds = loader.intensity_bounds(examples)
+    metadata = {
+        "contract": settings.contract(examples.fingerprint),
+        "inference": {
+            "x_0_bounds": list(x_0_bounds),
+            "guidance_weight": settings.guidance_weight,
+            "version": mbti_jax.__version__,
+        },
+    }
+    checkpointer = Checkpointer(workdir, metadata, settings.max_to_keep)
     state = checkpointer.restore(shapes)
     if state is None:
         state = jax.jit(init, out_shardings=shardings)(jax.random.fold_in(root, _INIT))
@@ -137,37 +155,37 @@ def main(config: ConfigDict, workdir: str) -> bool:
     _say(
         f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters, "
         f"{len(examples):,} training examples, {mesh.size} {jax.devices()[0].device_kind} device(s), "
-        f"{'going on' if start else 'starting'} at step {start} of {config.num_steps}"
+        f"{'resuming' if start else 'starting'} at step {start} of {settings.num_steps}"
     )
 
     train_step = jax.jit(
         make_train_step(
-            method,
+            pipeline,
             optimizer,
             jax.random.fold_in(root, _TRAIN),
-            accumulation=config.accumulation,
-            ema_decay=config.ema_decay,
+            accumulation=settings.accumulation,
+            ema_decay=settings.ema_decay,
         ),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
     batches = loader.training_batches(
         examples,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        padded_size=sharding.padded_batch_size(config.batch_size, mesh, config.accumulation),
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        padded_size=sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation),
         start_step=start,
-        num_threads=config.data.num_threads,
+        num_threads=data.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     validation = Validation(
-        config,
-        method,
-        make_examples(dataset(config.data.validation_split), config),
+        settings,
+        pipeline,
+        data.examples(SliceSource(data.dataset, data.validation_split)),
         mesh,
         jax.random.fold_in(root, _VALIDATE),
-        metadata["inference"]["x_0_bounds"],
+        x_0_bounds,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
@@ -177,33 +195,23 @@ def main(config: ConfigDict, workdir: str) -> bool:
             writer = MetricsWriter(workdir, start + 1)
             stack.callback(writer.close)
         stopping = stack.enter_context(_stop_on_signal())
+        placed = (sharding.put_batch(batch, mesh) for batch in batches)
         return _loop(
-            config, state, train_step, batches, mesh, checkpointer, validation, writer, stopping
+            settings, state, train_step, placed, checkpointer, validation, writer, stopping
         )
 
 
-def _check_numbers(config: ConfigDict) -> None:
-    """Refuses numbers with which a run would fail late, or silently do something else."""
-    for name in (
-        *("batch_size", "accumulation", "log_every", "checkpoint_every", "max_to_keep"),
-        *("validate_every", "validation_batches", "num_pictures", "picture_steps"),
-    ):
-        if config[name] < 1:
-            raise ValueError(f"--config.{name} must be at least 1, not {config[name]}")
-    if not 0 <= config.ema_decay < 1:
-        raise ValueError(f"--config.ema_decay must lie in [0, 1), not {config.ema_decay}")
-
-
-def _init_state(method, optimizer, key):
-    return create_state(init_params(method.model, key), optimizer)
+def _init_state(
+    pipeline: Pipeline, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    return create_state(init_params(pipeline.model, key), optimizer)
 
 
 def _loop(
-    config: ConfigDict,
+    settings: TrainSettings,
     state: TrainState,
     train_step: Callable,
     batches: Iterator[loader.Batch],
-    mesh: Mesh,
     checkpointer: Checkpointer,
     validation: Validation,
     writer: MetricsWriter | None,
@@ -216,14 +224,17 @@ def _loop(
     """
     start = int(state.step)
     bar = tqdm(
-        total=config.num_steps, initial=start, unit="step", disable=writer is None, desc="training"
+        total=settings.num_steps,
+        initial=start,
+        unit="step",
+        disable=writer is None,
+        desc="training",
     )
-    log = _Log(writer, bar, config.batch_size, config.log_every)
+    log = _Log(writer, bar, settings.batch_size, settings.log_every)
     pending = None
-    for step in range(start, config.num_steps):
+    for step in range(start, settings.num_steps):
         began = time.perf_counter()
-        batch = sharding.put_batch(next(batches), mesh)
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, next(batches))
         if step == start:
             jax.block_until_ready(metrics)
             _say(f"compilation and first step: {time.perf_counter() - began:.0f} s")
@@ -232,17 +243,17 @@ def _loop(
             log.read(step - 1, pending)
         pending = metrics
         done = step + 1
-        last = done == config.num_steps
+        last = done == settings.num_steps
         stop = stopping(done) and not last
-        saves = last or stop or done % config.checkpoint_every == 0
-        # Whoever stops a run may not wait for a validation.
-        validates = last or (done % config.validate_every == 0 and not stop)
+        saves = last or stop or done % settings.checkpoint_every == 0
+        # A validation may take longer than a stopped process is given.
+        validates = last or (done % settings.validate_every == 0 and not stop)
         if saves or validates:
-            # Read first: a state after a step that was not finite is neither saved nor looked at.
+            # Read first: a state after a step that was not finite is neither saved nor validated.
             log.read(step, pending)
             pending = None
         if validates:
-            # Before saving: what is killed in between does both again.
+            # Before saving: a run killed in between does both again.
             log.pause()
             validation.run(done, state.ema, writer)
             log.resume()
@@ -252,9 +263,9 @@ def _loop(
             break
     checkpointer.wait()
     bar.close()
-    complete = int(state.step) >= config.num_steps
+    complete = int(state.step) >= settings.num_steps
     if not complete:
-        _say(f"stopped at step {int(state.step)}, saved; the same command goes on from there")
+        _say(f"stopped at step {int(state.step)}, saved; the same command resumes from there")
     return complete
 
 
@@ -272,8 +283,8 @@ class _Log:
         if not np.isfinite([values["loss"], values["grad_norm"]]).all():
             raise NonFiniteLossError(
                 f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}. The last "
-                "checkpoint is from before. Look at the data, or lower "
-                "--config.optimizer.learning_rate, or set --config.model.dtype=float32."
+                "checkpoint is from before. Check the data, lower optimizer.learning_rate, or set "
+                "model.dtype to float32."
             )
         self._values.append(values)
         self._bar.update()
@@ -283,7 +294,7 @@ class _Log:
         seconds = time.perf_counter() - self._since
         means = {
             # A batch may hold no timestep of some quarter; the mean is over those that do.
-            name: np.nanmean([v[name] for v in self._values] or [np.nan])
+            name: float(np.nanmean([v[name] for v in self._values]))
             for name in values
             if not all(np.isnan(v[name]) for v in self._values)
         }
@@ -306,50 +317,9 @@ class _Log:
         self._since += time.perf_counter() - self._paused
 
 
-def make_examples(source: SliceSource, config: ConfigDict) -> loader.Examples:
-    """The examples of a split under a config's `data` fields."""
-    return loader.Examples(
-        source,
-        config.data.sequences,
-        joint=config.data.joint,
-        window=config.data.window,
-        tumor_repeats=config.data.tumor_repeats,
-    )
-
-
-def run_metadata(config: ConfigDict, examples: loader.Examples) -> dict[str, Any]:
-    """What a checkpoint records: see `checkpoint`. Plain JSON values."""
-    model = config.model.to_dict()
-    del model["remat"]  # Changes memory and time, not the result.
-    contract = {
-        "data": {
-            "fingerprint": examples.fingerprint,
-            "train_split": config.data.train_split,
-            "sequences": list(config.data.sequences),
-            "joint": config.data.joint,
-            "window": config.data.window,
-            "image_size": config.data.image_size,
-            "tumor_repeats": config.data.tumor_repeats,
-        },
-        "seed": config.seed,
-        "batch_size": config.batch_size,
-        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()},
-        "tasks": config.tasks.to_dict(),
-        "diffusion": config.diffusion.to_dict(),
-        "optimizer": config.optimizer.to_dict(),
-        "ema_decay": config.ema_decay,
-    }
-    inference = {
-        "x_0_bounds": list(loader.intensity_bounds(examples)),
-        "guidance_weight": config.guidance_weight,
-        "version": mbti_jax.__version__,
-    }
-    return {"contract": contract, "inference": inference}
-
-
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Yields a function that says, after a step, whether SIGTERM or SIGINT came on any process."""
+    """Yields a function that tells, after a step, whether any process has received SIGTERM or SIGINT."""
     received = []
 
     def remember(number, frame):
@@ -372,4 +342,4 @@ def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
 
 def _say(text: str) -> None:
     if jax.process_index() == 0:
-        print(text, flush=True)
+        logger.info(text)

@@ -1,6 +1,7 @@
 """Validation: the loss on fixed examples with fixed noise, and a picture of samples."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,27 +9,29 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mbti_jax import sharding
 from mbti_jax.data import loader
-from mbti_jax.diffusion.sampler import Sampler, noise_for
-from mbti_jax.diffusion.schedule import trailing_timesteps
+from mbti_jax.diffusion.noise import noise_for
+from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.io import pictures
 from mbti_jax.models.pipeline import Pipeline, example_keys, losses
 from mbti_jax.models.unet import Params
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.writer import MetricsWriter
 
+logger = logging.getLogger(__name__)
 
-def make_validation_step(method: Pipeline, key: jax.Array) -> Callable:
+
+def make_validation_step(pipeline: Pipeline, key: jax.Array) -> Callable:
     """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
 
-    def step(params: Params, batch: loader.Batch, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(params: Params, batch: dict[str, jax.Array], number: jax.Array):
         keys = example_keys(key, number, len(batch["weight"]))
         prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        inputs = method.prepare(batch, prepare_keys, augmented=False)
-        return method.loss_terms(params, inputs, batch["weight"], loss_keys)[1]
+        inputs = pipeline.prepare(batch, prepare_keys, augmented=False)
+        return pipeline.loss_terms(params, inputs, batch["weight"], loss_keys)[1]
 
     return step
 
@@ -38,62 +41,65 @@ class Validation:
 
     def __init__(
         self,
-        config: ConfigDict,
-        method: Pipeline,
+        settings: TrainSettings,
+        pipeline: Pipeline,
         examples: loader.Examples,
         mesh: Mesh,
         key: jax.Array,
         x_0_bounds: tuple[float, float],
     ):
-        """Takes the examples of the held-out split and the range to which samples are clipped."""
-        self._config, self._method, self._mesh = config, method, mesh
-        self._step = jax.jit(make_validation_step(method, key))
+        """Reads the fixed examples.
+
+        Args:
+            settings: of the run.
+            pipeline: network, process and tasks.
+            examples: of the held-out split.
+            mesh: the devices.
+            key: of the noise.
+            x_0_bounds: range that samples are clipped to.
+        """
+        self._mesh = mesh
+        self._step = jax.jit(make_validation_step(pipeline, key))
         self._batches = loader.fixed_batches(
             examples,
-            config.validation_batches,
-            config.batch_size,
-            padded_size=sharding.padded_batch_size(config.batch_size, mesh, 1),
+            settings.validation_batches,
+            settings.batch_size,
+            padded_size=sharding.padded_batch_size(settings.batch_size, mesh, 1),
         )
-        size = sharding.padded_batch_size(config.num_pictures, mesh, 1)
+        size = sharding.padded_batch_size(settings.num_pictures, mesh, 1)
         (pictured,) = loader.fixed_batches(
-            examples.with_tumor(), 1, config.num_pictures, padded_size=size
+            examples.with_tumor(), 1, settings.num_pictures, padded_size=size
         )
         self._num_pictures = int(pictured["weight"].sum())
         keys = jax.random.split(jax.random.fold_in(key, 0), size)
-        prepare = jax.jit(functools.partial(method.prepare, augmented=False))
+        prepare = jax.jit(functools.partial(pipeline.prepare, augmented=False))
         self._pictured = jax.device_get(prepare(pictured, keys))
+        self._sampler = Sampler(pipeline.apply, pipeline.process)
+        self._sampling = Sampling(settings.picture_steps, guidance=settings.guidance_weight)
         self._bounds = x_0_bounds
-        schedule = method.process.schedule
-        # Before training: what sampling will refuse is said at once.
-        method.check_sampling([], config.guidance_weight)
-        self._timesteps = trailing_timesteps(config.picture_steps, schedule.num_timesteps)
-        self._sampler = Sampler(method.denoise, schedule)
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
-        sums, counts = 0.0, 0.0
-        for number, batch in enumerate(self._batches):
-            terms = self._step(params, self._put(batch), number)
-            sums, counts = sums + terms[0], counts + terms[1]
+        """Computes the loss and draws the picture; with a writer, writes and logs them."""
+        terms = [self._step(params, self._put(b), number) for number, b in enumerate(self._batches)]
+        sums, counts = jax.tree.map(lambda *parts: sum(parts), *terms)
         means = {f"validation/{name}": float(v) for name, v in losses(sums, counts).items()}
         samples = self._sample(params)
-        if writer is not None:
-            writer.scalars(step, means)
-            shown = (*self._pictured[:2], samples)
-            sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))
-            writer.picture(step, "samples", sheet)
-        tqdm.write(f"step {step}: validation loss {means['validation/loss']:.4f}")
+        if writer is None:
+            return
+        writer.scalars(step, means)
+        x_0, condition = self._pictured
+        shown = (x_0, condition.roi_masks, samples)
+        sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))
+        writer.picture(step, "samples", sheet)
+        logger.info("step %d: validation loss %.4f", step, means["validation/loss"])
 
     def _sample(self, params: Params) -> np.ndarray:
-        inputs = self._pictured
-        size = len(inputs.x_0)
-        x_T, keys = noise_for(0, range(size), [0] * size, inputs.x_0.shape[1:])
-        arrays = (x_T, *inputs, keys)
+        x_0, condition = self._pictured
+        numbers = range(len(x_0))
+        x_T, keys = noise_for(self._sampling.seed, numbers, [0] * len(x_0), x_0.shape[1:])
+        x_T, x_0, condition, keys = self._put((x_T, x_0, condition, keys))
         samples = self._sampler(
-            params,
-            *self._put(arrays),
-            timesteps=self._timesteps,
-            weight=self._config.guidance_weight,
-            clip=self._bounds,
+            params, x_T, x_0, condition, keys, self._sampling, clip=self._bounds
         )
         return multihost_utils.process_allgather(samples, tiled=True)
 

@@ -16,21 +16,23 @@ class MetricsWriter:
     """Writes to `workdir`: `metrics.jsonl`, `pictures/*.png`, and `tensorboard/`.
 
     A resumed run starts at an earlier step than the one at which it was killed: lines of `start_step`
-    or later are dropped on opening, a half-written last line too, so each step stands there once.
-
-    Args:
-        workdir: the run's folder.
-        start_step: the first step that this run will write.
+    or later are dropped on opening, as is a half-written last line, so each step appears once.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
+        """Opens the files.
+
+        Args:
+            workdir: the run's folder.
+            start_step: the first step that this run will write.
+        """
         self._workdir = Path(workdir)
         self._pictures = self._workdir / "pictures"
         self._pictures.mkdir(parents=True, exist_ok=True)
         path = self._workdir / "metrics.jsonl"
         kept = [record for record in read_metrics(path) if record["step"] < start_step]
-        with replacing(path) as beside:
-            beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with replacing(path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._lines = path.open("a", buffering=1)
         self._tensorboard = SummaryWriter(
             str(self._workdir / "tensorboard"), purge_step=start_step or None
@@ -52,8 +54,8 @@ class MetricsWriter:
     def picture(self, step: int, name: str, image: np.ndarray) -> Path:
         """Writes `image`, uint8 [H, W, 3] or [H, W], as `pictures/NAME_STEP.png`."""
         path = self._pictures / f"{name}_{step:08d}.png"
-        with replacing(path) as beside:
-            PIL.Image.fromarray(image).save(beside, format="png")
+        with replacing(path) as partial:
+            PIL.Image.fromarray(image).save(partial, format="png")
         formats = "HWC" if image.ndim == 3 else "HW"
         self._tensorboard.add_image(name, image, step, dataformats=formats)
         return path

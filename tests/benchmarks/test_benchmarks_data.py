@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import create_autospec
 
 import jax
@@ -12,7 +11,9 @@ import pytest
 from benchmarks import data as benchmark
 from benchmarks import data_rivals, timing
 from configs.train import get_config
+from mbti_jax.commands.settings import from_config
 from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.settings import TrainSettings
 from tfds_brats.cases import find_cases
 
 DUMMY_DATA = Path(__file__).resolve().parent.parent.parent / "tfds_brats" / "dummy_data"
@@ -49,7 +50,7 @@ def test_rivals_run_in_turn_and_ratios_are_of_the_same_round(monkeypatch):
     assert timings["b"].to_json()["per_second"] == pytest.approx(1 / 60)
 
 
-def tiny_config():
+def tiny_settings() -> TrainSettings:
     config = get_config()
     config.data.window = 40
     config.data.image_size = 16
@@ -60,18 +61,17 @@ def tiny_config():
     config.model.num_head_channels = 8
     config.model.dtype = "float32"
     config.batch_size = 4
-    return config
+    return from_config(TrainSettings, config)
 
 
 @pytest.fixture
 def quick_compilation(monkeypatch):
-    """Small shapes, no optimisations, and no network in the train step, which test_train.py covers."""
+    """Small shapes, no optimizations, and no network in the train step, which test_train.py covers."""
 
     def step(state, batch):
         return dataclasses.replace(state, step=state.step + len(batch["weight"])), {}
 
-    for module in (benchmark, data_rivals):
-        monkeypatch.setattr(module, "paper", SimpleNamespace(get_config=tiny_config))
+    monkeypatch.setattr(benchmark, "load_settings", lambda name: tiny_settings())
     monkeypatch.setattr(
         data_rivals, "make_train_step", create_autospec(make_train_step, return_value=step)
     )
@@ -84,9 +84,8 @@ def quick_compilation(monkeypatch):
 @pytest.mark.usefixtures("quick_compilation")
 def test_tiny_run_reports_every_rate(tmp_path):
     cases = find_cases(DUMMY_DATA, "brats2021")[:3]
-    config = tiny_config()
 
-    report = benchmark.measure(cases, config, tmp_path, rounds=1, batches=2)
+    report = benchmark.measure(cases, tiny_settings(), tmp_path, rounds=1, batches=2)
 
     assert json.loads(json.dumps(report)) == report
     assert report["sizes"]["subjects"] == 3

@@ -10,9 +10,11 @@ import pytest
 from benchmarks import memory, speed
 from benchmarks.speed_jax import Problem
 from configs.train import get_config
+from mbti_jax.commands.settings import from_config
+from mbti_jax.training.settings import TrainSettings
 
 
-def tiny_config():
+def tiny_settings(**model) -> TrainSettings:
     config = get_config()
     config.data.window = 24
     config.data.image_size = 16
@@ -23,8 +25,9 @@ def tiny_config():
     config.model.attention_resolutions = (2,)
     config.model.num_head_channels = 8
     config.model.dtype = "float32"
+    config.model.update(model)
     config.batch_size = 2
-    return config
+    return from_config(TrainSettings, config)
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def quick_compilation():
 
 @pytest.fixture
 def single_torch_thread():
-    """Several would spin in wait for each other where other processes have the cores."""
+    """Several would busy-wait for each other while other processes hold the cores."""
     torch = pytest.importorskip("torch", reason="the PyTorch rivals need the extra `bench`")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -48,10 +51,9 @@ def single_torch_thread():
 @pytest.mark.usefixtures("quick_compilation", "single_torch_thread")
 def test_both_frameworks_compute_the_same_and_the_report_is_whole():
     """`measure` itself refuses where images, samples or the losses of two steps differ."""
-    config = tiny_config()
     rivals = ["torch-eager", "torch-eager-nchw"]
 
-    report = speed.measure(config, rivals, rounds=1, num_steps=3, matmul_size=64)
+    report = speed.measure(tiny_settings(), rivals, rounds=1, num_steps=3, matmul_size=64)
 
     assert json.loads(json.dumps(report)) == report
     assert report["batch_size"] == 2 and report["dtype"] == "float32"
@@ -77,7 +79,7 @@ def test_both_frameworks_compute_the_same_and_the_report_is_whole():
 
 def test_weights_leave_no_layer_silent():
     """Layers that start at zero would hide from the comparison what comes before them."""
-    problem = Problem.from_config(tiny_config(), num_steps=1)
+    problem = Problem.from_settings(tiny_settings(), num_steps=1)
     kernels = [leaf for leaf in jax.tree.leaves(problem.params) if leaf.ndim > 1]
     assert all(np.abs(kernel).max() > 0 for kernel in kernels)
 
@@ -105,27 +107,24 @@ def test_missing_torch_is_one_line_naming_the_extra(monkeypatch):
         speed.main([])
 
 
-def test_flops_are_two_a_multiply_add():
+def test_flops_are_two_per_multiply_add():
     a, b = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 5), (5, 7)))
     assert memory.count_flops(jax.jit(jnp.matmul), a, b) == 2 * 3 * 5 * 7
 
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_memory_report_at_tiny_size():
-    config = tiny_config()
-    config.model.channel_mult = (1,)
-    config.model.attention_resolutions = ()
-    config.model.num_res_blocks = 3
-    report = memory.measure(config, [16])
+    settings = tiny_settings(channel_mult=(1,), attention_resolutions=(), num_res_blocks=3)
+    report = memory.measure(settings, [16])
     assert json.loads(json.dumps(report)) == report
     without, with_remat = (row["peak_bytes"] for row in report["rows"])
     # Parameters, their average and the two moments of Adam are there all the time.
     assert with_remat > 4 * 4 * report["parameters"]
     assert with_remat < 0.9 * without
     assert 2.5 < report["train_flops"] / report["forward_flops"] < 4
-    assert "rematerialisation" not in memory.format_report({"config": "train", **report})
+    assert "rematerialization" not in memory.format_report({"config": "train", **report})
     # A line needs two batch sizes.
     report["rows"] += [
         {**row, "batch_size": 32, "peak_bytes": row["peak_bytes"] + 2**34} for row in report["rows"]
     ]
-    assert "+ 1.00 GiB a slice" in memory.format_report({"config": "train", **report})
+    assert "+ 1.00 GiB per slice" in memory.format_report({"config": "train", **report})

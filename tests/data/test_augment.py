@@ -90,7 +90,7 @@ def test_augmentation_is_reproducible_and_differs_by_key():
 
 
 def test_angles_are_uniform_and_flips_fair():
-    # Two brighter spots tell what happened: where they end up gives both flips and the angle.
+    # Where two brighter spots end up gives both flips and the angle.
     size, draws, arm = 41, 600, 12
     image = np.full((size, size, 1), -1, np.float32)
     center = size // 2
@@ -102,10 +102,10 @@ def test_angles_are_uniform_and_flips_fair():
     angles, flips = [], []
     for picture in np.asarray(moved)[..., 0] + 1:
         # The two spots differ in weight, 1 : 3; split the plane along the diagonals.
-        beside = np.abs(x) > np.abs(y)
-        weight = picture * beside
+        sideways = np.abs(x) > np.abs(y)
+        weight = picture * sideways
         spot_y, spot_x = (weight * y).sum() / weight.sum(), (weight * x).sum() / weight.sum()
-        below = ((picture * ~beside) * y).sum() > 0
+        below = ((picture * ~sideways) * y).sum() > 0
         flips.append((not below, spot_x < 0))
         angle = np.rad2deg(np.arctan2(-spot_y, abs(spot_x)))  # Counter-clockwise, y points down.
         angles.append(-angle if spot_x < 0 else angle)
@@ -114,5 +114,5 @@ def test_angles_are_uniform_and_flips_fair():
     assert stats.kstest(angles, stats.uniform(-15, 30).cdf).pvalue > 1e-3
     for count in np.sum(flips, axis=0):
         assert stats.binomtest(int(count), draws, 0.5).pvalue > 1e-3
-    together = int(np.sum(np.all(flips, axis=1)))
-    assert stats.binomtest(together, draws, 0.25).pvalue > 1e-3
+    both = int(np.sum(np.all(flips, axis=1)))
+    assert stats.binomtest(both, draws, 0.25).pvalue > 1e-3

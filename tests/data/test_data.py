@@ -14,13 +14,13 @@ from tfds_brats.reading import SliceSource
 BATCH = 5
 
 
-def make_examples(together: bool = False, tumor_repeats: int = 2, **kwargs) -> loader.Examples:
-    """Of 12 slices, 6 with tumour, in two sequences: 36 examples, or 18 together."""
+def make_examples(joint: bool = False, tumor_repeats: int = 2, **kwargs) -> loader.Examples:
+    """Of 12 slices, 6 with tumor, in two sequences: 36 examples, or 18 joint ones."""
     kwargs = {"window": 40, **kwargs}
     return loader.Examples(
         FakeSlices(),
         ("t1", "flair"),
-        together=together,
+        joint=joint,
         tumor_repeats=tumor_repeats,
         **kwargs,
     )
@@ -114,20 +114,20 @@ def test_padding_is_zero_in_every_array():
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 5])
-@pytest.mark.parametrize("together", [False, True])
-def test_slices_with_tumor_are_counted_several_times(repeats, together):
-    source, examples = FakeSlices(), make_examples(together, repeats)
+@pytest.mark.parametrize("joint", [False, True])
+def test_slices_with_tumor_are_counted_several_times(repeats, joint):
+    source, examples = FakeSlices(), make_examples(joint, repeats)
     counts = {}
     for i in range(len(examples)):
         located = examples.locate(i)
         counts[located] = counts.get(located, 0) + 1
-    groups = [("t1", "flair")] if together else [("t1",), ("flair",)]
+    groups = [("t1", "flair")] if joint else [("t1",), ("flair",)]
     assert counts == {
         (record, group): repeats if source.index.tumor_area[record] else 1
         for record in range(12)
         for group in groups
     }
-    assert examples.num_channels == (2 if together else 1)
+    assert examples.num_channels == (2 if joint else 1)
 
 
 def test_only_slices_with_tumor_on_request():
@@ -135,7 +135,7 @@ def test_only_slices_with_tumor_on_request():
     records = {examples.locate(i)[0] for i in range(len(examples))}
     assert records == set(np.flatnonzero(source.index.tumor_area).tolist())
     source.index.tumor_area[:] = 0
-    healthy = loader.Examples(source, ("t1",), together=False, window=40)
+    healthy = loader.Examples(source, ("t1",), joint=False, window=40)
     assert len(healthy.with_tumor()) == len(healthy) == 12
 
 
@@ -146,11 +146,11 @@ def test_the_examples_of_a_record():
         assert located == [(record, ("t1",)), (record, ("flair",))]
 
 
-def test_an_example_is_its_record_padded_around_the_centre():
+def test_an_example_is_its_record_padded_around_the_center():
     """The fake slices have 40 x 36 pixels; numpy.pad is the oracle."""
     source = FakeSlices()
-    for together, i in [(False, 7), (True, 4)]:
-        examples = make_examples(together, window=45)
+    for joint, i in [(False, 7), (True, 4)]:
+        examples = make_examples(joint, window=45)
         record, sequences = examples.locate(i)
         expected, example = source.read(record, sequences), examples[i]
         # An odd number of pixels to add: the larger half goes behind.
@@ -189,11 +189,11 @@ def test_a_window_holds_the_whole_brain_and_as_much_of_the_slice_as_it_can(shape
         assert len(span) == window
         assert span.start <= low
         assert span.stop >= high
-        if window >= size:  # All of the slice, centred to within half a pixel.
+        if window >= size:  # All of the slice, centered to within half a pixel.
             before, behind = -span.start, span.stop - size
             assert before >= 0
             assert behind - before in (0, 1)
-        else:  # No padding, and centred on the brain unless the slice's edge is in the way.
+        else:  # No padding, and centered on the brain unless the slice's edge is in the way.
             assert span.start >= 0
             assert span.stop <= size
             before, behind = low - span.start, span.stop - high
@@ -209,7 +209,7 @@ def test_a_window_holds_the_whole_brain_and_as_much_of_the_slice_as_it_can(shape
 
 def test_a_brain_larger_than_the_window_is_an_error_that_names_the_subject_before_training():
     # The fake brains are 31 x 27 pixels.
-    with pytest.raises(ValueError, match=r"subject_0.* 31 .*window of 30.*config\.data\.window"):
+    with pytest.raises(ValueError, match=r"subject_0.* 31 .*window of 30.*data\.window"):
         make_examples(window=30)
     assert make_examples(window=31)[0]["codes"].shape == (31, 31, 1)
 
@@ -242,7 +242,7 @@ def test_every_subject_has_to_fit_into_the_window(monkeypatch):
 def test_unusable_arguments_are_refused(arguments, message):
     arguments = {"source": FakeSlices(), "sequences": ("t1",), "tumor_repeats": 1, **arguments}
     with pytest.raises(ValueError, match=message):
-        loader.Examples(**{"together": False, "window": 40, **arguments})
+        loader.Examples(**{"joint": False, "window": 40, **arguments})
 
 
 def test_fixed_batches_are_spread_evenly_and_always_the_same():
@@ -290,7 +290,7 @@ def test_intensity_bounds_go_below_the_background_where_the_brain_does():
     for record in source._records:
         record["bias"] = np.full(4, -3, np.float32)
     low, high = loader.intensity_bounds(
-        loader.Examples(source, ("t1",), together=False, window=40), num_examples=12
+        loader.Examples(source, ("t1",), joint=False, window=40), num_examples=12
     )
     smallest = min(r["codes"][..., 0][r["codes"][..., 0] > 0].min() for r in source._records)
     assert low == pytest.approx(2 / 1000 * smallest - 3, rel=1e-6)
@@ -307,7 +307,7 @@ def built(tmp_path_factory):
 
 def test_the_loader_reads_a_built_dataset(built):
     source = SliceSource(built, "train")
-    examples = loader.Examples(source, ("t2", "t1"), together=True, window=28, tumor_repeats=2)
+    examples = loader.Examples(source, ("t2", "t1"), joint=True, window=28, tumor_repeats=2)
     assert len(examples) == len(source) + (source.index.tumor_area > 0).sum()
     batches = loader.training_batches(examples, seed=0, batch_size=len(examples), num_threads=2)
     batch = next(batches)
@@ -329,7 +329,7 @@ def test_the_loader_reads_a_built_dataset(built):
 def test_another_dataset_has_another_fingerprint(built):
     prints = {
         split: loader.Examples(
-            SliceSource(built, split), ("t1",), together=False, window=28
+            SliceSource(built, split), ("t1",), joint=False, window=28
         ).fingerprint
         for split in ("train", "validation", "test")
     }

@@ -68,7 +68,7 @@ def test_background_stays_exactly_minus_one():
 
 
 @pytest.mark.parametrize("shape, size", [((240, 240), (64, 64)), ((61, 47), (17, 90))])
-def test_nearest_resize_takes_the_pixel_under_the_centre(shape, size):
+def test_nearest_resize_takes_the_pixel_under_the_center(shape, size):
     labels = np.random.default_rng(0).integers(0, 5, shape).astype(np.uint8)
     small = np.asarray(nearest_resize(labels, size))
     assert small.dtype == np.uint8

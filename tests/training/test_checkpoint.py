@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fake_slices import FakeSlices
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
 from mbti_jax import sharding
+from mbti_jax.commands.settings import from_config
 from mbti_jax.training.checkpoint import Checkpointer, CheckpointMismatchError, load_for_inference
-from mbti_jax.training.loop import make_examples, run_metadata
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
 
 # When one read of a checkpoint fails, Orbax leaves the others unfinished, and Python complains of that
-# whenever it comes upon them.
+# when it collects them.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 METADATA = {
@@ -32,6 +32,7 @@ METADATA = {
         "seed": 0,
         "batch_size": 108,
         "model": {"model_channels": 8, "channel_mult": [1, 2]},
+        "diffusion": {"process": "gaussian"},
         "tasks": {"prob_box": 0.5},
     },
     "inference": {"x_0_bounds": [-1.0, 1.5]},
@@ -73,7 +74,7 @@ def write(workdir: Path, steps, **kwargs) -> None:
 
 @pytest.fixture
 def unfinished_reads():
-    """Python comes upon them here."""
+    """Python collects them here."""
     yield
     gc.collect()
 
@@ -121,7 +122,6 @@ def test_only_the_newest_are_kept(tmp_path):
 
 def test_a_step_that_was_saved_is_not_saved_again(workdir):
     checkpointer = Checkpointer(workdir, METADATA)
-    assert checkpointer.latest_step == 7
     newer = make_state(8)
     checkpointer.save(TrainState(make_state(7).step, newer.params, newer.ema, newer.opt_state))
     checkpointer.close()
@@ -161,7 +161,7 @@ def manifest(workdir: Path, item: str, step: int = 7) -> Path:
 
 
 @pytest.mark.usefixtures("unfinished_reads")
-def test_a_run_goes_on_past_what_was_set_aside(workdir):
+def test_a_run_resumes_past_what_was_set_aside(workdir):
     for _ in range(2):  # The second time, the name `7.unreadable` is taken.
         truncate(manifest(workdir, "train"), 0.5)
         assert_equal(restore(workdir), make_state(3))
@@ -204,7 +204,7 @@ def other(path: str, value) -> dict:
 def test_another_run_is_an_error_that_says_what_differs(workdir, name, value, was):
     with pytest.raises(CheckpointMismatchError, match=f"{name} is .* here, was '?{was}'? there"):
         restore(workdir, other(f"contract.{name}", value))
-    # Nothing was set aside: with the right settings the run goes on.
+    # Nothing was set aside: with the right settings the run resumes.
     assert_equal(restore(workdir), make_state(7))
 
 
@@ -265,7 +265,7 @@ def change(config: ConfigDict, path: str, value) -> ConfigDict:
 
 
 def contract_of(config: ConfigDict) -> dict:
-    return run_metadata(config, make_examples(FakeSlices(), config))["contract"]
+    return from_config(TrainSettings, config).contract("f00d")
 
 
 def test_a_config_fixes_what_a_resumed_run_computes():
@@ -280,7 +280,7 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("ema_decay", 0.5),
         ("data.train_split", "test"),
         ("data.sequences", ("t2",)),
-        ("data.together", True),
+        ("data.joint", True),
         ("data.tumor_repeats", 1),
         ("data.window", 72),
         ("data.image_size", 32),

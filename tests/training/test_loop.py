@@ -1,16 +1,23 @@
 """The order of work in the loop, around a step that only counts."""
 
+import dataclasses
 import json
+import logging
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config
+from tiny import tiny_config, tiny_settings
 
-from mbti_jax import sharding
-from mbti_jax.training.loop import NonFiniteLossError, _loop, main
+from configs import baseline
+from mbti_jax.commands import train
+from mbti_jax.commands.settings import from_config
+from mbti_jax.fields import FieldError
+from mbti_jax.training.loop import NonFiniteLossError, _loop
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
 from mbti_jax.training.writer import MetricsWriter, read_metrics
 
@@ -31,11 +38,11 @@ class Recorder:
         self.validated.append(step)
 
 
-def run_loop(workdir, *, start=0, stop_at=None, bad=None, **fields):
+def run_loop(workdir, *, start=0, stop_at=None, bad=None):
     """Runs the loop; `bad` is (step, metric, value). Returns (recorder, error, metrics)."""
-    config = tiny_config()
-    config.update({"num_steps": 10, "checkpoint_every": 4, "validate_every": 5, "log_every": 2})
-    config.update(fields)
+    settings = dataclasses.replace(
+        tiny_settings(), num_steps=10, checkpoint_every=4, validate_every=5, log_every=2
+    )
     state = create_state({"w": jnp.zeros(3)}, optax.sgd(1.0))
     state = jax.tree.map(lambda x: x, state)
     state = TrainState(jnp.int32(start), state.params, state.ema, state.opt_state)
@@ -49,16 +56,14 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None, **fields):
         return TrainState(state.step + 1, state.params, state.ema, state.opt_state), metrics
 
     batches = ({"number": np.array([step])} for step in range(start, 1000))
-    mesh = sharding.make_mesh(jax.devices()[:1])
     recorder, error = Recorder(), None
     writer = MetricsWriter(workdir, start + 1)
     try:
         _loop(
-            config,
+            settings,
             state,
             train_step,
             batches,
-            mesh,
             recorder,
             recorder,
             writer,
@@ -84,22 +89,23 @@ def test_saves_and_validates_when_due_and_at_the_end(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics[0]
 
 
-def test_stopping_saves_at_once(tmp_path, capsys):
+def test_stopping_saves_at_once(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     recorder, _, metrics = run_loop(tmp_path, stop_at=7)
     assert recorder.saved == [4, 7]
     assert recorder.waited
     assert metrics[-1]["step"] == 6
-    assert "stopped at step 7, saved" in capsys.readouterr().out
+    assert "stopped at step 7, saved" in caplog.text
 
 
-def test_a_resumed_loop_goes_on(tmp_path):
+def test_a_resumed_loop_writes_what_is_missing(tmp_path):
     run_loop(tmp_path, stop_at=6)
     recorder, _, metrics = run_loop(tmp_path, start=6)
     assert recorder.saved == [8, 10]
     assert [record["step"] for record in metrics] == [2, 4, 6, 8, 10]
 
 
-def test_a_run_that_is_through_does_nothing(tmp_path):
+def test_a_finished_run_does_nothing(tmp_path):
     recorder, error, metrics = run_loop(tmp_path, start=10)
     assert (recorder.saved, recorder.validated, error, metrics) == ([], [], None, [])
 
@@ -118,16 +124,40 @@ def test_what_is_not_finite_stops_the_run_before_anything_is_saved_of_it(
     assert recorder.validated == validated
     assert f"step {step}" in str(error)
     assert str(value) in str(error)
-    assert "config.optimizer.learning_rate" in str(error)
+    assert "optimizer.learning_rate" in str(error)
     assert all(record["step"] <= step for record in metrics)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("log_every", 0), ("batch_size", -1), ("num_pictures", 0), ("ema_decay", 1.0)],
+    [
+        ("log_every", 0),
+        ("batch_size", -1),
+        ("num_pictures", 0),
+        ("num_steps", 0),
+        ("seed", -1),
+        ("ema_decay", 1.0),
+        ("picture_steps", 1001),
+        ("guidance_weight", float("nan")),
+        ("optimizer.learning_rate", 0.0),
+        ("data.window", 0),
+        ("data.image_size", 0),
+        ("model.num_groups", 0),
+        ("model.patch_size", 0),
+        ("diffusion.drop_condition", 10.0),
+        ("tasks.max_circles", 0),
+    ],
 )
 def test_numbers_that_cannot_be_are_refused_at_once(tmp_path, name, value):
     config = tiny_config()
-    config[name] = value
-    with pytest.raises(ValueError, match=f"config.{name} must"):
-        main(config, str(tmp_path))
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(FieldError, match=f"^{re.escape(name)} must"):
+        train.main(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_regressor_has_no_guidance():
+    config = baseline.get_config()
+    config.guidance_weight = 0.4
+    with pytest.raises(FieldError, match=r"^guidance_weight is 0 for a regressor"):
+        from_config(TrainSettings, config)

@@ -8,37 +8,45 @@ import functools
 import jax
 import jax.export
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 
 from configs.train import get_config
-from mbti_jax.diffusion.guidance import guided
-from mbti_jax.diffusion.sampler import Sampler, step_table
-from mbti_jax.diffusion.schedule import trailing_timesteps
+from mbti_jax.commands.settings import from_config
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.guidance import ClassifierFree
+from mbti_jax.diffusion.samplers import ddim
+from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.loop import make_train_step
+from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 
 BATCH = 8
 
 
 @functools.cache
-def method() -> Pipeline:
-    return Pipeline.from_contract(get_config())
+def settings() -> TrainSettings:
+    return from_config(TrainSettings, get_config())
+
+
+@functools.cache
+def pipeline() -> Pipeline:
+    return settings().pipeline()
 
 
 def image_shape(channels: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
-    size = method().image_size
+    size = pipeline().image_size
     return jax.ShapeDtypeStruct((BATCH, size, size, channels), dtype)
 
 
 @functools.cache
 def train_step():
-    optimizer = optax.adam(get_config().optimizer.learning_rate)
-    step = make_train_step(method(), optimizer, jax.random.key(0), ema_decay=0.9999)
-    state = jax.eval_shape(lambda p: create_state(p, optimizer), param_shapes(method().model))
+    optimizer = optax.adam(settings().optimizer.learning_rate)
+    step = make_train_step(pipeline(), optimizer, jax.random.key(0), ema_decay=0.9999)
+    state = jax.eval_shape(lambda p: create_state(p, optimizer), param_shapes(pipeline().model))
     per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
     batch = {
         "codes": image_shape(1, jnp.uint16),
@@ -52,21 +60,23 @@ def train_step():
 
 @functools.cache
 def sampler_steps():
-    sampler = Sampler(guided(method().apply, method().process), method().process.schedule)
-    class_vector = jax.ShapeDtypeStruct((BATCH, 5), jnp.float32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
-    table = step_table(sampler.schedule, trailing_timesteps(50), eta=1.0)
-    arguments = (
-        param_shapes(method().model),
-        *(image_shape(channels) for channels in (1, 1, 5)),
-        class_vector,
-        keys,
-        np.ones(BATCH, np.float32),
-        np.array([-1, 1], np.float32),
-        table,
-        np.array([0, 10], np.int32),
-    )
-    return sampler._steps, arguments
+    sampler = Sampler(pipeline().apply, pipeline().process)
+    sampling = Sampling(50, eta=1.0)
+    per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
+    arguments = {
+        "params": param_shapes(pipeline().model),
+        "carry": (),
+        "x_t": image_shape(1),
+        "context": image_shape(1),
+        "condition": Condition(image_shape(5), jax.ShapeDtypeStruct((BATCH, 5), jnp.float32)),
+        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
+        "guidance": ClassifierFree(per_example),
+        "bounds": jax.ShapeDtypeStruct((2,), jnp.float32),
+        "table": ddim.table(pipeline().process, sampling),
+        "span": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    steps = functools.partial(sampler._steps, method=ddim)
+    return jax.jit(lambda arguments: steps(**arguments)), (arguments,)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

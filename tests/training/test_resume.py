@@ -1,4 +1,4 @@
-"""Training that is killed goes on as if nothing had happened.
+"""Training that is killed resumes as if nothing had happened.
 
 Each run is a process of its own, started with `run.py` as a user starts it. All share a compilation
 cache, so that only the first one compiles.
@@ -124,7 +124,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def losses(workdir: Path) -> dict[int, float]:
-    """Step -> training loss; each step has to stand there once, in order."""
+    """Step -> training loss; each step must appear once, in order."""
     records = [r for r in read_metrics(workdir / "metrics.jsonl") if "train/loss" in r]
     steps = [record["step"] for record in records]
     assert steps == sorted(set(steps))
@@ -158,7 +158,7 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
 
         return condition
 
-    def goes_on() -> Callable[[], bool]:
+    def makes_progress() -> Callable[[], bool]:
         written = steps_written(workdir)
         return lambda: steps_written(workdir) > written
 
@@ -174,7 +174,7 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
     # Before there is anything, before the first checkpoint, between two, and within the next one.
     for make_event, most_seconds in [
         (lambda: lambda: True, 5),
-        (goes_on, 0.05),
+        (makes_progress, 0.05),
         (has_saved, 0.2),
         (saves_again, 0),
         (has_saved, 0.2),
@@ -188,15 +188,15 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
     # SIGTERM saves and ends without an error, wherever it comes.
     process = place.start(place.command(workdir))
     written = steps_written(workdir)
-    output = signal_when(process, goes_on(), signal.SIGTERM)
+    output = signal_when(process, makes_progress(), signal.SIGTERM)
     assert process.returncode == 0, output
     stopped = steps_saved(workdir)[-1]
     assert written < stopped < NUM_STEPS
     assert f"stopped at step {stopped}, saved" in output
     assert max(losses(workdir)) == stopped
 
-    # The same command goes on to the end.
-    assert f"going on at step {stopped} of {NUM_STEPS}" in place.run(workdir)
+    # The same command resumes and finishes.
+    assert f"resuming at step {stopped} of {NUM_STEPS}" in place.run(workdir)
     expected, found = arrays(uninterrupted), arrays(workdir)
     assert expected.keys() == found.keys()
     assert int(expected["['train']['step']"]) == NUM_STEPS
@@ -206,7 +206,7 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
     assert list(losses(workdir)) == list(range(1, NUM_STEPS + 1))
 
 
-def test_a_run_that_is_through_changes_nothing(place, uninterrupted):
+def test_a_finished_run_changes_nothing(place, uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_bytes(), arrays(uninterrupted)
     assert f"at step {NUM_STEPS} of {NUM_STEPS}" in place.run(uninterrupted)
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before[0]
@@ -232,10 +232,10 @@ import runpy, sys
 import jax
 address, number, count, config, workdir, num_steps = sys.argv[1:]
 jax.distributed.initialize(address, int(count), int(number))
-from mbti_jax.training import loop
+from mbti_jax.commands import train
 config = runpy.run_path(config)["get_config"]()
 config.num_steps = int(num_steps)
-loop.main(config, workdir)
+train.main(config, workdir)
 """
 
 

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config, tiny_examples
+from tiny import tiny_examples, tiny_settings
 
 from mbti_jax import sharding
 from mbti_jax.data import loader
-from mbti_jax.diffusion.process import Diffusion
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
 from mbti_jax.models.unet import init_params
@@ -27,14 +28,14 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 
 @functools.cache
-def method() -> Pipeline:
-    return Pipeline.from_contract(tiny_config())
+def pipeline() -> Pipeline:
+    return tiny_settings().pipeline()
 
 
 @functools.cache
 def initial_state():
     """Numpy arrays: one compilation for every mesh, and nothing that a test could donate."""
-    init = jit(lambda key: create_state(init_params(method().model, key), OPTIMIZER))
+    init = jit(lambda key: create_state(init_params(pipeline().model, key), OPTIMIZER))
     return jax.device_get(init(jax.random.key(3)))
 
 
@@ -44,7 +45,7 @@ def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> 
     state = jax.device_put(initial_state(), shardings)
     step = jit(
         make_train_step(
-            method(), OPTIMIZER, jax.random.key(4), ema_decay=0.99, accumulation=accumulation
+            pipeline(), OPTIMIZER, jax.random.key(4), ema_decay=0.99, accumulation=accumulation
         ),
         out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -93,13 +94,12 @@ def random_inputs(seed: int, size: int, batch: int) -> Inputs:
     masks[..., 2] = rng.random((batch, size, size)) < 0.1
     return Inputs(
         x_0=jnp.asarray(rng.normal(size=(batch, size, size, 1)), jnp.float32),
-        roi_masks=jnp.asarray(masks),
-        class_vector=jnp.asarray([[2.0, 1, 2, 1, 1]] * batch),
+        condition=Condition(jnp.asarray(masks), jnp.asarray([[2.0, 1, 2, 1, 1]] * batch)),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ShiftedTarget(Diffusion):
+class ShiftedTarget(Gaussian):
     """A process whose target is moved by `shift` [B, H, W, C]; the network's input is not."""
 
     shift: jax.Array | None = None
@@ -110,13 +110,13 @@ class ShiftedTarget(Diffusion):
 
 def test_the_target_outside_the_roi_changes_neither_loss_nor_gradients():
     inputs = random_inputs(seed=0, size=16, batch=6)
-    roi = np.asarray(inputs.roi_masks).any(-1, keepdims=True)
+    roi = np.asarray(inputs.condition.roi)
     keys = jax.random.split(jax.random.key(1), len(roi))
 
     @jit
     def loss_and_grads(params, shift):
-        process = ShiftedTarget(method().process.schedule, "v", shift)
-        shifted = dataclasses.replace(method(), process=process)
+        process = ShiftedTarget(pipeline().process.schedule, "v", shift)
+        shifted = dataclasses.replace(pipeline(), process=process)
         terms = jax.value_and_grad(shifted.loss_terms, has_aux=True)
         return terms(params, inputs, jnp.ones(len(roi)), keys)
 
@@ -137,11 +137,11 @@ def test_the_target_outside_the_roi_changes_neither_loss_nor_gradients():
 class PixelwiseNetwork:
     """Stands in for the UNet: predicts `w` times each pixel of x_t, and notes what it was given."""
 
-    def apply(self, variables, x, t, class_vector, deterministic, rngs):
+    def apply(self, variables, x, t, condition, deterministic, rngs):
         assert deterministic
         assert rngs is None
-        self.seen = (x, t, class_vector)
-        return variables["params"]["w"] * x[..., :1]
+        self.seen = (x, t, condition)
+        return variables["params"]["w"] * x
 
 
 SCHEDULE = make_schedule("cosine", 1000)
@@ -151,11 +151,11 @@ SCHEDULE = make_schedule("cosine", 1000)
 def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
     """`loss_terms` and its gradient for w = 0.5, and what the network saw."""
     network = PixelwiseNetwork()
-    method = Pipeline(network, Diffusion(SCHEDULE, "eps"), None, 4, drop_rate)
+    pipeline = Pipeline(network, Gaussian(SCHEDULE, "eps"), None, 4, drop_rate)
     keys = jax.random.split(jax.random.key(5), len(weight))
 
     def loss(params):
-        total, terms = method.loss_terms(params, inputs, weight, keys)
+        total, terms = pipeline.loss_terms(params, inputs, weight, keys)
         return total, (terms, network.seen)
 
     (total, (terms, seen)), grads = jax.value_and_grad(loss, has_aux=True)({"w": 0.5})
@@ -165,14 +165,14 @@ def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
 def test_loss_terms_are_those_of_an_explicit_loop():
     inputs = random_inputs(seed=1, size=4, batch=300)
     weight = np.array([1, 1, 0] * 100, np.float32)
-    (total, (sums, counts), _), (x, t, _) = pixelwise_terms(inputs, weight, 0.0)
+    (total, (sums, counts), _), (x, t, condition) = pixelwise_terms(inputs, weight, 0.0)
     x, t, x_0 = np.asarray(x, np.float64), np.asarray(t), np.asarray(inputs.x_0, np.float64)
+    np.testing.assert_array_equal(condition.roi_masks, inputs.condition.roi_masks)
     expected_sums, expected_counts = np.zeros(4), np.zeros(4)
     for b in range(300):
-        inside = np.asarray(inputs.roi_masks[b]).any(-1)
+        inside = np.asarray(inputs.condition.roi[b, ..., 0])
         x_t = x[b, ..., 0]
         np.testing.assert_array_equal(x_t[~inside], x_0[b, ..., 0][~inside])
-        np.testing.assert_array_equal(x[b, ..., 1:], inputs.roi_masks[b])
         abar = SCHEDULE.alphas_cumprod[t[b]]
         eps = (x_t - np.sqrt(abar) * x_0[b, ..., 0]) / np.sqrt(1 - abar)
         error = (0.5 * x_t - eps)[inside]
@@ -188,7 +188,7 @@ def test_loss_terms_are_those_of_an_explicit_loop():
 def test_context_and_padding_examples_weigh_nothing():
     """With a network that looks at single pixels, nothing outside the ROI may matter at all."""
     inputs = random_inputs(seed=2, size=4, batch=300)
-    irrelevant = ~np.asarray(inputs.roi_masks).any(-1, keepdims=True)
+    irrelevant = ~np.asarray(inputs.condition.roi)
     irrelevant[200:] = True
     weight = (np.arange(300) < 200).astype(np.float32)
 
@@ -205,18 +205,20 @@ def test_context_and_padding_examples_weigh_nothing():
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_the_condition_is_dropped_at_its_rate(rate):
     inputs = random_inputs(seed=3, size=4, batch=300)
-    _, (_, _, class_vector) = pixelwise_terms(inputs, np.ones(300, np.float32), rate)
-    null = (np.asarray(class_vector) == 0).all(-1)
-    np.testing.assert_array_equal(class_vector[~null], inputs.class_vector[~null])
+    _, (_, _, condition) = pixelwise_terms(inputs, np.ones(300, np.float32), rate)
+    null = (np.asarray(condition.class_vector) == 0).all(-1)
+    np.testing.assert_array_equal(
+        condition.class_vector[~null], inputs.condition.class_vector[~null]
+    )
     # Five standard deviations of a binomial.
     assert abs(null.mean() - rate) <= 5 * np.sqrt(rate * (1 - rate) / 300)
 
 
 def test_a_rate_in_percent_is_refused():
-    config = tiny_config()
-    config.diffusion.drop_condition = 10.0
+    contract = tiny_settings().contract("")
+    contract["diffusion"]["drop_condition"] = 10.0
     with pytest.raises(ValueError, match=r"drop_condition must lie in \[0, 1\], not 10"):
-        Pipeline.from_contract(config)
+        Pipeline.from_contract(contract)
 
 
 def test_keys_of_examples_follow_from_step_and_position_alone():
@@ -224,13 +226,12 @@ def test_keys_of_examples_follow_from_step_and_position_alone():
     longer = jax.random.key_data(example_keys(key, 7, 12))
     np.testing.assert_array_equal(longer[:10], jax.random.key_data(example_keys(key, 7, 10)))
     other_step = jax.random.key_data(example_keys(key, 8, 12))
-    together = np.concatenate([longer, other_step])
-    assert len(np.unique(together, axis=0)) == 24
+    assert len(np.unique(np.concatenate([longer, other_step]), axis=0)) == 24
 
 
 def test_validation_uses_the_same_noise_every_time():
     batch = loader.stack([tiny_examples()[i] for i in range(BATCH)])
-    step = jit(make_validation_step(method(), jax.random.key(8)))
+    step = jit(make_validation_step(pipeline(), jax.random.key(8)))
     params = initial_state().params
     first, again, other = (step(params, batch, number) for number in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
