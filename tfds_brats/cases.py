@@ -123,10 +123,16 @@ class Case:
         Raises:
           CaseError: the sequence is empty or constant; the message names its file.
         """
-        try:
-            return fit_scale(self.values(sequence), self.brain)
-        except ValueError as error:
-            raise CaseError(f"{self.files.images[sequence]}: {error}") from error
+        if sequence not in self._scales:
+            try:
+                self._scales[sequence] = fit_scale(self.values(sequence), self.brain)
+            except ValueError as error:
+                raise CaseError(f"{self.files.images[sequence]}: {error}") from error
+        return self._scales[sequence]
+
+    @cached_property
+    def _scales(self) -> dict[str, IntensityScale]:
+        return {}
 
 
 def find_cases(

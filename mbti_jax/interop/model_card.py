@@ -42,10 +42,10 @@ Recommended guidance weight {guidance_weight}. All fields are in config.json.
 
 `model.safetensors` (float32, tensors named as in {names}), `config.json`. In Python:
 
-    from mbti_jax.inpaint import Inpainter
+    from mbti_jax import Inpainter
     inpainter = Inpainter.load("this folder")
 
-## Licence
+## License
 
 {license}
 """

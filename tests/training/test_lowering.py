@@ -16,7 +16,7 @@ from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.samplers import ddim
-from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
@@ -63,20 +63,18 @@ def sampler_steps():
     sampler = Sampler(pipeline().apply, pipeline().process)
     sampling = Sampling(50, eta=1.0)
     per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-    arguments = {
-        "params": param_shapes(pipeline().model),
-        "carry": (),
-        "x_t": image_shape(1),
-        "context": image_shape(1),
-        "condition": Condition(image_shape(5), jax.ShapeDtypeStruct((BATCH, 5), jnp.float32)),
-        "keys": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
-        "guidance": ClassifierFree(per_example),
-        "bounds": jax.ShapeDtypeStruct((2,), jnp.float32),
-        "table": ddim.table(pipeline().process, sampling),
-        "span": jax.ShapeDtypeStruct((2,), jnp.int32),
-    }
+    request = Request(
+        params=param_shapes(pipeline().model),
+        context=image_shape(1),
+        condition=Condition(image_shape(5), jax.ShapeDtypeStruct((BATCH, 5), jnp.float32)),
+        keys=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
+        guidance=ClassifierFree(per_example),
+        bounds=jax.ShapeDtypeStruct((2,), jnp.float32),
+        table=ddim.table(pipeline().process, sampling),
+    )
+    span = jax.ShapeDtypeStruct((2,), jnp.int32)
     steps = functools.partial(sampler._steps, method=ddim)
-    return jax.jit(lambda arguments: steps(**arguments)), (arguments,)
+    return jax.jit(steps), (request, (), image_shape(1), span)
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])

@@ -19,7 +19,7 @@ so that it can report progress or stop between them; the image stays on its devi
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ import numpy as np
 
 from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.diffusion.guidance import Apply, Unguided
+from mbti_jax.diffusion.guidance import Apply, Guidance, Unguided
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
 
@@ -37,6 +37,25 @@ Cancel = Callable[[], bool]
 
 class SamplingCancelled(Exception):
     """The caller's `cancel` function returned true."""
+
+
+class Request(NamedTuple):
+    """What stays the same over all rows: the arguments of `Sampler.__call__` on their devices.
+
+    Attributes:
+        params, context, condition, keys: as there.
+        guidance: with float32 [B] numbers.
+        bounds: float32 [2], lowest and highest x_0.
+        table: the method's rows, padded to T.
+    """
+
+    params: Any
+    context: jax.Array
+    condition: Condition
+    keys: jax.Array
+    guidance: Guidance
+    bounds: np.ndarray
+    table: Any
 
 
 class Sampler:
@@ -113,16 +132,14 @@ class Sampler:
         rows = max(self.process.num_timesteps, total)
         table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
 
+        request = Request(params, context, condition, keys, guidance, bounds, table)
         carry, x_t = self._start(x_T, context, condition, method=method)
         running = None
         for first in range(0, total, chunk):
             if cancel is not None and cancel():
                 raise SamplingCancelled(f"Cancelled before step {first + 1} of {total}.")
             span = np.array([first, min(first + chunk, total)], np.int32)
-            carry, x_t, done = self._steps(
-                params, carry, x_t, context, condition, keys, guidance, bounds, table, span,
-                method=method,
-            )  # fmt: skip
+            carry, x_t, done = self._steps(request, carry, x_t, span, method=method)
             # Wait for the chunk before this one, so that the device always has work queued.
             if running is not None:
                 _report(progress, running, total)
@@ -142,10 +159,9 @@ def _start(process, x_T, context, condition, method):
     return method.start(x_T), x_t
 
 
-def _steps(
-    apply, process, params, carry, x_t, context, condition, keys, guidance, bounds, table, span, method
-):  # fmt: skip
+def _steps(apply, process, request, carry, x_t, span, method):
     """Runs the rows from `span[0]` to before `span[1]`; returns carry, x_t and the rows done."""
+    params, context, condition, keys, guidance, bounds, table = request
     roi = condition.roi
     predict = functools.partial(apply, params)
 

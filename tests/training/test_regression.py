@@ -11,12 +11,13 @@ from tiny_inpainter import make_mask, make_slice, tiny_metadata, tiny_params
 
 from configs import baseline
 from configs import train as paper
+from mbti_jax import Inpainter, Sampling
+from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
-from mbti_jax.diffusion.regression import Regression
-from mbti_jax.diffusion.schedule import make_schedule
-from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.processes import ProcessSettings, Regression
 from mbti_jax.models.pipeline import Inputs, Pipeline, losses
-from mbti_jax.training.loop import run_metadata
+from mbti_jax.training.settings import TrainSettings
 
 # All that makes a training run one of a regressor.
 FIELDS = {"process": "regression", "prediction": "x_0", "num_timesteps": 1, "drop_condition": 0.0}
@@ -26,13 +27,14 @@ def regressor_config():
     config = tiny_config()
     config.diffusion.update(FIELDS)
     config.tasks.prob_tumor = 0.0
+    config.picture_steps = 1
     config.guidance_weight = 0.0
     return config
 
 
 @functools.cache
-def method() -> Pipeline:
-    return Pipeline.from_contract(regressor_config())
+def pipeline() -> Pipeline:
+    return from_config(TrainSettings, regressor_config()).pipeline()
 
 
 @functools.cache
@@ -50,7 +52,7 @@ def some_inputs(inside: float = 0.0) -> Inputs:
     masks = np.zeros((3, 16, 16, 5), np.float32)
     masks[:, 4:9, 5:12, 0] = 1
     x_0 += inside * masks[..., :1]
-    return Inputs(x_0, masks, np.array([[2.0, 1, 1, 1, 1]] * 3, np.float32))
+    return Inputs(x_0, Condition(masks, np.array([[2.0, 1, 1, 1, 1]] * 3, np.float32)))
 
 
 def recorded_loss(inputs: Inputs):
@@ -58,11 +60,11 @@ def recorded_loss(inputs: Inputs):
     calls = []
 
     class Recorder:
-        def apply(self, variables, x, t, class_vector, **kwargs):
-            calls.append((x, t, class_vector))
+        def apply(self, variables, x, t, condition, **kwargs):
+            calls.append((x, t, condition))
             return jnp.full((*x.shape[:-1], 1), 0.25)
 
-    recording = method().__class__(Recorder(), method().process, method().tasks, 16, 0.0)
+    recording = pipeline().__class__(Recorder(), pipeline().process, pipeline().tasks, 16, 0.0)
     keys = jax.random.split(jax.random.key(1), 3)
     _, terms = recording.loss_terms({}, inputs, np.ones(3, np.float32), keys)
     return losses(*terms), calls[0]
@@ -78,29 +80,25 @@ def test_the_loss_is_the_mean_squared_error_inside_the_roi():
 
 def test_the_network_sees_no_time_no_noise_and_nothing_of_the_truth():
     inputs = some_inputs()
-    x, t, class_vector = recorded_loss(inputs)[1]
+    x, t, condition = recorded_loss(inputs)[1]
     np.testing.assert_array_equal(t, [0, 0, 0])
-    np.testing.assert_array_equal(class_vector, inputs.class_vector)
-    roi = inputs.roi_masks[..., :1] > 0
-    np.testing.assert_array_equal(x[..., :1], np.where(roi, 0, inputs.x_0))
-    np.testing.assert_array_equal(x[..., 1:], inputs.roi_masks)
+    jax.tree.map(np.testing.assert_array_equal, condition, inputs.condition)
+    roi = inputs.condition.roi_masks[..., :1] > 0
+    np.testing.assert_array_equal(x, np.where(roi, 0, inputs.x_0))
     moved = recorded_loss(some_inputs(inside=7.0))[1]
-    jax.tree.map(np.testing.assert_array_equal, moved, (x, t, class_vector))
+    jax.tree.map(np.testing.assert_array_equal, moved, (x, t, condition))
 
 
 def test_what_the_inpainter_returns_is_what_the_network_returns():
     """In training the network saw these inputs, so that is what inference has to give it, too."""
     inputs = some_inputs()
     model = inpainter()
-    painted = model.sample(
-        inputs.x_0, inputs.roi_masks, inputs.class_vector, seed=5, num_steps=1, guidance_weight=0.0
-    )
+    sampling = Sampling(num_steps=1, seed=5, guidance=0.0)
+    (painted,) = model.sample(inputs.x_0, inputs.condition, sampling)
     metadata = tiny_metadata()
-    roi = inputs.roi_masks[..., :1] > 0
-    x = np.concatenate([np.where(roi, 0, inputs.x_0), inputs.roi_masks], axis=-1)
-    expected = method().apply(
-        tiny_params(metadata), x.astype(np.float32), jnp.zeros(3, int), inputs.class_vector
-    )
+    roi = inputs.condition.roi_masks[..., :1] > 0
+    x = np.where(roi, 0, inputs.x_0).astype(np.float32)
+    expected = pipeline().apply(tiny_params(metadata), x, jnp.zeros(3, int), inputs.condition)
     low, high = metadata["inference"]["x_0_bounds"]
     np.testing.assert_allclose(
         painted, np.where(roi, np.clip(expected, low, high), inputs.x_0), atol=1e-5
@@ -111,9 +109,10 @@ def test_what_the_inpainter_returns_is_what_the_network_returns():
 
 def test_neither_seed_nor_truth_changes_the_result():
     image, mask = make_slice(), make_mask()
-    settings = {"num_steps": 1, "intensity_range": (0, 900)}
-    first = inpainter()(image, {"normal": mask}, seed=1, **settings)
-    other = inpainter()(np.where(mask, 17, image), {"normal": mask}, seed=2, **settings)
+    options = {"intensity_range": (0, 900)}
+    first = inpainter().inpaint(image, {"normal": mask}, Sampling(1, seed=1), **options)
+    hidden = np.where(mask, 17, image)
+    other = inpainter().inpaint(hidden, {"normal": mask}, Sampling(1, seed=2), **options)
     np.testing.assert_array_equal(first.images, other.images)
     assert (first.images[0] != image).any()
 
@@ -121,20 +120,18 @@ def test_neither_seed_nor_truth_changes_the_result():
 def test_a_second_sample_and_guidance_are_refused():
     image, rois = make_slice(), {"normal": make_mask()}
     with pytest.raises(ValueError, match="regressor, which has one result"):
-        inpainter()(image, rois, num_steps=1, num_samples=2)
+        inpainter().inpaint(image, rois, Sampling(1), num_samples=2)
     with pytest.raises(ValueError, match="a guidance weight of 0"):
-        inpainter()(image, rois, num_steps=1, guidance_weight=0.4)
+        inpainter().inpaint(image, rois, Sampling(1, guidance=0.4))
     with pytest.raises(ValueError, match="num_steps must be between 1 and 1, got 50"):
-        inpainter()(image, rois)
+        inpainter().inpaint(image, rois)
 
 
 def test_a_regressor_with_timesteps_or_a_null_condition_is_refused():
-    with pytest.raises(ValueError, match="num_timesteps=1, not 1000"):
-        Regression(make_schedule("linear"))
-    config = regressor_config()
-    config.diffusion.drop_condition = 0.1
-    with pytest.raises(ValueError, match="drop_condition=0"):
-        Pipeline.from_contract(config)
+    with pytest.raises(ValueError, match="num_timesteps is 1 for a regressor, not 1000"):
+        ProcessSettings(process="regression", prediction="x_0", drop_condition=0.0)
+    with pytest.raises(ValueError, match="drop_condition is 0 for a regressor"):
+        ProcessSettings(process="regression", prediction="x_0", num_timesteps=1)
 
 
 def test_the_shipped_config_trains_it_on_healthy_tissue_only():
@@ -147,13 +144,13 @@ def test_the_shipped_config_trains_it_on_healthy_tissue_only():
     examples = tiny_examples()
     batch = loader.stack([examples[i] for i in range(len(examples))])
     keys = jax.random.split(jax.random.key(0), len(examples))
-    inputs = method().prepare(batch, keys, augmented=False)
+    inputs = pipeline().prepare(batch, keys, augmented=False)
     assert (batch["labels"] > 0).any((1, 2)).sum() > 5
-    assert not inputs.roi_masks[..., 1:].any()
-    assert inputs.roi_masks[..., 0].any((1, 2)).all()
+    assert not inputs.condition.roi_masks[..., 1:].any()
+    assert inputs.condition.roi_masks[..., 0].any((1, 2)).all()
 
 
 def test_its_checkpoint_says_what_it_is():
-    contract = run_metadata(regressor_config(), tiny_examples())["contract"]
-    assert contract["diffusion"] == FIELDS
+    contract = from_config(TrainSettings, regressor_config()).contract("fingerprint")
+    assert FIELDS.items() <= contract["diffusion"].items()
     assert isinstance(Pipeline.from_contract(contract).process, Regression)
