@@ -1,5 +1,6 @@
 """Checks of settings; each raises a `FieldError` that names the field and says what is wrong with it."""
 
+import dataclasses
 import math
 import operator
 from typing import Any
@@ -47,6 +48,7 @@ def one_of(name: str, value: Any, choices: Any) -> Any:
 
 
 def whole_numbers(settings: Any, *names: str, least: int = 0) -> None:
-    """Checks fields of `settings` with `whole_number`."""
-    for name in names:
+    """Checks fields of a dataclass with `whole_number`: the named ones, or all that are `int`."""
+    all_names = [field.name for field in dataclasses.fields(settings) if field.type is int]
+    for name in names or all_names:
         whole_number(name, getattr(settings, name), least)

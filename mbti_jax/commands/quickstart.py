@@ -54,7 +54,7 @@ class EvaluationSettings:
     batch_size: int
 
     def __post_init__(self):
-        whole_numbers(self, *(field.name for field in dataclasses.fields(self)), least=1)
+        whole_numbers(self, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
