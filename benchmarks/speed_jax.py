@@ -20,7 +20,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.processes import squared_error_terms
 from mbti_jax.diffusion.samplers import ddim
-from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models.blocks import ZERO_INIT
 from mbti_jax.models.pipeline import Pipeline
@@ -166,19 +166,17 @@ class JaxSide:
         table = ddim.table(process, problem.sampling)
         unused = process.num_timesteps - len(table.t)
         # The program inside the sampler; its memory does not depend on the values given here.
-        compiled = sampler._steps.lower(
+        request = Request(
             params=params,
-            carry=(),
-            x_t=eps,
             context=x_0,
             condition=condition,
             keys=keys,
             guidance=ClassifierFree(np.zeros(problem.batch_size, np.float32)),
             bounds=np.array(CLIP, np.float32),
             table=jax.tree.map(lambda column: np.pad(column, (0, unused)), table),
-            span=np.zeros(2, np.int32),
-            method=ddim,
-        ).compile()
+        )
+        span = np.zeros(2, np.int32)
+        compiled = sampler._steps.lower(request, (), eps, span, method=ddim).compile()
 
         def run():
             return sampler(params, eps, x_0, condition, keys, problem.sampling, clip=CLIP)

@@ -5,13 +5,16 @@ The library reports through `logging`; here its messages become plain lines on s
 
 import logging
 
+from tqdm import tqdm
+
 
 class _Lines(logging.Handler):
     """Prints what is not a warning; warnings go where Python sends them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
-            print(self.format(record), flush=True)
+            # Like print, but a progress bar steps aside for the line.
+            tqdm.write(self.format(record))
 
 
 for _name in ("mbti_jax", "tfds_brats"):

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ml_collections import ConfigDict
+
 from mbti_jax.fields import FieldError
 
 T = TypeVar("T")
@@ -14,7 +16,7 @@ T = TypeVar("T")
 _ADDRESS = ("task", "workdir")
 
 
-def from_config(cls: type[T], config: Mapping[str, Any], **given: Any) -> T:
+def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: Any) -> T:
     """The settings `cls` with the values of a config's fields of the same names.
 
     Args:
