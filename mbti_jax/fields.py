@@ -1,5 +1,6 @@
 """Checks of settings; each raises a `FieldError` that names the field and says what is wrong with it."""
 
+import dataclasses
 import math
 import operator
 from typing import Any
@@ -46,7 +47,8 @@ def one_of(name: str, value: Any, choices: Any) -> Any:
     return value
 
 
-def whole_numbers(settings: Any, *names: str, least: int = 0) -> None:
-    """Checks fields of `settings` with `whole_number`."""
-    for name in names:
-        whole_number(name, getattr(settings, name), least)
+def whole_numbers(settings: Any, *, least: int) -> None:
+    """Checks every field of a dataclass that is an `int` with `whole_number`."""
+    for field in dataclasses.fields(settings):
+        if field.type is int:
+            whole_number(field.name, getattr(settings, field.name), least)

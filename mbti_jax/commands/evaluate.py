@@ -21,9 +21,9 @@ from mbti_jax.evaluation import (
     steps_sweep,
 )
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, whole_numbers
+from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import is_done
+from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import new_folder, write_json
 from tfds_brats.builder import build_or_make_phantoms
 from tfds_brats.phantom import PhantomSettings
@@ -88,7 +88,7 @@ class EvaluateSettings:
     downstream: downstream.DownstreamSettings
 
     def __post_init__(self):
-        whole_numbers(self, "seed")
+        whole_number("seed", self.seed)
         unknown = sorted(set(self.parts) - PARTS.keys())
         if unknown:
             raise FieldError(

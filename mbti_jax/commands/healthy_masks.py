@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.evaluation.healthy_masks import healthy_mask, read_shapes, write_layout
-from mbti_jax.fields import FieldError, whole_numbers
+from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.inference.provenance import digest
-from mbti_jax.inference.runs import RECORD, is_done
+from mbti_jax.inference.requests import RECORD, is_done
 from mbti_jax.io.files import file_digest, new_folder, write_json
 from tfds_brats.cases import find_cases, read_case
 
@@ -32,7 +32,7 @@ class Settings:
     seed: int
 
     def __post_init__(self):
-        whole_numbers(self, "seed")
+        whole_number("seed", self.seed)
 
 
 def main(config: ConfigDict, workdir: str) -> None:

@@ -16,16 +16,16 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.control_tasks import (
     KINDS,
     ControlTask,
+    ControlTaskSettings,
     make_control_task,
     score,
     segment,
     transplant,
 )
 from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.segmenter import RealSegmenterSettings, real_segmenters
+from mbti_jax.evaluation.segmenter import real_segmenters
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, ratio_of_means
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
 from mbti_jax.io import pictures
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.kinds import KINDS as ROI_KINDS
@@ -39,35 +39,20 @@ _PLACES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlSettings:
+class ControlSettings(ControlTaskSettings):
     """Settings of the part.
 
     Attributes:
-        num_slices: of the test split with tumor, and as many without.
         num_steps: of the sampler.
-        min_area: of a scored component, in the model's pixels.
-        min_brain_area: of a slice without tumor, in the dataset's pixels.
-        segmenter: trained on real slices.
     """
 
-    num_slices: int
     num_steps: int
-    min_area: int
-    min_brain_area: int
-    segmenter: RealSegmenterSettings
-
-    def __post_init__(self):
-        whole_numbers(self, "num_slices", "num_steps", "min_area", least=1)
-        whole_numbers(self, "min_brain_area")
 
 
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
     """Measures components, boxes and removal, and draws best, median and worst of each task."""
     segmenters = real_segmenters(workbench, settings.segmenter)
-    slices = workbench.slices("test", settings.num_slices, with_tumor=True)
-    hosts = workbench.slices(
-        "test", settings.num_slices, with_tumor=False, min_area=settings.min_brain_area
-    )
+    slices, hosts = settings.slices(workbench)
     hosts, transplanted = transplant(slices.labels, hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
     min_area = settings.min_area

@@ -11,8 +11,10 @@ import numpy as np
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.evaluation.overlap import box_around, dice, intersection_over_union
-from mbti_jax.evaluation.segmenter import Segmenter
+from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
 from mbti_jax.evaluation.slices import LabeledSlices
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import whole_numbers
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 from mbti_jax.rois.tumors import moved, own_tumor
 from tfds_brats.cases import is_tumor
@@ -54,6 +56,34 @@ KINDS = {
         "normal tissue in place of the tumor", ("share",), "remove", scored_roi="normal"
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTaskSettings:
+    """Slices of a test split and how they are scored.
+
+    Attributes:
+        num_slices: with tumor, and as many without.
+        min_area: of a scored component, in the model's pixels.
+        min_brain_area: of a slice without tumor, in the dataset's pixels.
+        segmenter: trained on real slices.
+    """
+
+    num_slices: int
+    min_area: int
+    min_brain_area: int
+    segmenter: RealSegmenterSettings
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
+
+    def slices(self, workbench: Workbench) -> tuple[LabeledSlices, LabeledSlices]:
+        """Slices with tumor, and slices without."""
+        with_tumor = workbench.slices("test", self.num_slices, with_tumor=True)
+        without = workbench.slices(
+            "test", self.num_slices, with_tumor=False, min_area=self.min_brain_area
+        )
+        return with_tumor, without
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,7 @@ class DiversitySettings:
     min_brain_area: int
 
     def __post_init__(self):
-        whole_numbers(self, "num_slices", "num_steps", least=1)
-        whole_numbers(self, "num_samples", least=2)
-        whole_numbers(self, "min_brain_area")
+        whole_numbers(self, least=1)
 
 
 def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict[str, Any]:

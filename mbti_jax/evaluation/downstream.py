@@ -52,9 +52,7 @@ class DownstreamSettings:
     segmenter: SegmenterSettings
 
     def __post_init__(self):
-        whole_numbers(self, "num_slices", least=3)
-        whole_numbers(self, "num_steps", "num_seeds", "num_test_slices", "min_area", least=1)
-        whole_numbers(self, "min_brain_area")
+        whole_numbers(self, least=1)
 
 
 def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dict[str, Any]:

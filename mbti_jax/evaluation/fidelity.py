@@ -19,11 +19,14 @@ from mbti_jax.evaluation import resynthesis, segmenter
 from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.distances import frechet_distance, half_subset_error, kernel_distance
 from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.resynthesis import Resynthesis, resynthesize
+from mbti_jax.evaluation.resynthesis import (
+    Resynthesis,
+    ResynthesisSettings,
+    components_and_normal,
+)
 from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
 from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
@@ -38,47 +41,22 @@ _BINS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class FidelitySettings:
+class FidelitySettings(ResynthesisSettings):
     """Settings of the part.
 
     Attributes:
-        num_slices: with tumor, whose components are repainted.
-        num_normal_slices: without tumor, in which normal tissue is.
-        min_brain_area: of a slice without tumor, in the dataset's pixels.
-        num_steps: of the sampler.
         num_subsets: for the standard error of the kernel distance.
         segmenter: trained on real slices.
     """
 
-    num_slices: int
-    num_normal_slices: int
-    min_brain_area: int
-    num_steps: int
     num_subsets: int
     segmenter: RealSegmenterSettings
-
-    def __post_init__(self):
-        counts = ("num_slices", "num_normal_slices", "num_steps", "num_subsets")
-        whole_numbers(self, *counts, least=1)
-        whole_numbers(self, "min_brain_area")
 
 
 def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[str, Any]:
     """Measures components and normal tissue, and draws histograms of their intensities."""
     segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
-    sets = {
-        kind: resynthesize(
-            workbench,
-            kind,
-            num_slices=count,
-            min_brain_area=settings.min_brain_area,
-            num_steps=settings.num_steps,
-        )
-        for kind, count in (
-            ("components", settings.num_slices),
-            ("normal", settings.num_normal_slices),
-        )
-    }
+    sets = components_and_normal(workbench, settings)
     values = intensities(sets["components"], sets["normal"])
     _draw_histograms(folder / "histograms.png", values, workbench.sequences)
     return {
@@ -235,8 +213,8 @@ def intensity_distances(
             rows[-1] |= {
                 "num_pixels": sum(map(len, real)),
                 "pooled": float(wasserstein_distance(*map(np.concatenate, (real, synthetic)))),
-                "own": _with_interval(own, seed),
-                "between": _with_interval(between, seed),
+                "own": mean_with_interval(np.array(own), np.arange(len(own)), seed),
+                "between": mean_with_interval(np.array(between), np.arange(len(between)), seed),
             }
     return rows
 
@@ -318,11 +296,6 @@ def _standardized(features: Mapping[str, np.ndarray], by: str) -> dict[str, np.n
     """Every set [N, D], shifted and scaled so that the set `by` has mean 0 and standard deviation 1."""
     mean, sd = features[by].mean(0, np.float64), features[by].std(0, np.float64)
     return {name: (values - mean) / np.where(sd > 0, sd, 1) for name, values in features.items()}
-
-
-def _with_interval(values: list[float], seed: int) -> dict[str, float | None]:
-    """Mean and interval of one number per subject."""
-    return mean_with_interval(np.array(values), np.arange(len(values)), seed)
 
 
 def _draw_histograms(path: Path, values, sequences: tuple[str, ...]) -> None:

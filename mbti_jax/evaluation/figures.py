@@ -14,7 +14,7 @@ from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, component_are
 from mbti_jax.fields import FieldError, finite_number, one_of, whole_numbers
 from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import is_done, progress_bar
+from mbti_jax.inference.requests import is_done, progress_bar
 from mbti_jax.io import pictures
 from mbti_jax.io.files import write_json
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, NORMAL, TUMOR
@@ -105,16 +105,15 @@ class FigureSettings:
     num_seeds: int
 
     def __post_init__(self):
-        whole_numbers(self, "seed", "min_component_area", "num_seeds")
+        whole_numbers(self, least=0)
         one_of("split", self.split, SPLITS)
         finite_number("guidance_weight", self.guidance_weight)
         for weight in self.weights:
             finite_number("weights", weight)
         known = self._known()
         if not self.figures or not {*self.figures} <= known.keys():
-            raise FieldError(
-                "figures", f"must be chosen from {', '.join(known)}, not {list(self.figures)}"
-            )
+            names = ", ".join(known)
+            raise FieldError("figures", f"must be chosen from {names}, not {list(self.figures)}")
         for figure in self.chosen():
             if not figure.predictions:
                 raise ValueError(f"figure {figure.name} would be empty: set weights and num_seeds")

@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import sweeps
+from mbti_jax.evaluation.control_tasks import ControlTaskSettings
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, finite_number, whole_numbers
+from mbti_jax.fields import FieldError, finite_number
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidanceSweepSettings(sweeps.SweepSettings):
+class GuidanceSweepSettings(ControlTaskSettings):
     """Settings of the part.
 
     Attributes:
@@ -28,7 +29,6 @@ class GuidanceSweepSettings(sweeps.SweepSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        whole_numbers(self, "num_steps", least=1)
         if not self.weights:
             raise FieldError("weights", "must not be empty")
         for weight in self.weights:

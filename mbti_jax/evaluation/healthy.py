@@ -21,15 +21,15 @@ from mbti_jax.evaluation.metrics import axial_slice_metrics, brats_inpainting_me
 from mbti_jax.evaluation.report import images_seen, table
 from mbti_jax.evaluation.slices import evenly_spaced
 from mbti_jax.evaluation.statistics import (
-    bootstrap_interval,
     cell,
+    mean_with_interval,
     paired_difference,
     summary,
 )
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import progress_bar
+from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest
 from mbti_jax.rois.regions import Rois
@@ -76,8 +76,7 @@ class HealthySettings:
     regressor: str
 
     def __post_init__(self):
-        counts = ("num_cases", "num_samples", "num_steps", "slices_per_case", "num_shape_cases")
-        whole_numbers(self, *counts, least=1)
+        whole_numbers(self, least=1)
 
     @property
     def mean_name(self) -> str:
@@ -252,11 +251,9 @@ def compared(
         values = {m: np.array([row[metric] for row in of_method[m]]) for m in methods}
         out[metric] = {}
         for method in methods:
-            low, high = bootstrap_interval(values[method], subjects, seed)
             out[metric][method] = {
                 **summary(values[method]),
-                "low": low,
-                "high": high,
+                **mean_with_interval(values[method], subjects, seed),
                 "minus": {
                     reference: paired_difference(values[method], values[reference], subjects, seed)
                     for reference in references
@@ -345,7 +342,8 @@ def _inpainted(
     for sample in range(num_samples):
 
         def compute(sample: int = sample) -> dict[str, np.ndarray]:
-            with progress_bar(f"{voided.subject}, sample {sample}") as progress:
+            name = f"{voided.subject}, sample {sample}"
+            with progress_bar(name, leave=False) as progress:
                 (volume,) = inpainter.inpaint_volume(
                     voided,
                     rois,

@@ -23,11 +23,15 @@ from tqdm import tqdm
 
 from mbti_jax.evaluation.patch_search import Patch, distance_at, search
 from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.resynthesis import Resynthesis, resynthesize, title
+from mbti_jax.evaluation.resynthesis import (
+    Resynthesis,
+    ResynthesisSettings,
+    components_and_normal,
+    title,
+)
 from mbti_jax.evaluation.slices import LabeledSlices, evenly_spaced
 from mbti_jax.evaluation.statistics import cell, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
 from mbti_jax.io import pictures
 
 # A patch nearer than this share of the real held-out patches counts as near as a copy.
@@ -36,33 +40,20 @@ _WHITE_DIFFERENCE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class MemorizationSettings:
-    """Settings of the part. It shares the samples of `fidelity` where the first four are the same.
+class MemorizationSettings(ResynthesisSettings):
+    """Settings of the part.
 
     Attributes:
-        num_slices: with tumor, whose components are repainted.
-        num_normal_slices: without tumor, in which normal tissue is.
-        min_brain_area: of a slice without tumor, in the dataset's pixels.
-        num_steps: of the sampler.
         num_rois: to search for, of the components and of normal tissue each.
         min_area: of an ROI to search for, in the model's pixels.
         num_training_slices: to search in, evenly spaced.
         num_pairs: to draw.
     """
 
-    num_slices: int
-    num_normal_slices: int
-    min_brain_area: int
-    num_steps: int
     num_rois: int
     min_area: int
     num_training_slices: int
     num_pairs: int
-
-    def __post_init__(self):
-        whole_numbers(self, "num_slices", "num_normal_slices", "num_steps", "num_rois", least=1)
-        whole_numbers(self, "min_area", "num_training_slices", "num_pairs", least=1)
-        whole_numbers(self, "min_brain_area")
 
 
 def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> dict[str, Any]:
@@ -82,17 +73,7 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
             "it may have copied cannot be searched"
         }
     rows, pairs, searched = [], [], {}
-    for kind, count in (
-        ("components", settings.num_slices),
-        ("normal", settings.num_normal_slices),
-    ):
-        found = resynthesize(
-            workbench,
-            kind,
-            num_slices=count,
-            min_brain_area=settings.min_brain_area,
-            num_steps=settings.num_steps,
-        )
+    for kind, found in components_and_normal(workbench, settings).items():
         found = choose(found, settings.num_rois, settings.min_area)
         training = workbench.slices(
             "train", settings.num_training_slices, with_tumor=kind != "normal"

@@ -14,11 +14,32 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import whole_numbers
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tasks import TaskSettings, sample_task
 from mbti_jax.rois.tumors import own_tumor
 
 KINDS = {"normal": "normal tissue", "components": "tumor components", "tumor": "mixed tumor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResynthesisSettings:
+    """Free-form components and normal tissue; parts with the same settings share the samples.
+
+    Attributes:
+        num_slices: with tumor, whose components are repainted.
+        num_normal_slices: without tumor, in which normal tissue is.
+        min_brain_area: of a slice without tumor, in the dataset's pixels.
+        num_steps: of the sampler.
+    """
+
+    num_slices: int
+    num_normal_slices: int
+    min_brain_area: int
+    num_steps: int
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +119,18 @@ def resynthesize(
     return Resynthesis(slices, condition, samples)
 
 
+def components_and_normal(
+    workbench: Workbench, settings: ResynthesisSettings
+) -> dict[str, Resynthesis]:
+    """One sample of each slice, by kind."""
+    counts = {"components": settings.num_slices, "normal": settings.num_normal_slices}
+    sizes = {"min_brain_area": settings.min_brain_area, "num_steps": settings.num_steps}
+    return {
+        kind: resynthesize(workbench, kind, num_slices=count, **sizes)
+        for kind, count in counts.items()
+    }
+
+
 def own_condition(
     slices: LabeledSlices, kind: str, box: bool, tasks: TaskSettings, seed: int
 ) -> Condition:
@@ -114,12 +147,10 @@ def own_condition(
     Raises:
         ValueError: an unknown kind, or no slice holds tumor.
     """
-    if kind == "components":
-        names = tuple(COMPONENTS) if box else ()
-        return own_tumor(slices.labels, slices.brain, "replace", names).condition()
-    if kind == "tumor":
-        names = ("tumor",) if box else ()
-        return own_tumor(slices.labels, slices.brain, "random", names).condition()
+    tumor_modes = {"components": ("replace", COMPONENTS), "tumor": ("random", ("tumor",))}
+    if kind in tumor_modes:
+        mode, names = tumor_modes[kind]
+        return own_tumor(slices.labels, slices.brain, mode, names if box else ()).condition()
     if kind != "normal":
         raise ValueError(f"unknown kind of task {kind!r}; choose from {', '.join(KINDS)}")
     only_normal = dataclasses.replace(

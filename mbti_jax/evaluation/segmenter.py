@@ -23,7 +23,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, whole_numbers
+from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.models.unet import Params, UNet, init_params
 from tfds_brats.cases import is_tumor
 
@@ -55,7 +55,9 @@ class SegmenterSettings:
     learning_rate: float
 
     def __post_init__(self):
-        whole_numbers(self, "model_channels", "num_steps", "batch_size", least=1)
+        whole_number("model_channels", self.model_channels, least=1)
+        whole_number("num_steps", self.num_steps, least=1)
+        whole_number("batch_size", self.batch_size, least=1)
         if not self.learning_rate > 0:
             raise FieldError("learning_rate", f"must be above 0, not {self.learning_rate}")
 
@@ -74,8 +76,8 @@ class RealSegmenterSettings(SegmenterSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        whole_numbers(self, "num_slices", least=3)
-        whole_numbers(self, "seed")
+        whole_number("num_slices", self.num_slices, least=3)
+        whole_number("seed", self.seed)
 
 
 class Segmenter:

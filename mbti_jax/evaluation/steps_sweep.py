@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import sweeps
+from mbti_jax.evaluation.control_tasks import ControlTaskSettings
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, finite_number, whole_number
 
@@ -17,7 +18,7 @@ _DICE_MARGIN, _TEXTURE_MARGIN = 0.02, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class StepsSweepSettings(sweeps.SweepSettings):
+class StepsSweepSettings(ControlTaskSettings):
     """Settings of the part.
 
     Attributes:

@@ -21,6 +21,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.control import MIN_REAL_SCORE
 from mbti_jax.evaluation.control_tasks import (
     ControlTask,
+    ControlTaskSettings,
     make_control_task,
     score,
     segment,
@@ -28,11 +29,10 @@ from mbti_jax.evaluation.control_tasks import (
 )
 from mbti_jax.evaluation.report import table
 from mbti_jax.evaluation.resynthesis import own_condition
-from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter, real_segmenters
+from mbti_jax.evaluation.segmenter import Segmenter, real_segmenters
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import COMPONENTS
@@ -47,29 +47,8 @@ MEASURES = {
 MAX_TIMED_STEPS = 100
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepSettings:
-    """What both sweeps need.
-
-    Attributes:
-        num_slices: of the test split with tumor, and as many without.
-        min_area: of a scored component, in the model's pixels.
-        min_brain_area: of a slice without tumor, in the dataset's pixels.
-        segmenter: trained on real slices.
-    """
-
-    num_slices: int
-    min_area: int
-    min_brain_area: int
-    segmenter: RealSegmenterSettings
-
-    def __post_init__(self):
-        whole_numbers(self, "num_slices", "min_area", least=1)
-        whole_numbers(self, "min_brain_area")
-
-
 def measure(
-    workbench: Workbench, settings: SweepSettings, samplings: Mapping[float, Sampling]
+    workbench: Workbench, settings: ControlTaskSettings, samplings: Mapping[float, Sampling]
 ) -> dict[str, Any]:
     """Scores and seconds of every sampling.
 
@@ -83,10 +62,7 @@ def measure(
         `MEASURES` (see `mean_with_interval`), `seconds` and `extrapolated`.
     """
     segmenters = real_segmenters(workbench, settings.segmenter)
-    slices = workbench.slices("test", settings.num_slices, with_tumor=True)
-    hosts = workbench.slices(
-        "test", settings.num_slices, with_tumor=False, min_area=settings.min_brain_area
-    )
+    slices, hosts = settings.slices(workbench)
     placed = transplant(slices.labels, hosts, workbench.seed)
     tasks = [
         make_control_task(kind, *placed, settings.min_area) for kind in ("components", "tumor_box")

@@ -14,7 +14,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, evenly_spaced
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import progress_bar
+from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles, find_cases
 from tfds_brats.reading import SliceSource
@@ -116,7 +116,7 @@ class Workbench:
         }
 
         def sample() -> dict[str, np.ndarray]:
-            with progress_bar(name) as progress:
+            with progress_bar(name, leave=False) as progress:
                 samples = self.inpainter.sample(
                     slices.images,
                     condition,
