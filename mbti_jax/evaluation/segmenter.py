@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from mbti_jax.data.augment import augment
@@ -24,7 +23,7 @@ from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, whole_number
-from mbti_jax.models.unet import Params, UNet, init_params
+from mbti_jax.models.unet import Params, UNet, init_params, param_shapes
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.
@@ -161,7 +160,7 @@ def train(
     """
     model = make_network(settings, images.shape[1])
     init_key, key = jax.random.split(jax.random.key(seed))
-    params, opt_state = _start(model, settings, init_key)
+    state = _start(model, settings, init_key)
     labels = component_labels(labels)
     # A label that never occurs counts as one pixel.
     counts = np.maximum(1, np.bincount(labels.ravel(), minlength=NUM_CLASSES))
@@ -170,8 +169,9 @@ def train(
     choice = np.random.default_rng(seed).integers(len(images), size=size)
     for step, rows in enumerate(tqdm(choice, desc=name, unit="step", leave=False)):
         batch = (images[rows], labels[rows], weights)
-        params, opt_state = _update(model, settings, params, opt_state, key, step, *batch)
-    return Segmenter(jax.block_until_ready(params), settings, images.shape[1])
+        state = _update(model, settings, state, key, step, batch)
+    params, _ = jax.block_until_ready(state)
+    return Segmenter(params, settings, images.shape[1])
 
 
 def cached_segmenter(
@@ -189,11 +189,17 @@ def cached_segmenter(
     """
     request = [dataclasses.asdict(settings), seed, array_digest(images), array_digest(labels)]
 
-    def compute() -> dict[str, np.ndarray]:
-        params = train(images, labels, settings, seed, name).params
-        return flatten_dict(jax.device_get(params), sep="/")
+    paths, structure = jax.tree.flatten_with_path(
+        param_shapes(make_network(settings, images.shape[1]))
+    )
+    names = [jax.tree_util.keystr(path) for path, _ in paths]
 
-    params = unflatten_dict(cached(folder, "segmenter", request, compute), sep="/")
+    def compute() -> dict[str, np.ndarray]:
+        params = jax.device_get(train(images, labels, settings, seed, name).params)
+        return dict(zip(names, jax.tree.leaves(params), strict=True))
+
+    arrays = cached(folder, "segmenter", request, compute)
+    params = jax.tree.unflatten(structure, [arrays[name] for name in names])
     return Segmenter(params, settings, images.shape[1])
 
 
@@ -286,10 +292,9 @@ def _start(model, settings, key):
     return params, _optimizer(settings).init(params)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "settings"), donate_argnames=("params", "opt_state")
-)
-def _update(model, settings, params, opt_state, key, step, images, labels, weights):
+@functools.partial(jax.jit, static_argnames=("model", "settings"), donate_argnames=("state",))
+def _update(model, settings, state, key, step, batch):
+    (params, opt_state), (images, labels, weights) = state, batch
     keys = jax.random.split(jax.random.fold_in(key, step), settings.batch_size)
     image, label = jax.vmap(augment)(keys, images[..., None], labels)
 

@@ -46,7 +46,7 @@ def source(tmp_path_factory):
     metadata["contract"]["data"]["fingerprint"] = SliceSource(dataset, "train").fingerprint
     metadata["contract"]["batch_size"] = 8
     metadata["step"] = 250
-    card = {"title": "of a test", "data": "random weights", "licence": "none"}
+    card = {"title": "of a test", "data": "random weights", "license": "none"}
     write_export(folder / "tiny", tiny_params(metadata), metadata, card)
     return folder
 

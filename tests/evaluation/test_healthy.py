@@ -25,7 +25,7 @@ from tfds_brats.cases import read_case
 from tfds_brats.reading import SliceSource
 
 REGRESSION = baseline.get_config().diffusion.to_dict()
-CARD = {"title": "of a test", "data": "random weights", "licence": "none"}
+CARD = {"title": "of a test", "data": "random weights", "license": "none"}
 SETTINGS = healthy.HealthySettings(
     num_cases=2,
     num_samples=2,

@@ -12,7 +12,7 @@ from solid_cases import SIZE, ball, ellipsoid, labels_with
 from configs import healthy_masks as config_file
 from mbti_jax.commands import healthy_masks as command
 from mbti_jax.evaluation import healthy_masks as hm
-from mbti_jax.inference.cases import read_roi_volume, voided_cases
+from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from tfds_brats.cases import find_cases, read_case
 
 
@@ -204,7 +204,7 @@ def test_the_layout_is_the_challenges(tmp_path):
     found = voided_cases(workdir, with_all_sequences=False)
     assert [files.subject for files, _ in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
     case = read_case(found[0][0], ("t1",), labels=False)
-    roi = read_roi_volume(found[0][1], case, {1: "normal"}).any(-1)
+    roi = read_roi_volume(found[0][1], case, {1: "normal"}).union
     assert roi.sum() == load(found[0][1]).sum()
 
 
