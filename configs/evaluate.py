@@ -1,15 +1,15 @@
 r"""Measures a trained model on cases that it has not seen, and writes one report.
 
-    # The model that comes with the package, on the phantoms that it was trained and tested with:
+    # The bundled model, on the phantoms that it was trained and tested with:
     python run.py --config=configs/evaluate.py
 
     # Your own:
     python run.py --config=configs/evaluate.py --config.checkpoint=runs/paper --config.source=DIR \
         --config.convention=brats2021 --config.data_dir=data/slices
 
-Writes `report.md`, `report.json` and the pictures behind them to the workdir. The same command again
-goes on where it stopped. Give the cases that the model was trained with: they are split by patient as
-for training, and only the test split is scored.
+Writes `report.md`, `report.json` and their pictures to the workdir. The same command again resumes
+where it stopped. Give the cases that the model was trained with: they are split by patient as for
+training, and only the test split is scored.
 """
 
 from ml_collections import ConfigDict
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
     config.seed = 0
 
-    # Folder of cases and their convention; empty for the phantoms below.
+    # Folder of cases and their convention; an empty folder for the phantoms below.
     config.source = ""
     config.convention = ""
     config.phantom = ConfigDict({"num_subjects": 64, "seed": 0})
@@ -35,50 +35,88 @@ def get_config() -> ConfigDict:
     # Which parts to do; empty for all.
     config.parts = ()
 
-    # Tumour-shaped regions of healthy tissue: whole volumes, and some slices of each by itself.
-    config.healthy = ConfigDict({"num_cases": 6, "num_samples": 8, "num_steps": 20})
+    # Tumor-shaped regions of healthy tissue: whole volumes, and some slices of each by itself.
+    config.healthy = ConfigDict()
+    config.healthy.num_cases = 6
+    config.healthy.num_samples = 8
+    config.healthy.num_steps = 20
     config.healthy.slices_per_case = 8
     config.healthy.z_sigma_mm = 2.0
-    # Training cases whose tumours give the shapes.
+    # Training cases whose tumors give the shapes.
     config.healthy.num_shape_cases = 48
-    # Folder of a run of `configs/baseline.py` on the same data; empty to go without it.
+    # Folder of a run of `configs/baseline.py` on the same data; empty for none.
     config.healthy.regressor = ""
 
-    # Samples of the same request beside each other, for each of six tasks.
-    config.diversity = ConfigDict({"num_slices": 6, "num_samples": 8, "num_steps": 25})
-    config.diversity.least_brain = 6000
+    # Samples of the same request compared with each other, for each of six tasks. Areas of brain are
+    # minima in slices without tumor, in the dataset's pixels.
+    config.diversity = ConfigDict()
+    config.diversity.num_slices = 6
+    config.diversity.num_samples = 8
+    config.diversity.num_steps = 25
+    config.diversity.min_brain_area = 6000
 
     # Segmenters of our own; parts with the same settings share them.
     segmenter = {
-        **{"num_slices": 900, "seed": 0},
-        **{"model_channels": 32, "num_steps": 1000, "batch_size": 8, "learning_rate": 1e-3},
+        "num_slices": 900,
+        "seed": 0,
+        "model_channels": 32,
+        "num_steps": 1000,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
     }
-    # Components, boxes and removal, in slices with tumour and in as many without. Areas in pixels: of
-    # what is scored, in the model's size; of brain in slices without tumour, in the dataset's.
-    config.control = ConfigDict({"num_slices": 18, "num_steps": 25})
-    config.control.update({"least_area": 12, "least_brain": 6000})
+
+    # Components, boxes and removal, in slices with tumor and in as many without. Other areas are minima
+    # of what is scored, in the model's pixels.
+    config.control = ConfigDict()
+    config.control.num_slices = 18
+    config.control.num_steps = 25
+    config.control.min_area = 12
+    config.control.min_brain_area = 6000
     config.control.segmenter = ConfigDict(segmenter)
 
     # The same measured against guidance weight and number of steps, in fewer slices.
-    sweep = {"num_slices": 4, "least_area": 12, "least_brain": 6000}
-    config.guidance = ConfigDict({**sweep, "num_steps": 50})
+    config.guidance = ConfigDict()
     config.guidance.weights = (0.0, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
+    config.guidance.num_steps = 50
+    config.guidance.num_slices = 4
+    config.guidance.min_area = 12
+    config.guidance.min_brain_area = 6000
     config.guidance.segmenter = ConfigDict(segmenter)
-    config.steps = ConfigDict({**sweep, "guidance_weight": 0.4})
+    config.steps = ConfigDict()
     config.steps.steps = (1, 2, 5, 10, 25, 50, 100, 250, 1000)
+    config.steps.guidance_weight = 0.4
+    config.steps.num_slices = 4
+    config.steps.min_area = 12
+    config.steps.min_brain_area = 6000
     config.steps.segmenter = ConfigDict(segmenter)
 
-    # Fidelity and memorisation look at the same samples. With 64 features FID needs 128 slices in each
-    # half of the subjects.
-    repainted = {"num_slices": 288, "num_normal_slices": 48, "least_brain": 6000, "num_steps": 25}
-    config.fidelity = ConfigDict({**repainted, "num_subsets": 200})
+    # Fidelity and memorization use the same samples. With 64 features FID needs 128 slices in each half
+    # of the subjects.
+    config.fidelity = ConfigDict()
+    config.fidelity.num_slices = 288
+    config.fidelity.num_normal_slices = 48
+    config.fidelity.min_brain_area = 6000
+    config.fidelity.num_steps = 25
+    config.fidelity.num_subsets = 200
     config.fidelity.segmenter = ConfigDict(segmenter)
-    config.memorisation = ConfigDict({**repainted, "num_rois": 48, "least_area": 150})
-    config.memorisation.update({"num_training_slices": 512, "num_pairs": 4})
+    config.memorization = ConfigDict()
+    config.memorization.num_slices = 288
+    config.memorization.num_normal_slices = 48
+    config.memorization.min_brain_area = 6000
+    config.memorization.num_steps = 25
+    config.memorization.num_rois = 48
+    config.memorization.min_area = 150
+    config.memorization.num_training_slices = 512
+    config.memorization.num_pairs = 4
 
     # Segmenters trained on real slices, on as many repainted ones, and on both.
-    config.downstream = ConfigDict({"num_slices": 150, "num_steps": 25, "num_seeds": 2})
-    config.downstream.update({"num_test_slices": 60, "least_area": 12, "least_brain": 6000})
+    config.downstream = ConfigDict()
+    config.downstream.num_slices = 150
+    config.downstream.num_steps = 25
+    config.downstream.num_seeds = 2
+    config.downstream.num_test_slices = 60
+    config.downstream.min_area = 12
+    config.downstream.min_brain_area = 6000
     config.downstream.segmenter = ConfigDict(
         {"model_channels": 32, "num_steps": 500, "batch_size": 8, "learning_rate": 1e-3}
     )

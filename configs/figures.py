@@ -2,22 +2,22 @@ r"""The paper's figures 3 to 7, and its scheme 1B as a sixth, on slices of a tes
 
     python run.py --config=configs/figures.py --config.num_steps=25
 
-needs no data: it makes phantom subjects that the shipped model has not seen and draws with that model.
-With your own, the paper's 1000 steps:
+needs no data: it makes phantom subjects that the bundled model has not seen and draws with that model.
+With your own model and data, and the paper's 1000 steps:
 
     python run.py --config=configs/figures.py --workdir=runs/figures \
         --config.checkpoint=runs/paper --config.data_dir=data/slices
 
 Each figure has a row for each sequence of the model, T1, T1CE, T2 and FLAIR: a random slice that shows
-all three tumour components. WORKDIR gets figure_N.png and figure_N.json, which says how it was made.
+all three tumor components. WORKDIR gets figure_N.png and figure_N.json, which says how it was made.
 Run again, the same command draws what is missing.
 
     3   components, free-form; with edema as a box
-    4   a tumour whose components the model chooses, free-form; in a box
-    5   tumour-less tissue, free-form; in a box
-    6   a tumour in a box, one seed, rising guidance weight
-    7   a tumour in a box, different seeds
-    1b  tumour-less tissue and a tumour elsewhere in the same pass, free-form and boxes mixed
+    4   a tumor whose components the model chooses, free-form; in a box
+    5   tumorless tissue, free-form; in a box
+    6   a tumor in a box, one seed, rising guidance weight
+    7   a tumor in a box, different seeds
+    1b  tumorless tissue and a tumor elsewhere in the same pass, free-form and boxes mixed
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "figures"
     config.workdir = "figures"
-    # Folder of a training run or an exported model, or "phantom" for the model that is shipped.
+    # Folder of a training run or an exported model, or "phantom" for the bundled model.
     config.checkpoint = "phantom"
     # Slices sampled at once over all devices; a prediction has one for each sequence.
     config.batch_size = 4
@@ -37,17 +37,17 @@ def get_config() -> ConfigDict:
     config.data_dir = ""
     config.split = "test"
     config.phantom = ConfigDict()
-    # The shipped model was trained on phantoms of seed 0.
+    # The bundled model was trained on phantoms of seed 0.
     config.phantom.seed = 1
     # Four of them are the test split.
     config.phantom.num_subjects = 35
-    # How many pixels of a slice each component has to have.
+    # Pixels that each component must have in a slice.
     config.min_component_area = 50
 
-    # Also chooses the slices, and the places where figure 1b inserts a tumour.
+    # Of the sampler, the slices, and the places where figure 1b inserts a tumor.
     config.seed = 0
     config.num_steps = 1000
-    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN, with N = num_steps.
+    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN with N = num_steps.
     config.spacing = "trailing"
     config.guidance_weight = 0.4
     config.eta = 0.0

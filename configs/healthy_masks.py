@@ -1,12 +1,12 @@
-r"""Cuts tumour-shaped regions out of healthy tissue, as BraTS's local-inpainting challenge does.
+r"""Cuts tumor-shaped regions out of healthy tissue, as BraTS's local-inpainting challenge does.
 
     python run.py --config=configs/healthy_masks.py --config.source=DIR \
         --config.convention=brats2023 --workdir=voided
 
-Writes a folder a case with `t1n`, `t1n-voided`, `mask`, `mask-healthy` and `mask-unhealthy` files, on
-which any inpainting method can be tried; the truth is `t1n` inside `mask-healthy`. The project's own
-paints them with `configs/inpaint.py --config.layout=brats_inpainting --config.source=voided`. Cases that
-are there are not made again.
+Writes a folder per case with `t1n`, `t1n-voided`, `mask`, `mask-healthy` and `mask-unhealthy` files, on
+which any inpainting method can be tested; the truth is `t1n` inside `mask-healthy`. A model of this
+project paints them with `configs/inpaint.py --config.layout=brats_inpainting --config.source=voided`.
+Existing cases are not made again.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     # Folder of cases with segmentations, at any depth, and their convention.
     config.source = ""
     config.convention = ""
-    # Folder of other cases of that convention whose tumours give the shapes; empty: the cases' own.
+    # Folder of other cases of that convention whose tumors give the shapes; empty for the cases' own.
     config.shapes_source = ""
     config.seed = 0
     return config

@@ -1,5 +1,6 @@
-"""The task that measures a model (`configs/evaluate.py`): parts, one after the other, and a report."""
+"""Command `evaluate`: measures a model in parts, one after the other, and writes one report."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -7,100 +8,143 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.settings import from_config
 from mbti_jax.evaluation import (
     control,
     diversity,
     downstream,
     fidelity,
+    guidance_sweep,
     healthy,
-    memorisation,
+    memorization,
     report,
-    sweeps,
+    steps_sweep,
 )
-from mbti_jax.evaluation.setting import Setting
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.runs import is_done
+from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import new_folder, write_json
-from tfds_brats import builder, phantom
+from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.phantom import PhantomSettings
 
 
 class Part(Protocol):
-    """What a part is: a module, or an object with these functions."""
+    """What a part of the evaluation is: a module with these functions."""
 
-    def run(self, setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
-        """Findings in JSON values; `settings` are the part's fields of the config."""
+    def run(self, workbench: Workbench, settings: Any, folder: Path) -> dict[str, Any]:
+        """Results in JSON values; `settings` are the part's own, pictures go to `folder`."""
+        ...
 
     def tables(self, result: dict[str, Any]) -> str:
         """The section of the report in Markdown, with pictures as PART/NAME.png."""
+        ...
 
 
 # In the order of the report.
 PARTS: dict[str, Part] = {
     "healthy": healthy,
     "control": control,
-    "guidance": sweeps.guidance,
-    "steps": sweeps.steps,
+    "guidance": guidance_sweep,
+    "steps": steps_sweep,
     "diversity": diversity,
     "fidelity": fidelity,
-    "memorisation": memorisation,
+    "memorization": memorization,
     "downstream": downstream,
 }
 
 _RESULT = "result.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """Settings of the command; those of each part have its name.
+
+    Attributes:
+        checkpoint: the model, see `load_model`.
+        batch_size: slices sampled at once over all devices.
+        seed: of everything that is drawn.
+        source, convention: the cases; an empty source for phantoms made in the workdir.
+        phantom: which phantoms.
+        data_dir: the dataset of the cases; empty to build it in the workdir.
+        parts: which parts to do; empty for all.
+    """
+
+    checkpoint: str
+    batch_size: int
+    seed: int
+    source: str
+    convention: str
+    phantom: PhantomSettings
+    data_dir: str
+    parts: tuple[str, ...]
+    healthy: healthy.HealthySettings
+    control: control.ControlSettings
+    guidance: guidance_sweep.GuidanceSweepSettings
+    steps: steps_sweep.StepsSweepSettings
+    diversity: diversity.DiversitySettings
+    fidelity: fidelity.FidelitySettings
+    memorization: memorization.MemorizationSettings
+    downstream: downstream.DownstreamSettings
+
+    def __post_init__(self):
+        whole_number("seed", self.seed)
+        unknown = sorted(set(self.parts) - PARTS.keys())
+        if unknown:
+            raise FieldError(
+                "parts", f"has unknown {', '.join(unknown)}; choose from {', '.join(PARTS)}"
+            )
+
+
 def main(config: ConfigDict, workdir: str) -> None:
     """Measures `config.checkpoint` on the cases of `config.source` and writes `report.md` to `workdir`.
 
-    A part whose result is there is not done again, and what was sampled for a part that was stopped is
-    not sampled again.
+    A part whose result exists is not done again, and what was sampled for a part that was stopped is not
+    sampled again.
 
     Raises:
         ValueError, OSError: config, model or cases cannot be used, or `workdir` holds the result of
             another request.
     """
-    unknown = set(config.parts) - PARTS.keys()
-    if unknown:
-        raise ValueError(
-            f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}"
-        )
-    folder = Path(workdir)
-    inpainter = Inpainter.load(config.checkpoint, config.batch_size)
-    source, convention = config.source, config.convention
-    if not source:
-        source, convention = folder / "phantom", "phantom"
-        phantom.write_phantoms(source, config.phantom.num_subjects, config.phantom.seed)
-    dataset = builder.build(source, convention, config.data_dir or folder / "slices")
-    setting = Setting(inpainter, dataset, source, convention, folder / "samples", config.seed)
-    head = report.header(setting, dataset, convention)
+    settings, folder = from_config(EvaluateSettings, config), Path(workdir)
+    inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
+    dataset = build_or_make_phantoms(
+        folder, settings.phantom, settings.source, settings.convention, settings.data_dir
+    )
+    workbench = Workbench(inpainter, dataset, folder / "samples", settings.seed)
+    head = report.header(workbench)
     common = {
         "checkpoint": inpainter.checkpoint,
-        "dataset": {split: setting.fingerprint(split) for split in ("train", "test")},
-        "seed": config.seed,
+        "dataset": {split: workbench.source(split).fingerprint for split in ("train", "test")},
+        "seed": settings.seed,
     }
-    for name in config.parts or PARTS:
-        settings = config[name]
-        request = json.loads(json.dumps({**common, "settings": settings.to_dict()}))
+    for name in settings.parts or PARTS:
+        part_settings = getattr(settings, name)
+        request = _plain({**common, "settings": dataclasses.asdict(part_settings)})
         if is_done(folder / name / _RESULT, request):
-            print(f"{name}: is there")
+            print(f"{name}: exists")
         else:
             print(f"\n== {name}", flush=True)
             start = time.perf_counter()
             with new_folder(folder / name) as target:
-                result = PARTS[name].run(setting, settings, target)
+                result = PARTS[name].run(workbench, part_settings, target)
                 seconds = time.perf_counter() - start
                 part = {"seconds": seconds, "machine": report.machine(), "result": result}
                 write_json(target / _RESULT, {"request": request, **part})
             print(f"== {name}: {seconds:.0f} s", flush=True)
-        # After each part, so that a run that is stopped leaves a report of what it has.
-        _write_report(folder, head, common)
+        # After each part, so that a run that is stopped leaves a report of the parts it finished.
+        _write_report(folder, head, _plain(common))
     print(f"\n{folder / 'report.md'}")
 
 
+def _plain(request: dict[str, Any]) -> dict[str, Any]:
+    """As it is read back from JSON."""
+    return json.loads(json.dumps(request))
+
+
 def _write_report(folder: Path, head: dict[str, Any], common: dict[str, Any]) -> None:
-    """The report of all parts that are there, asked for now or before."""
-    common = json.loads(json.dumps(common))
-    there = [name for name in PARTS if is_done(folder / name / _RESULT, common)]
-    parts = {name: json.loads((folder / name / _RESULT).read_text()) for name in there}
+    """The report of all finished parts, of this run or an earlier one."""
+    done = [name for name in PARTS if is_done(folder / name / _RESULT, common)]
+    parts = {name: json.loads((folder / name / _RESULT).read_text()) for name in done}
     text = "\n\n".join(PARTS[name].tables(part["result"]).strip() for name, part in parts.items())
     report.write(folder, head, parts, text)

@@ -1,4 +1,4 @@
-"""Ways to fill a region without learning anything, to compare with."""
+"""Baselines: ways to fill a region without learning."""
 
 import cv2
 import numpy as np
@@ -20,8 +20,8 @@ def surrounding_mean(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> n
     Args:
         image: float [H, W].
         roi: bool [H, W].
-        brain: bool [H, W]; outside the ROI only its values count. Where no brain surrounds the ROI,
-            the mean of all brain outside it is taken.
+        brain: bool [H, W]; only its values outside the ROI count. If no brain surrounds the ROI,
+            the mean of all brain outside it is used.
 
     Returns:
         Like `image`, and equal to it outside the ROI.
@@ -43,7 +43,7 @@ def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
     Args:
         image: float32 [H, W].
         roi: bool [H, W].
-        brain: not used; here so that the fills are interchangeable.
+        brain: not used; makes the fills interchangeable.
 
     Returns:
         Like `image`, and equal to it outside the ROI.
@@ -53,7 +53,7 @@ def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """
     del brain
     # As 16-bit integers: on float images OpenCV 5 returns values far outside their range.
-    # Their range is that of the context: the truth inside the ROI must not be looked at.
+    # The range is that of the context: the truth inside the ROI must not be seen.
     if roi.all():
         raise ValueError("the ROI leaves nothing to continue from")
     low, high = image[~roi].min(), image[~roi].max()
@@ -69,13 +69,13 @@ def telea(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
 def biharmonic(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """The smoothest continuation (Chui & Mhaskar 2010), scikit-image's implementation.
 
-    Values are clipped to those in the rectangle around the ROI, two pixels wider on each side, which is
-    all that the result depends on.
+    Values are clipped to those in the rectangle around the ROI, two pixels wider on each side, on which
+    alone the result depends.
 
     Args:
         image: float [H, W].
         roi: bool [H, W].
-        brain: not used; here so that the fills are interchangeable.
+        brain: not used; makes the fills interchangeable.
 
     Returns:
         Like `image`, and equal to it outside the ROI.

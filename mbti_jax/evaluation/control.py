@@ -1,94 +1,101 @@
-"""Whether the model paints the tumour that it is asked for, where it is asked for.
+"""Whether the model paints the tumor that it is asked for, where it is asked for.
 
-Segmenters that learnt from real slices look at repainted ones. What they find is laid beside the
-request, and beside what they find in real slices with the same tumours: their ratio is the figure, for a
-segmenter of one sequence misses what the sequence does not show, whoever made the image.
+Segmenters trained on real slices segment repainted ones. Their label maps are compared with the request,
+and the scores with those of real slices with the same tumors. The ratio of the two is what counts, since
+a segmenter of one sequence misses what the sequence does not show, whoever made the image.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from mbti_jax.evaluation import segmenter
-from mbti_jax.evaluation.requests import (
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.evaluation.control_tasks import (
     KINDS,
-    SCORES,
-    Request,
-    borrow,
-    make_request,
-    measure,
+    ControlTask,
+    ControlTaskSettings,
+    make_control_task,
+    score,
     segment,
+    transplant,
 )
-from mbti_jax.evaluation.setting import Setting
+from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation.segmenter import real_segmenters
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, ratio_of_means
+from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
-from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
+from mbti_jax.rois.kinds import COMPONENTS
+from mbti_jax.rois.kinds import KINDS as ROI_KINDS
 
-# Below it a segmenter cannot tell on real slices either, and the ratio says nothing.
-LEAST_REAL_SCORE = 0.3
+# Below it a segmenter does not see the component on real slices either, and the ratio means nothing.
+MIN_REAL_SCORE = 0.3
 _PLACES = {
-    "own": "where the slice has its tumour",
-    "elsewhere": "a borrowed tumour in a slice without",
+    "own": "where the slice has its tumor",
+    "elsewhere": "a transplanted tumor in a slice without",
 }
 
 
-def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Measures components, boxes and removal; a part of `evaluate`.
+@dataclasses.dataclass(frozen=True)
+class ControlSettings(ControlTaskSettings):
+    """Settings of the part.
 
-    Args:
-        settings: `num_slices` of the test split with tumour and as many without; `num_steps`;
-            `least_area` of a scored component and `least_brain` of a slice without tumour, in pixels;
-            `segmenter`, see `segmenter.of_real_slices`.
-        folder: gets a picture of best, median and worst for each request.
+    Attributes:
+        num_steps: of the sampler.
     """
-    segmenters = segmenter.of_real_slices(setting, settings.segmenter)
-    slices = setting.slices("test", settings.num_slices, with_tumor=True)
-    hosts = setting.slices(
-        "test", settings.num_slices, with_tumor=False, least_area=settings.least_brain
-    )
-    hosts, borrowed = borrow(slices.labels, hosts, setting.seed)
-    rows, shown = [], []
-    for kind in KINDS:
-        places = {"own": make_request(kind, slices, slices.labels, settings.least_area)}
+
+    num_steps: int
+
+
+def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
+    """Measures components, boxes and removal, and draws best, median and worst of each task."""
+    segmenters = real_segmenters(workbench, settings.segmenter)
+    slices, hosts = settings.slices(workbench)
+    hosts, transplanted = transplant(slices.labels, hosts, workbench.seed)
+    sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
+    min_area = settings.min_area
+    rows, names = [], []
+    for kind, asked in KINDS.items():
+        tasks = {"own": make_control_task(kind, slices, slices.labels, min_area)}
         if kind != "removal":
-            places["elsewhere"] = make_request(kind, hosts, borrowed, settings.least_area)
-        own = places["own"].slices
-        real = _scores(places["own"], segment(segmenters, own.images), settings.least_area)
-        for place, request in places.items():
-            (painted,) = setting.repaint(
-                request.slices,
-                request.tasks,
-                name=f"{KINDS[kind]}, {place}",
-                num_steps=settings.num_steps,
-            )
-            found = segment(segmenters, painted)
-            scores = _scores(request, found, settings.least_area)
-            subjects = (request.slices.subjects, own.subjects)
+            tasks["elsewhere"] = make_control_task(kind, hosts, transplanted, min_area)
+        own = tasks["own"].slices
+        real = _scores(tasks["own"], segment(segmenters, own.images), min_area)
+        for place, task in tasks.items():
+            name = f"{asked.title}, {place}"
+            (painted,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
+            segmented = segment(segmenters, painted)
+            scores = _scores(task, segmented, min_area)
+            subjects = (task.slices.subjects, own.subjects)
             rows += [
-                {"kind": kind, "place": place, "sequence": sequence, "score": score}
-                | compare(scores[sequence][score], real[sequence][score], *subjects, setting.seed)
-                for sequence in setting.sequences
-                for score in SCORES[kind]
+                {"kind": kind, "place": place, "sequence": sequence, "score": score_name}
+                | compare(
+                    scores[sequence][score_name],
+                    real[sequence][score_name],
+                    *subjects,
+                    workbench.seed,
+                )
+                for sequence in workbench.sequences
+                for score_name in asked.scores
             ]
-            shown.append(f"{kind}_{place}.png")
-            title = KINDS[kind][0].upper() + KINDS[kind][1:]
+            names.append(f"{kind}_{place}.png")
+            title = asked.title[0].upper() + asked.title[1:]
             if kind != "removal":
                 title += f"; {_PLACES[place]}"
-            _draw(folder / shown[-1], request, painted, found, scores, title)
+            _draw(folder / names[-1], task, painted, segmented, scores, title)
     return {
         "num_steps": settings.num_steps,
-        "guidance_weight": setting.inpainter.default_guidance_weight,
-        "segmenter": settings.segmenter.to_dict(),
-        "least_area": settings.least_area,
+        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        "segmenter": dataclasses.asdict(settings.segmenter),
+        "min_area": min_area,
         "sizes": {
             "own": {"slices": len(slices), "subjects": len(np.unique(slices.subjects))},
             "elsewhere": {"slices": len(hosts), "subjects": len(np.unique(hosts.subjects))},
         },
         "scores": rows,
-        "pictures": shown,
+        "pictures": names,
     }
 
 
@@ -99,32 +106,32 @@ def compare(
     real_subjects: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
-    """Scores of repainted slices beside those of real slices.
+    """Scores of repainted slices compared with those of real slices.
 
     Args:
-        painted: float [N], NaN where there is none.
-        real: float [M], NaN where there is none.
+        painted: float [N], NaN for slices without a score.
+        real: float [M], NaN for slices without a score.
         painted_subjects: [N].
         real_subjects: [M].
         seed: of the intervals' resampling.
 
     Returns:
-        `painted` and `real`: {"mean", "low", "high", "count"}, or None where there is no score; and
-        `ratio` of their means {"mean", "low", "high"}, None where the mean of the real slices is below
-        `LEAST_REAL_SCORE`.
+        `painted` and `real`: {"mean", "low", "high", "count"}, or None without any score; and `ratio` of
+        their means {"mean", "low", "high"}, None where the mean of the real slices is below
+        `MIN_REAL_SCORE`.
     """
     out: dict[str, Any] = {
         "painted": mean_with_interval(painted, painted_subjects, seed),
         "real": mean_with_interval(real, real_subjects, seed),
         "ratio": None,
     }
-    if out["painted"] and out["real"] and out["real"]["mean"] >= LEAST_REAL_SCORE:
-        there, real_there = ~np.isnan(painted), ~np.isnan(real)
+    if out["painted"] and out["real"] and out["real"]["mean"] >= MIN_REAL_SCORE:
+        scored, real_scored = ~np.isnan(painted), ~np.isnan(real)
         out["ratio"] = ratio_of_means(
-            painted[there],
-            painted_subjects[there],
-            real[real_there],
-            real_subjects[real_there],
+            painted[scored],
+            painted_subjects[scored],
+            real[real_scored],
+            real_subjects[real_scored],
             seed,
         )
     return out
@@ -133,112 +140,108 @@ def compare(
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
     sizes, trained = result["sizes"], result["segmenter"]
-    lines = [
-        "## Tumour control",
-        "",
-        "Does the model paint what it is asked for? Segmenters, one a sequence, trained on "
-        f"{trained['num_slices']} real slices of the training split ({trained['num_steps']} steps of "
-        f"{trained['batch_size']}), segment slices of test subjects that were repainted "
-        f"({result['num_steps']} steps, w = {result['guidance_weight']:g}). *Own place*: the request "
-        f"is the slice's own tumour ({sizes['own']['slices']} slices of {sizes['own']['subjects']} "
-        "subjects), whose surroundings - swelling, displaced tissue - stay visible. *Elsewhere*: a "
-        "tumour of another slice, put into the brain of a slice without tumour "
-        f"({sizes['elsewhere']['slices']} slices of {sizes['elsewhere']['subjects']} subjects), where "
-        "nothing but the request tells the model of it. *Real*: the same segmenter on the real slices "
-        "with their own tumours. Means over slices with 95% intervals over subjects.",
-        "",
-        "### Free-form components: Dice with the request",
-        "",
-        f"Components of at least {result['least_area']} pixels. Ratio: painted / real; - where the "
-        f"segmenter's Dice on real slices is below {LEAST_REAL_SCORE:g}: the sequence (or a segmenter "
-        "of this size) does not show the component, and the ratio would mean nothing.",
-        "",
-        "| sequence | component | slices | real | own place | ratio | elsewhere | ratio |",
-        "|---|---|---|---|---|---|---|---|",
+    own, elsewhere = sizes["own"], sizes["elsewhere"]
+    by_key = {(r["kind"], r["place"], r["sequence"], r["score"]): r for r in result["scores"]}
+    sequences = list(dict.fromkeys(row["sequence"] for row in result["scores"]))
+    columns = ["slices", "real", "own place", "ratio", "elsewhere", "ratio"]
+
+    def cells(kind: str, sequence: str, score_name: str, label: str) -> list[str]:
+        rows = [by_key[kind, place, sequence, score_name] for place in _PLACES]
+        count = 0 if rows[0]["painted"] is None else rows[0]["painted"]["count"]
+        scores = [text for row in rows for text in (cell(row["painted"]), cell(row["ratio"]))]
+        return [sequence, label, str(count), cell(rows[0]["real"]), *scores]
+
+    components = [
+        cells("components", sequence, name, name.replace("_", " "))
+        for sequence in sequences
+        for name in COMPONENTS
     ]
-    found = {(r["kind"], r["place"], r["sequence"], r["score"]): r for r in result["scores"]}
-    sequences = list(dict.fromkeys(r["sequence"] for r in result["scores"]))
+    boxes = [
+        cells(kind, sequence, score_name, f"{KINDS[kind].title.split(',')[0]}: {label}")
+        for kind in ("tumor_box", "edema_box")
+        for score_name, label in (("iou", "IoU"), ("share", "share that is tumor"))
+        for sequence in sequences
+    ]
+    removal = []
     for sequence in sequences:
-        for name in COMPONENTS:
-            lines.append(_line(found, "components", sequence, name, name.replace("_", " ")))
-    lines += [
-        "",
-        "### Boxes: IoU of the requested box with the box around what was segmented",
-        "",
-        "And how much of the box is tumour. A box says where, not what: its edges have to be touched by "
-        "the tumour, while any share of it may be tumour. Connected parts below "
-        f"{result['least_area']} pixels do not count for the box.",
-        "",
-        "| sequence | request | slices | real | own place | ratio | elsewhere | ratio |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind in ("tumor_box", "edema_box"):
-        what = KINDS[kind].split(",")[0]
-        for score, label in (("iou", f"{what}: IoU"), ("share", f"{what}: share that is tumour")):
-            lines += [_line(found, kind, sequence, score, label) for sequence in sequences]
-    lines += [
-        "",
-        "### Removal: share of the former tumour that is still segmented as tumour",
-        "",
-        "| sequence | slices | before | after |",
-        "|---|---|---|---|",
-    ]
-    for sequence in sequences:
-        row = found["removal", "own", sequence, "share"]
-        cells = (sequence, str(row["painted"]["count"]), cell(row["real"]), cell(row["painted"]))
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *(f"![{name[:-4]}](control/{name})" for name in result["pictures"]), ""]
-    lines.append(
-        "Best, median and worst by the mean score over sequences. None of this says that the tumours "
-        "look right: a flat patch of the right brightness would be segmented, too (see fidelity)."
-    )
-    return "\n".join(lines)
+        row = by_key["removal", "own", sequence, "share"]
+        count = str(row["painted"]["count"])
+        removal.append([sequence, count, cell(row["real"]), cell(row["painted"])])
+    images = "\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"])
+    return f"""## Tumor control
+
+Does the model paint what it is asked for? Segmenters, one per sequence, trained on
+{trained["num_slices"]} real slices of the training split ({trained["num_steps"]} steps of
+{trained["batch_size"]}), segment slices of test subjects that were repainted ({result["num_steps"]}
+steps, w = {result["guidance_weight"]:g}). *Own place*: the request is the slice's own tumor
+({own["slices"]} slices of {own["subjects"]} subjects), whose surroundings (swelling, displaced tissue)
+stay visible. *Elsewhere*: a tumor of another slice, put into the brain of a slice without tumor
+({elsewhere["slices"]} slices of {elsewhere["subjects"]} subjects), where the request alone tells the
+model about it. *Real*: the same segmenter on the real slices with their own tumors. Means over slices
+with 95% intervals over subjects.
+
+### Free-form components: Dice with the request
+
+Components of at least {result["min_area"]} pixels. Ratio: painted / real; - where the segmenter's
+Dice on real slices is below {MIN_REAL_SCORE:g}: the sequence (or a segmenter of this size) does not
+show the component, and the ratio would mean nothing.
+
+{table(["sequence", "component", *columns], components, num_text=2)}
+
+### Boxes: IoU of the requested box with the box around what was segmented
+
+The second score is how much of the box is tumor. A box says where, not what: the tumor has to touch its
+edges, while any share of it may be tumor. Connected parts below {result["min_area"]} pixels do not count
+for the box.
+
+{table(["sequence", "request", *columns], boxes, num_text=2)}
+
+### Removal: share of the former tumor that is still segmented as tumor
+
+{table(["sequence", "slices", "before", "after"], removal)}
+
+{images}
+
+Best, median and worst by the mean score over sequences. None of this says that the tumors look right: a
+flat patch of the right brightness would be segmented, too (see fidelity)."""
 
 
 def _scores(
-    request: Request, found: Mapping[str, np.ndarray], least_area: int
+    task: ControlTask, segmented: Mapping[str, np.ndarray], min_area: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    return {sequence: measure(request, labels, least_area) for sequence, labels in found.items()}
-
-
-def _line(found: Mapping, kind: str, sequence: str, score: str, label: str) -> str:
-    own, elsewhere = (found[kind, place, sequence, score] for place in ("own", "elsewhere"))
-    count = 0 if own["painted"] is None else own["painted"]["count"]
-    cells = [sequence, label, str(count), cell(own["real"])]
-    for row in (own, elsewhere):
-        cells += [cell(row["painted"]), cell(row["ratio"])]
-    return f"| {' | '.join(cells)} |"
+    return {sequence: score(task, labels, min_area) for sequence, labels in segmented.items()}
 
 
 def _draw(
     path: Path,
-    request: Request,
+    task: ControlTask,
     painted: np.ndarray,
-    found: Mapping[str, np.ndarray],
+    segmented: Mapping[str, np.ndarray],
     scores: Mapping[str, Mapping[str, np.ndarray]],
     title: str,
 ) -> None:
     """Request, and by sequence result and segmentation, of the best, median and worst slice."""
-    first = SCORES[request.kind]
-    kept = first if request.kind == "components" else first[:1]
-    # Every slice of a request has a score.
-    means = np.nanmean([scores[q][name] for q in found for name in kept], axis=0)
-    ranked = np.argsort(-means if request.kind != "removal" else means)
+    ranked_by: Sequence[str] = KINDS[task.kind].scores
+    if task.kind != "components":
+        ranked_by = ranked_by[:1]
+    # Every slice of a task has a score.
+    means = np.nanmean([scores[q][name] for q in segmented for name in ranked_by], axis=0)
+    ranked = np.argsort(-means if task.kind != "removal" else means)
     chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
     cells, labels = [], []
     for n, rank in zip(chosen, ("best", "median", "worst"), strict=True):
-        window = pictures.around(request.tasks.roi[n], margin=16)
-        before = pictures.enlarge(pictures.gray(request.slices.images[n, ..., -1][window]))
-        masks = pictures.enlarge(request.tasks.roi_masks[n][window])
+        window = pictures.around(task.condition[n].roi[..., 0], margin=16)
+        before = pictures.enlarge(pictures.gray(task.slices.images[n, ..., -1][window]))
+        masks = pictures.enlarge(task.condition.roi_masks[n][window])
         line = [before, pictures.with_rois(before, masks)]
-        for channel, regions in enumerate(found.values()):
+        for channel, label_maps in enumerate(segmented.values()):
             after = pictures.enlarge(pictures.gray(painted[n, ..., channel][window]))
-            seen = pictures.enlarge(_as_masks(regions[n])[window])
-            line += [after, pictures.with_rois(after, seen, fill=0.2)]
+            masks = np.stack([label_maps[n] == kind.label for kind in ROI_KINDS], axis=-1)
+            line += [after, pictures.with_rois(after, pictures.enlarge(masks[window]), fill=0.2)]
         cells.append(line)
         labels.append(f"{rank}: {means[n]:.2f}")
-    columns = [f"{list(found)[-1].upper()} before", "request"]
-    for sequence in found:
+    columns = [f"{list(segmented)[-1].upper()} before", "request"]
+    for sequence in segmented:
         columns += [f"{sequence.upper()} painted", "segmented"]
     pictures.figure(
         path,
@@ -248,11 +251,3 @@ def _draw(
         title=title,
         footnote="synthetic inside the ROIs, not for diagnosis",
     )
-
-
-def _as_masks(labels: np.ndarray) -> np.ndarray:
-    """uint8 [S, S] -> bool [S, S, 5]."""
-    masks = np.zeros((*labels.shape, len(CHANNELS)), bool)
-    for name, label in COMPONENTS.items():
-        masks[..., CHANNELS.index(name)] = labels == label
-    return masks

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors: Frechet and kernel distance.
 
-Named FID and KID where the features are those of an Inception network trained on photographs; with
-other features they have to be called by them, and no number compares with those of other papers.
+They are called FID and KID for the features of an Inception network trained on photographs; with other
+features they have to be named after those, and the numbers do not compare with those of other papers.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
         |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))
 
     It is biased: two sets of the same distribution have a distance above 0 that falls with their size
-    (Binkowski et al. 2018), so only distances of sets of the same size compare.
+    (Binkowski et al. 2018), so only distances of sets of the same size can be compared.
 
     Args:
         x: float [N, D].
@@ -68,8 +68,8 @@ def half_subset_error(
     """Standard error of a statistic of two sets, from random halves of both.
 
     The delete-d jackknife (Shao & Wu 1989) with half of each set deleted: the statistic's standard
-    deviation over such halves is an estimate of its standard error on the whole sets. It takes the
-    elements of a set for independent.
+    deviation over such halves is an estimate of its standard error on the whole sets. It treats the
+    elements of a set as independent.
 
     Args:
         statistic: called with the rows of the first and of the second set to use, int [n // 2] each.
@@ -81,7 +81,7 @@ def half_subset_error(
         ValueError: a set is too small.
     """
     if min(sizes) < 4:
-        raise ValueError(f"sets of {sizes} have no halves to take an error from")
+        raise ValueError(f"sets of sizes {sizes} have no halves to estimate an error from")
     rng = np.random.default_rng(seed)
     values = [
         statistic(*(rng.permutation(size)[: size // 2] for size in sizes))

@@ -1,94 +1,103 @@
-"""How much samples of the same request differ, and whether as much as the truth leaves open.
+"""How much samples of the same request differ, and whether that matches the real uncertainty.
 
-A model that always paints the same answers only one of the ways in which the tissue could look. Samples
-should differ from each other as the real image differs from them. For an ensemble of R samples of which
-the truth could be one more, the variance over the samples and the squared error of their mean are in
-expectation
+A model that always paints the same shows only one of the ways in which the tissue could look. Samples
+should differ from each other as the real image differs from them. If the truth could be one more sample
+of an ensemble of R, variance over the samples and squared error of their mean satisfy in expectation
 
     E (truth - mean)^2 = (R + 1) / R * E variance            (Fortin et al. 2014)
 
 so the ratio sqrt((R + 1) / R * variance) / error is 1 for samples that differ as they should, below 1
-for those too alike, above 1 for those too different.
+for samples that are too alike, above 1 for samples that are too different.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from skimage.metrics import structural_similarity
 
-from mbti_jax.evaluation import own_anatomy
-from mbti_jax.evaluation.own_anatomy import Repainted
-from mbti_jax.evaluation.setting import Setting
-from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
+from mbti_jax.evaluation import resynthesis
+from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation.resynthesis import Resynthesis, resynthesize
+from mbti_jax.evaluation.statistics import cell, mean_with_interval
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import whole_numbers
 from mbti_jax.io import pictures
 from mbti_jax.io.quantize import standard_deviation
 from tfds_brats.slices import bounding_box
 
 # The nominal range [-1, 1]. A range taken from the images would make slices incomparable.
 _DATA_RANGE = 2.0
-# Twice the reach of SSIM's window of 11 x 11 pixels: what is cut out holds a window, wherever it is.
+# Twice the reach of SSIM's window of 11 x 11 pixels: the cut-out holds a window, wherever it is.
 _MARGIN = 10
 # The picture of standard deviations is white from here on.
 _WHITE_SD = 0.5
 _SHOWN_SAMPLES = 8
 
 
-def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Measures every task, free-form and box; a part of `evaluate`.
+@dataclasses.dataclass(frozen=True)
+class DiversitySettings:
+    """Settings of the part.
 
-    Args:
-        settings: `num_slices` a task, `num_samples` a slice, and what else `own_anatomy.repaint` takes.
-        folder: gets a picture a task.
+    Attributes:
+        num_slices: per task.
+        num_samples: per slice.
+        num_steps: of the sampler.
+        min_brain_area: of a slice without tumor, in the dataset's pixels.
     """
+
+    num_slices: int
+    num_samples: int
+    num_steps: int
+    min_brain_area: int
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
+
+
+def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict[str, Any]:
+    """Measures and draws every task, free-form and box."""
     tasks = []
-    for kind in own_anatomy.KINDS:
+    for kind in resynthesis.KINDS:
         for box in (False, True):
-            repainted = own_anatomy.repaint(setting, kind, box, **settings)
+            found = resynthesize(workbench, kind, box, **dataclasses.asdict(settings))
+            title = resynthesis.title(kind, box)
             picture = f"{kind}_{'box' if box else 'free_form'}.png"
-            _draw(folder / picture, repainted, setting.sequences, own_anatomy.title(kind, box))
-            tasks.append(
-                {
-                    "task": own_anatomy.title(kind, box),
-                    **repainted.sizes,
-                    "picture": picture,
-                    "sequences": measure(repainted, setting.sequences, setting.seed),
-                }
-            )
-    weight = setting.inpainter.default_guidance_weight
+            _draw(folder / picture, found, workbench.sequences, title)
+            sequences = measure(found, workbench.sequences, workbench.seed)
+            tasks.append({"task": title, **found.sizes, "picture": picture, "sequences": sequences})
+    weight = workbench.inpainter.default_guidance_weight
     return {"num_steps": settings.num_steps, "guidance_weight": weight, "tasks": tasks}
 
 
-def measure(repainted: Repainted, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
+def measure(found: Resynthesis, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Diversity in every sequence.
 
     Args:
-        repainted: with at least two samples a slice.
+        found: with at least two samples per slice.
         sequences: names of the channels.
         seed: of the intervals' resampling.
 
     Returns:
         For each sequence `ssim` (mean over the pairs of samples), `ssim_real` (mean over the samples,
-        with the real slice), `sd` (mean over the ROI) as {"mean", "low", "high"} over slices, and
-        `spread_to_error`, the ratio of the module's docstring over all slices, None where the error
-        is 0.
+        with the real slice), `sd` (mean over the ROI), see `mean_with_interval`, and `spread_to_error`,
+        the ratio of the module's docstring over all slices, None where the error is 0.
 
     Raises:
         ValueError: fewer than two samples.
     """
-    samples, subjects = repainted.samples, repainted.slices.subjects
+    samples, subjects = found.samples, found.slices.subjects
     if len(samples) < 2:
         raise ValueError("diversity needs at least two samples of a slice; set num_samples")
-    roi = repainted.tasks.roi
     out = {}
     for channel, sequence in enumerate(sequences):
         rows = []
-        for n, inside in enumerate(roi):
+        for n, inside in enumerate(found.roi):
             drawn = samples[:, n, ..., channel]
-            real = repainted.slices.images[n, ..., channel]
+            real = found.slices.images[n, ..., channel]
             variance, squared_error = variance_and_error(drawn, real, inside)
             rows.append(
                 {
@@ -101,7 +110,7 @@ def measure(repainted: Repainted, sequences: tuple[str, ...], seed: int) -> dict
             )
         columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
         out[sequence] = {
-            name: _with_interval(columns[name], subjects, seed)
+            name: mean_with_interval(columns[name], subjects, seed)
             for name in ("ssim", "ssim_real", "sd")
         }
         error = columns["squared_error"].mean()
@@ -122,7 +131,7 @@ def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
         inside: bool [H, W], not empty.
     """
     y0, x0, y1, x1 = bounding_box(inside)
-    # No window of the region's pixels reaches further, so that the rest need not be computed.
+    # No window of the region's pixels reaches further, so the rest need not be computed.
     height, width = inside.shape
     cut = (
         slice(max(y0 - _MARGIN, 0), min(y1 + _MARGIN, height)),
@@ -165,53 +174,44 @@ def variance_and_error(
 
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
-    num_samples = result["tasks"][0]["num_samples"]
-    lines = [
-        "## Diversity",
-        "",
-        f"How much {num_samples} samples of the same request differ inside the ROI "
-        f"({result['num_steps']} steps, w = {result['guidance_weight']:g}). SSIM of pairs: 1 is "
-        "always the same. SSIM with the real slice: how much the samples differ from what was there. "
-        "SD: over the samples, mean of the ROI's pixels, in the model's units (brains span about 2). "
-        "Spread / error: 1 where the samples differ from each other as the real slice differs from "
-        "them, below 1 where they are too alike. Means over slices with 95% intervals over subjects.",
-        "",
-        "| task | slices (subjects) | sequence | SSIM of pairs | SSIM with real | SD | spread / error |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows, links = [], []
     for task in result["tasks"]:
         size = f"{task['num_slices']} ({task['num_subjects']})"
         for sequence, found in task["sequences"].items():
-            means = [interval_text(**found[name]) for name in ("ssim", "ssim_real", "sd")]
+            means = [cell(found[name], digits=3) for name in ("ssim", "ssim_real", "sd")]
             ratio = found["spread_to_error"]
-            cells = [task["task"], size, sequence, *means, "-" if ratio is None else f"{ratio:.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    for task in result["tasks"]:
-        lines.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
-    lines += [
-        "",
-        "Windows of SSIM at the ROI's border see the same context in all samples, which makes small "
-        "ROIs look less diverse. Samples may differ as they should and still be wrong: see fidelity.",
-    ]
-    return "\n".join(lines)
+            rows.append([task["task"], size, sequence, *means])
+            rows[-1].append("-" if ratio is None else f"{ratio:.2f}")
+        links.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
+    columns = ["task", "slices (subjects)", "sequence", "SSIM of pairs", "SSIM with real", "SD"]
+    text = "\n".join(links)
+    return f"""## Diversity
+
+How much {result["tasks"][0]["num_samples"]} samples of the same request differ inside the ROI
+({result["num_steps"]} steps, w = {result["guidance_weight"]:g}). SSIM of pairs: 1 if all are the
+same. SSIM with the real slice: how much the samples differ from the original. SD: over the samples,
+mean of the ROI's pixels, in the model's units (brains span about 2). Spread / error: 1 where the
+samples differ from each other as the real slice differs from them, below 1 where they are too
+alike. Means over slices with 95% intervals over subjects.
+
+{table([*columns, "spread / error"], rows, num_text=3)}
+
+{text}
+
+Windows of SSIM at the ROI's border see the same context in all samples, which makes small ROIs look less
+diverse. Samples may differ as they should and still be wrong: see fidelity."""
 
 
-def _with_interval(values: np.ndarray, subjects: np.ndarray, seed: int) -> dict[str, float | None]:
-    low, high = bootstrap_interval(values, subjects, seed)
-    return {"mean": float(values.mean()), "low": low, "high": high}
-
-
-def _draw(path: Path, repainted: Repainted, sequences: tuple[str, ...], title: str) -> None:
-    """The slice with the largest ROI: as it was, samples and their standard deviation, by sequence."""
-    n = int(repainted.tasks.roi.sum((1, 2)).argmax())
-    masks, image = repainted.tasks.roi_masks[n], repainted.slices.images[n]
-    samples = repainted.samples[:_SHOWN_SAMPLES, n]
-    window = pictures.around(masks.any(-1))
+def _draw(path: Path, found: Resynthesis, sequences: tuple[str, ...], title: str) -> None:
+    """The slice with the largest ROI: original, samples and their standard deviation, by sequence."""
+    n = int(found.roi.sum((1, 2)).argmax())
+    inside, masks, image = found.roi[n], found.condition.roi_masks[n], found.slices.images[n]
+    samples = found.samples[:_SHOWN_SAMPLES, n]
+    window = pictures.around(inside)
     cells = []
     for channel in range(len(sequences)):
         whole = pictures.enlarge(pictures.gray(image[..., channel]))
-        spread = standard_deviation(repainted.samples[:, n, ..., channel], masks.any(-1))
+        spread = standard_deviation(found.samples[:, n, ..., channel], inside)
         cells.append(
             [
                 pictures.with_rois(whole, pictures.enlarge(masks), fill=0.0),

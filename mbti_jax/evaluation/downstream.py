@@ -1,110 +1,133 @@
-"""Whether repainted slices teach a segmenter what real ones do.
+"""Whether repainted slices train a segmenter as well as real ones do.
 
 Segmenters learn from real slices, from repainted ones, or from both, with the same number of updates,
 and are tested on real slices of subjects that neither they nor the generator have seen.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from mbti_jax.evaluation import segmenter
-from mbti_jax.evaluation.requests import Request, borrow, make_request, measure
-from mbti_jax.evaluation.setting import LabelledSlices, Setting
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.evaluation.control_tasks import make_control_task, score, transplant
+from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation.segmenter import (
+    SegmenterSettings,
+    cached_segmenter,
+    check_held_out,
+    training_slices,
+)
+from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import whole_numbers
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
 
 
-def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Trains and tests; a part of `evaluate`, without pictures.
+@dataclasses.dataclass(frozen=True)
+class DownstreamSettings:
+    """Settings of the part.
 
-    Args:
-        settings: `num_slices` of the training split in the real set and about as many in the synthetic
-            one; `num_steps` of sampling; `least_brain` and `least_area` as in `control`;
-            `num_test_slices`; `num_seeds` of training; `segmenter`, the fields of `Training`.
-        folder: not used.
+    Attributes:
+        num_slices: of the training split in the real set, and about as many in the synthetic one.
+        num_steps: of the sampler.
+        num_seeds: trainings per segmenter.
+        num_test_slices: with tumor.
+        min_area: of a scored component, in the model's pixels.
+        min_brain_area: of a slice without tumor, in the dataset's pixels.
+        segmenter: size and training.
     """
-    segmenter.check_held_out(setting.patients("train"), setting.patients("test"))
-    training = segmenter.training_of(settings.segmenter)
-    real = segmenter.training_slices(setting, settings.num_slices)
-    synthetic = synthetic_slices(setting, settings)
-    sets = {"real": real, "synthetic": synthetic, "mixed": LabelledSlices.joined(real, synthetic)}
-    slices = setting.slices("test", settings.num_test_slices, with_tumor=True)
-    test = make_request("components", slices, slices.labels, settings.least_area)
-    scores = {}
-    for channel, sequence in enumerate(setting.sequences):
-        for name, learnt_from in sets.items():
+
+    num_slices: int
+    num_steps: int
+    num_seeds: int
+    num_test_slices: int
+    min_area: int
+    min_brain_area: int
+    segmenter: SegmenterSettings
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
+
+
+def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dict[str, Any]:
+    """Trains and tests the segmenters; writes nothing to `folder`."""
+    check_held_out(workbench.patients("train"), workbench.patients("test"))
+    real = training_slices(workbench, settings.num_slices)
+    synthetic = synthetic_slices(workbench, settings)
+    mixed = LabeledSlices.concatenate([real, synthetic])
+    sets = dict(zip(SETS, (real, synthetic, mixed), strict=True))
+    slices = workbench.slices("test", settings.num_test_slices, with_tumor=True)
+    test = make_control_task("components", slices, slices.labels, settings.min_area)
+    rows = []
+    for channel, sequence in enumerate(workbench.sequences):
+        scores: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in SETS}
+        for name, learned_from in sets.items():
             for seed in range(settings.num_seeds):
-                network = segmenter.trained(
-                    setting.folder,
-                    learnt_from.images[..., channel],
-                    learnt_from.labels,
-                    training,
+                network = cached_segmenter(
+                    workbench.folder,
+                    learned_from.images[..., channel],
+                    learned_from.labels,
+                    settings.segmenter,
                     seed,
                     f"{sequence}, {name}, seed {seed}",
                 )
-                found = network.labels(test.slices.images[..., channel])
-                scores[sequence, name, seed] = measure(test, found, settings.least_area)
+                segmented = network.labels(test.slices.images[..., channel])
+                scores[name].append(score(test, segmented, settings.min_area))
+        for component in COMPONENTS:
+            dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
+            summary = summarize(dice, test.slices.subjects, workbench.seed)
+            rows.append({"sequence": sequence, "component": component} | summary)
     return {
         "num_steps": settings.num_steps,
-        "guidance_weight": setting.inpainter.default_guidance_weight,
+        "guidance_weight": workbench.inpainter.default_guidance_weight,
         "num_seeds": settings.num_seeds,
-        "least_area": settings.least_area,
-        "segmenter": settings.segmenter.to_dict(),
+        "min_area": settings.min_area,
+        "segmenter": dataclasses.asdict(settings.segmenter),
         "training_slices": {
             name: {"slices": len(s), "with_tumor": int((s.labels > 0).any((1, 2)).sum())}
             for name, s in sets.items()
         },
         "test_slices": len(test.slices),
         "test_subjects": len(np.unique(test.slices.subjects)),
-        "scores": [
-            {"sequence": sequence, "component": component}
-            | summarise(
-                {
-                    name: np.stack(
-                        [scores[sequence, name, n][component] for n in range(settings.num_seeds)]
-                    )
-                    for name in SETS
-                },
-                test.slices.subjects,
-                setting.seed,
-            )
-            for sequence in setting.sequences
-            for component in COMPONENTS
-        ],
+        "scores": rows,
     }
 
 
-def synthetic_slices(setting: Setting, settings: ConfigDict) -> LabelledSlices:
+def synthetic_slices(workbench: Workbench, settings: DownstreamSettings) -> LabeledSlices:
     """Repainted slices of the training split with the label maps that they were painted after.
 
-    A third each: the slices' own tumours painted anew, component by component; tumours of other
-    training slices in slices without; slices whose tumour was replaced by normal tissue. Boxes are left
-    out, since nobody knows what is where in them.
-
-    Args:
-        settings: as of `run`.
+    A third each: the slices' own tumors painted anew, component by component; tumors of other training
+    slices in slices without; slices whose tumor was replaced by normal tissue. Boxes are left out, since
+    the model alone decides what is where in them.
     """
-    third = settings.num_slices // 3
-    with_tumor = setting.slices("train", third, with_tumor=True)
-    hosts = setting.slices("train", third, with_tumor=False, least_area=settings.least_brain)
-    placed = borrow(with_tumor.labels, hosts, setting.seed)
-    requests = (
-        make_request("components", with_tumor, with_tumor.labels, settings.least_area),
-        make_request("components", *placed, settings.least_area),
-        make_request("removal", with_tumor, with_tumor.labels, settings.least_area),
+    third, min_area = settings.num_slices // 3, settings.min_area
+    with_tumor = workbench.slices("train", third, with_tumor=True)
+    hosts = workbench.slices("train", third, with_tumor=False, min_area=settings.min_brain_area)
+    tasks = (
+        make_control_task("components", with_tumor, with_tumor.labels, min_area),
+        make_control_task(
+            "components", *transplant(with_tumor.labels, hosts, workbench.seed), min_area
+        ),
+        make_control_task("removal", with_tumor, with_tumor.labels, min_area),
     )
-    return LabelledSlices.joined(
-        *(_painted(setting, request, settings.num_steps) for request in requests)
-    )
+    sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
+    parts = []
+    for task in tasks:
+        (images,) = workbench.repaint(
+            task.slices, task.condition, sampling, name=f"training slices, {task.kind}"
+        )
+        labels = np.zeros_like(task.labels) if task.kind == "removal" else task.labels
+        parts.append(dataclasses.replace(task.slices, images=images, labels=labels))
+    return LabeledSlices.concatenate(parts)
 
 
-def summarise(
+def summarize(
     dice: Mapping[str, np.ndarray], subjects: np.ndarray, seed: int
 ) -> dict[str, dict[str, Any] | None]:
     """Dice by training set, and how it differs from that of real slices.
@@ -120,11 +143,11 @@ def summarise(
         For "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
     """
     names = [*SETS, "synthetic - real", "mixed - real"]
-    there = np.isfinite(dice["real"][0])
-    if not there.any():
+    scored = np.isfinite(dice["real"][0])
+    if not scored.any():
         return dict.fromkeys(names)
-    subjects = subjects[there]
-    dice = {name: values[:, there] for name, values in dice.items()}
+    subjects = subjects[scored]
+    dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in SETS:
         by_seed = dice[name].mean(1)
@@ -138,50 +161,35 @@ def summarise(
 
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
-    sizes, trained = result["training_slices"], result["segmenter"]
+    trained = result["segmenter"]
     amounts = ", ".join(
-        f"{name} {size['slices']} slices ({size['with_tumor']} with tumour)"
-        for name, size in sizes.items()
+        f"{name} {size['slices']} slices ({size['with_tumor']} with tumor)"
+        for name, size in result["training_slices"].items()
     )
-    lines = [
-        "## Downstream use",
-        "",
-        "Dice of segmenters on real slices of test subjects "
-        f"({result['test_slices']} slices of {result['test_subjects']} subjects), after learning from "
-        f"training slices: {amounts}. Synthetic slices ({result['num_steps']} steps, w = "
-        f"{result['guidance_weight']:g}) are training slices with components painted where they were, "
-        "with borrowed tumours where there was none, and with the tumour removed. All learn for "
-        f"{trained['num_steps']} steps of {trained['batch_size']} slices, mixed too. Means over "
-        f"{result['num_seeds']} seeds and slices with 95% intervals over subjects; the SD is that of "
-        f"the seeds' means. Components of at least {result['least_area']} pixels.",
-        "",
-        "| sequence | component | real | synthetic | mixed | SD of seeds (real, synthetic, mixed) "
-        "| synthetic - real | mixed - real |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in result["scores"]:
-        cells = [row["sequence"], row["component"].replace("_", " ")]
-        if row["real"] is None:
-            cells += ["-"] * 6
-        else:
-            cells += [cell(row[name]) for name in SETS]
-            spreads = [row[name]["seed_sd"] for name in SETS]
-            cells.append(", ".join("-" if sd is None else f"{sd:.2f}" for sd in spreads))
-            cells += [cell(row[f"{name} - real"]) for name in SETS[1:]]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "The synthetic slices use label maps, and outside the ROIs the tissue, of the same training "
-        "subjects, so this is no gain of new anatomy. Segmenters of this size and so few updates do not "
-        "show what a large one would gain, and slices without tumour are not scored.",
-    ]
-    return "\n".join(lines)
+        sds = "-"
+        if row["real"] is not None:
+            by_set = [row[name]["seed_sd"] for name in SETS]
+            sds = ", ".join("-" if sd is None else f"{sd:.2f}" for sd in by_set)
+        means = [cell(row[name]) for name in SETS]
+        differences = [cell(row[f"{name} - real"]) for name in SETS[1:]]
+        component = row["component"].replace("_", " ")
+        rows.append([row["sequence"], component, *means, sds, *differences])
+    columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})"]
+    columns += [f"{name} - real" for name in SETS[1:]]
+    return f"""## Downstream use
 
+Dice of segmenters on real slices of test subjects ({result["test_slices"]} slices of
+{result["test_subjects"]} subjects), after learning from training slices: {amounts}. Synthetic
+slices ({result["num_steps"]} steps, w = {result["guidance_weight"]:g}) are training slices with
+components painted where they were, with transplanted tumors, and with the tumor removed. All
+segmenters learn for {trained["num_steps"]} steps of {trained["batch_size"]} slices. Means over
+{result["num_seeds"]} seeds and slices with 95% intervals over subjects; the SD is that of the
+seeds' means. Components of at least {result["min_area"]} pixels.
 
-def _painted(setting: Setting, request: Request, num_steps: int) -> LabelledSlices:
-    (images,) = setting.repaint(
-        request.slices, request.tasks, name=f"training slices, {request.kind}", num_steps=num_steps
-    )
-    removed = request.kind == "removal"
-    labels = np.zeros_like(request.labels) if removed else request.labels
-    return LabelledSlices(images, labels, request.slices.subjects, request.slices.slice_indices)
+{table(columns, rows, num_text=2)}
+
+The synthetic slices use label maps, and outside the ROIs the tissue, of the same training subjects, so
+they add no new anatomy. Segmenters of this size and so few updates do not show what a large one would
+gain, and slices without tumor are not scored."""

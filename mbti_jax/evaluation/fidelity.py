@@ -1,9 +1,10 @@
 """Whether repainted tissue is distributed like real tissue: in a segmenter's features, in intensities.
 
-Both are laid beside the same distance between real subjects, since no set of samples can be expected to
-be nearer to real tissue than real tissue of other subjects is.
+Both are compared with the same distance between real subjects, since no set of samples can be expected
+to be nearer to real tissue than real tissue of other subjects is.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,92 +13,89 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from ml_collections import ConfigDict
 from scipy.stats import wasserstein_distance
 
-from mbti_jax.evaluation import own_anatomy, segmenter
+from mbti_jax.evaluation import resynthesis, segmenter
 from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.distances import frechet_distance, half_subset_error, kernel_distance
-from mbti_jax.evaluation.own_anatomy import Repainted
-from mbti_jax.evaluation.segmenter import Segmenter
-from mbti_jax.evaluation.setting import Setting
-from mbti_jax.evaluation.statistics import bootstrap_interval, interval_text
+from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation.resynthesis import (
+    Resynthesis,
+    ResynthesisSettings,
+    components_and_normal,
+)
+from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
+from mbti_jax.evaluation.statistics import cell, mean_with_interval
+from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing
-from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
-# A covariance of D features has full rank from D + 1 vectors on; twice as many keep it from being so
-# badly conditioned that the distance is mostly bias.
+# A covariance of D features has full rank from D + 1 vectors on; twice as many keep the
+# distance from being mostly bias.
 VECTORS_PER_FEATURE = 2
-# Fewer pixels of a subject are no distribution.
-_LEAST_PIXELS = 50
-# Each subject is compared with so many others at most, so that large test sets take no hours.
-_MOST_PARTNERS = 8
+# Fewer pixels of a subject make no distribution.
+_MIN_PIXELS = 50
+# Each subject is compared with so many others at most, so that large test sets do not take hours.
+_MAX_PARTNERS = 8
 _BINS = 60
 
 
-def run(setting: Setting, settings: ConfigDict, folder: Path) -> dict[str, Any]:
-    """Measures components and normal tissue; a part of `evaluate`.
+@dataclasses.dataclass(frozen=True)
+class FidelitySettings(ResynthesisSettings):
+    """Settings of the part.
 
-    Args:
-        settings: `num_slices` with tumour whose components are repainted, `num_normal_slices` without,
-            in which normal tissue is, of `least_brain` pixels; `num_steps`; `num_subsets` for the
-            kernel distance's error; `segmenter`, see `segmenter.of_real_slices`.
-        folder: gets the picture of the histograms.
+    Attributes:
+        num_subsets: for the standard error of the kernel distance.
+        segmenter: trained on real slices.
     """
-    segmenters = segmenter.of_real_slices(setting, settings.segmenter)
-    sets = {
-        kind: own_anatomy.repaint(
-            setting,
-            kind,
-            box=False,
-            num_slices=count,
-            least_brain=settings.least_brain,
-            num_steps=settings.num_steps,
-        )
-        for kind, count in (
-            ("components", settings.num_slices),
-            ("normal", settings.num_normal_slices),
-        )
-    }
+
+    num_subsets: int
+    segmenter: RealSegmenterSettings
+
+
+def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[str, Any]:
+    """Measures components and normal tissue, and draws histograms of their intensities."""
+    segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
+    sets = components_and_normal(workbench, settings)
     values = intensities(sets["components"], sets["normal"])
-    _draw_histograms(folder / "histograms.png", values, setting.sequences)
+    _draw_histograms(folder / "histograms.png", values, workbench.sequences)
     return {
         "num_steps": settings.num_steps,
-        "guidance_weight": setting.inpainter.default_guidance_weight,
-        "sizes": {own_anatomy.title(kind): found.sizes for kind, found in sets.items()},
+        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        "sizes": {resynthesis.title(kind): found.sizes for kind, found in sets.items()},
         "features": {
-            own_anatomy.title(kind): feature_distances(
-                found, segmenters, settings.num_subsets, setting.seed
+            resynthesis.title(kind): feature_distances(
+                found, segmenters, settings.num_subsets, workbench.seed
             )
             for kind, found in sets.items()
         },
-        "intensities": intensity_distances(values, setting.sequences, setting.seed),
+        "intensities": intensity_distances(values, workbench.sequences, workbench.seed),
     }
 
 
 def feature_distances(
-    repainted: Repainted, segmenters: Mapping[str, Segmenter], num_subsets: int, seed: int
+    found: Resynthesis, segmenters: Mapping[str, Segmenter], num_subsets: int, seed: int
 ) -> dict[str, Any]:
     """Distances of the distributions of a segmenter's bottleneck features, sequence by sequence.
 
     The subjects are split into halves A and B. Real slices of A are compared with real ones of B, and
-    with repainted ones of B; B's with A's likewise. So no slice meets its own context, both distances
-    are between different subjects, and the sets, on whose size the Frechet distance depends, are the
-    same. A slice's features are averaged over its ROI, since the context is real, and brought to mean 0
-    and standard deviation 1 over all real slices, since their units mean nothing.
+    with repainted ones of B, and vice versa. So no slice is compared with its own context, both
+    distances are between different subjects, and the sets have the same size, on which the Frechet
+    distance depends. A slice's features are averaged over its ROI, since the context is real, and
+    standardized over all real slices, since their units mean nothing.
 
     Args:
-        repainted: one sample a slice; more are not used.
+        found: the first sample of each slice is used.
         segmenters: by sequence, in the order of the channels.
-        num_subsets: halves of the sets for the kernel distance's standard error.
-        seed: of their choice.
+        num_subsets: random halves of the sets for the kernel distance's standard error.
+        seed: of the halves.
 
     Returns:
         `refused`, a sentence, where there are too few slices. Otherwise `counts` of both halves,
         `num_features` and by sequence, under `real`, `synthetic` and `fill` (each ROI filled with its
         surrounding's mean), `frechet`, `kernel` and `kernel_error`.
     """
-    slices, roi = repainted.slices, repainted.tasks.roi
+    slices, roi = found.slices, found.roi
     if len(np.unique(slices.subjects)) < 2:
         return {"refused": "the slices are of one subject, so there is no other to compare with"}
     in_a = halves(slices.subjects)
@@ -118,9 +116,9 @@ def feature_distances(
             surrounding_mean(image, inside, brain)
             for image, inside, brain in zip(real, roi, slices.brain, strict=True)
         ]
-        features["synthetic"] = network.features(repainted.samples[0, ..., channel], roi)
+        features["synthetic"] = network.features(found.samples[0, ..., channel], roi)
         features["fill"] = network.features(np.stack(filled), roi)
-        features = _standardised(features, by="real")
+        features = _standardized(features, by="real")
         by_sequence[sequence] = {
             name: _crosswise(features["real"], other, in_a, num_subsets, seed)
             for name, other in features.items()
@@ -146,26 +144,26 @@ def halves(subjects: np.ndarray) -> np.ndarray:
 
 
 def intensities(
-    components: Repainted, normal: Repainted
+    components: Resynthesis, normal: Resynthesis
 ) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Values inside the ROIs.
 
     Args:
         components: slices whose components were repainted.
-        normal: slices in which normal tissue was.
+        normal: slices whose normal tissue was repainted.
 
     Returns:
-        By tissue (names of `CHANNELS`) and subject (real, synthetic), both float [pixels, Q], of the
-        subjects that have at least 50 pixels.
+        By tissue ("normal" and the components) and subject (real, synthetic), both float [pixels, Q], of
+        the subjects that have at least 50 pixels.
     """
     out = {}
-    for channel, tissue in enumerate(CHANNELS[:4]):
+    for tissue in ("normal", *COMPONENTS):
         found = normal if tissue == "normal" else components
-        inside = found.tasks.roi_masks[..., channel]
+        inside = found.condition.roi_masks[..., CHANNELS.index(tissue)] > 0
         out[tissue] = {}
         for subject in np.unique(found.slices.subjects):
             chosen = inside & (found.slices.subjects == subject)[:, None, None]
-            if chosen.sum() >= _LEAST_PIXELS:
+            if chosen.sum() >= _MIN_PIXELS:
                 pair = (found.slices.images[chosen], found.samples[0][chosen])
                 out[tissue][str(subject)] = pair
     return out
@@ -179,21 +177,21 @@ def intensity_distances(
     """Wasserstein-1 distances between distributions of intensities, in the model's units.
 
     Args:
-        values: as `intensities` returns them.
+        values: see `intensities`.
         sequences: names of the channels.
         seed: of the choice of partners and of the intervals' resampling.
 
     Returns:
-        A row for each tissue and sequence: `pooled`, real against synthetic of all subjects together;
-        `own`, of each subject's real against its synthetic pixels; `between`, of each subject's real
-        against other subjects' real pixels (eight at most). The last two as {"mean", "low", "high"}
-        over subjects. None where fewer than two subjects have the tissue.
+        A row for each tissue and sequence: `pooled`, real against synthetic pixels of all
+        subjects; `own`, each subject's real against its synthetic pixels; `between`, each subject's real
+        pixels against those of others (eight at most). The last two as means over subjects, see
+        `mean_with_interval`. None where fewer than two subjects have the tissue.
     """
     rows = []
     for tissue, by_subject in values.items():
         subjects = np.array(list(by_subject))
         order = np.random.default_rng(seed).permutation(len(subjects))
-        num_partners = min(_MOST_PARTNERS, len(subjects) - 1)
+        num_partners = min(_MAX_PARTNERS, len(subjects) - 1)
         for channel, sequence in enumerate(sequences):
             row = {"tissue": tissue, "sequence": sequence, "num_subjects": len(subjects)}
             rows.append(row | {"pooled": None, "own": None, "between": None})
@@ -215,73 +213,66 @@ def intensity_distances(
             rows[-1] |= {
                 "num_pixels": sum(map(len, real)),
                 "pooled": float(wasserstein_distance(*map(np.concatenate, (real, synthetic)))),
-                "own": _with_interval(own, seed),
-                "between": _with_interval(between, seed),
+                "own": mean_with_interval(np.array(own), np.arange(len(own)), seed),
+                "between": mean_with_interval(np.array(between), np.arange(len(between)), seed),
             }
     return rows
 
 
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
-    steps, weight = result["num_steps"], result["guidance_weight"]
-    lines = [
-        "## Fidelity of the distribution",
-        "",
-        "Distances between sets of slices in the bottleneck features of our own segmenters (one a "
-        "sequence), **not** of an Inception network: FID (segmenter features) after Heusel et al. 2017 "
-        "and KID (segmenter features), unbiased, after Binkowski et al. 2018, with its standard error "
-        "from halves of the slices. Features are averaged over the ROI and standardised by the real "
-        "slices. Subjects are split into two halves. Real slices of one are "
-        "compared with real slices of the other (the floor), with its repainted slices, and with its "
-        "slices whose ROI is filled with the mean around it, which should be far away. One sample a "
-        f"slice, {steps} steps, w = {weight:g}.",
-        "",
-    ]
-    for task, found in result["features"].items():
-        if "refused" in found:
-            lines += [f"No FID or KID for {task}: {found['refused']}.", ""]
-            continue
-        lines += [
-            f"{task.capitalize()}: {found['counts'][0]} and {found['counts'][1]} slices, "
-            f"{found['num_features']} features.",
-            "",
-            "| sequence | distance (segmenter features) | real | repainted | mean fill |",
-            "|---|---|---|---|---|",
-        ]
-        for sequence, by_set in found["sequences"].items():
-            sets = [by_set[name] for name in ("real", "synthetic", "fill")]
-            frechet = " | ".join(f"{s['frechet']:.2f}" for s in sets)
-            kernel = " | ".join(f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets)
-            lines += [f"| {sequence} | FID | {frechet} |", f"| {sequence} | KID | {kernel} |"]
-        lines.append("")
-    lines += [
-        "Wasserstein distance between the intensities inside the ROI, in the model's units (brains "
-        "span about 2): real against repainted pixels of all subjects together, of the same subject, "
-        "and, for reference, real pixels of one subject against those of others. Means over subjects "
-        "with 95% intervals.",
-        "",
-        "| tissue | sequence | subjects | all together | same subject | real, between subjects |",
-        "|---|---|---|---|---|---|",
-    ]
+    features = "\n\n".join(_feature_table(*item) for item in result["features"].items())
+    rows = []
     for row in result["intensities"]:
         cells = ["too few subjects", "-", "-"]
         if row["pooled"] is not None:
-            between = [interval_text(**row[name]) for name in ("own", "between")]
+            between = [cell(row[name], digits=3) for name in ("own", "between")]
             cells = [f"{row['pooled']:.3f}", *between]
         tissue = row["tissue"].replace("_", " ")
-        lines.append(
-            f"| {tissue} | {row['sequence']} | {row['num_subjects']} | {' | '.join(cells)} |"
-        )
-    lines += [
-        "",
-        "![Intensities inside the ROIs](fidelity/histograms.png)",
-        "",
-        "Repainted slices can be nearer than real ones, where the model paints the average and subjects "
-        "differ. The features come from a network that learnt to find tumour and may miss what it did "
-        "not need; at the ROI's border they see context. The standard error takes slices for "
-        "independent, and slices of a subject are not. Intensities say nothing about shape and texture.",
-    ]
-    return "\n".join(lines)
+        rows.append([tissue, row["sequence"], row["num_subjects"], *cells])
+    columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
+    return f"""## Fidelity of the distribution
+
+Distances between sets of slices in the bottleneck features of our own segmenters (one per
+sequence), **not** of an Inception network: FID (segmenter features) after Heusel et al. 2017 and
+KID (segmenter features), unbiased, after Binkowski et al. 2018, with its standard error from halves
+of the slices. Features are averaged over the ROI and standardized by the real slices. Subjects are
+split into two halves. Real slices of one are compared with real slices of the other (the floor),
+with its repainted slices, and with its slices whose ROI is filled with the mean around it, which
+should be far away. One sample per slice, {result["num_steps"]} steps, w =
+{result["guidance_weight"]:g}.
+
+{features}
+
+Wasserstein distance between the intensities inside the ROI, in the model's units (brains span about
+2): real against repainted pixels of all subjects pooled, of the same subject, and, for reference,
+real pixels of one subject against those of others. Means over subjects with 95% intervals.
+
+{table(columns, rows, num_text=2)}
+
+![Intensities inside the ROIs](fidelity/histograms.png)
+
+Repainted slices can be nearer than real ones, where the model paints the average and subjects
+differ. The features come from a network that learned to find tumor and may miss what it did not
+need; at the ROI's border they see context. The standard error treats slices as independent, and
+slices of a subject are not.
+Intensities say nothing about shape and texture."""
+
+
+def _feature_table(task: str, found: Mapping[str, Any]) -> str:
+    if "refused" in found:
+        return f"No FID or KID for {task}: {found['refused']}."
+    rows = []
+    for sequence, by_set in found["sequences"].items():
+        sets = [by_set[name] for name in ("real", "synthetic", "fill")]
+        rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
+        kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
+        rows.append([sequence, "KID", *kernel])
+    columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]
+    return (
+        f"{task.capitalize()}: {found['counts'][0]} and {found['counts'][1]} slices, "
+        f"{found['num_features']} features.\n\n{table(columns, rows, num_text=2)}"
+    )
 
 
 def _crosswise(
@@ -301,16 +292,10 @@ def _crosswise(
     }
 
 
-def _standardised(features: Mapping[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
-    """Every set [N, D] moved and scaled as brings the set `by` to mean 0 and standard deviation 1."""
+def _standardized(features: Mapping[str, np.ndarray], by: str) -> dict[str, np.ndarray]:
+    """Every set [N, D], shifted and scaled so that the set `by` has mean 0 and standard deviation 1."""
     mean, sd = features[by].mean(0, np.float64), features[by].std(0, np.float64)
     return {name: (values - mean) / np.where(sd > 0, sd, 1) for name, values in features.items()}
-
-
-def _with_interval(values: list[float], seed: int) -> dict[str, float | None]:
-    """Mean and interval of numbers of which each subject has one."""
-    low, high = bootstrap_interval(np.array(values), np.arange(len(values)), seed)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def _draw_histograms(path: Path, values, sequences: tuple[str, ...]) -> None:
@@ -337,5 +322,5 @@ def _draw_histograms(path: Path, values, sequences: tuple[str, ...]) -> None:
     fig.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     fig.supxlabel("intensity in the model's units", fontsize=9)
     FigureCanvasAgg(fig)
-    with replacing(path) as beside:
-        fig.savefig(beside, format="png", dpi=110)
+    with replacing(path) as partial:
+        fig.savefig(partial, format="png", dpi=110)

@@ -1,24 +1,24 @@
-"""Masks of healthy tissue that look like tumours, made as BraTS's local-inpainting challenge makes them.
+"""Masks of healthy tissue shaped like tumors, made as in BraTS's local-inpainting challenge.
 
-Where healthy tissue is to be inpainted the truth is known only if there was no tumour. The challenge
-(Kofler et al. 2023, arXiv 2305.08992) therefore cuts the shape of a real tumour component out of
+Where healthy tissue is to be inpainted, the truth is known only if there was no tumor. The challenge
+(Kofler et al. 2023, arXiv 2305.08992) therefore cuts the shape of a real tumor component out of
 healthy tissue. This follows its published recipe:
 
-1. A shape is a connected component (26 neighbours) of the whole tumour, holes filled, of at least 800
+1. A shape is a connected component (26 neighbors) of the whole tumor, holes filled, of at least 800
    voxels.
-2. The case's own tumour is dilated by 5 voxels. Sizes go against each other: of all shapes ranked by
-   their share of the brain, one is drawn around the rank opposite to that of the case's own tumour.
+2. The case's own tumor is dilated by 5 voxels. Small tumors get large masks and vice versa: of
+   all shapes ranked by their share of the brain, one is drawn around the rank opposite to that of the
+   case's own tumor.
 3. The shape is flipped along each axis or not, and rotated by any angle in two planes.
-4. Its place is the one farther from the tumour of two random places in the brain.
-5. It is taken if it lies within the volume, at least 5 voxels from the dilated tumour, and at least 75%
-   of it inside the brain. Otherwise all is drawn anew.
+4. Its place is the one farther from the tumor of two random places in the brain.
+5. It is accepted if it lies within the volume, at least 5 voxels from the dilated tumor, and at least
+   75% of it inside the brain. Otherwise everything is drawn anew.
 
-Departures: components below 800 voxels and resection cavities are kept away from as well, though they
-are not voided; and after every 200 draws in vain the range of ranks widens, so that a small volume gets
-a mask, too, where the challenge would draw for ever.
+Departures: the mask also keeps its distance from components below 800 voxels and resection cavities,
+though they are not voided; and after every 200 failed draws the range of ranks widens, so that a small
+volume gets a mask, too, where the challenge would draw forever.
 
-Files are written in the challenge's layout, which the `brats_inpainting` layout of `configs/inpaint.py`
-reads.
+Files are written in the challenge's layout, which `configs/inpaint.py` reads as `brats_inpainting`.
 """
 
 import dataclasses
@@ -40,16 +40,16 @@ MIN_BRAIN = 0.75
 # Width of the range of ranks that a shape is drawn from, as a share of all shapes.
 _RANKS = 0.1
 _DRAWS_PER_WIDTH = 200
-_NEIGHBOURS_26 = np.ones((3, 3, 3), bool)
+_NEIGHBORS_26 = np.ones((3, 3, 3), bool)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A tumour component.
+    """A tumor component.
 
     Attributes:
         mask: bool [X, Y, Z], cut to its bounding box.
-        share: its voxels as a share of the brain it comes from.
+        share: its voxels as a share of the brain that it comes from.
     """
 
     mask: np.ndarray
@@ -62,7 +62,7 @@ class HealthyMask:
 
     Attributes:
         healthy: bool [X, Y, Z], healthy tissue (and up to a quarter of background).
-        unhealthy: bool [X, Y, Z], the dilated tumour; empty where there is none.
+        unhealthy: bool [X, Y, Z], the dilated tumor; empty if there is none.
     """
 
     healthy: np.ndarray
@@ -80,21 +80,21 @@ def large_components(tumor: np.ndarray) -> np.ndarray:
 
 
 def largest_component(brain: np.ndarray) -> np.ndarray:
-    """The brain without what is detached from it, holes filled; bool [X, Y, Z] in and out."""
+    """The brain without detached parts, holes filled; bool [X, Y, Z] in and out."""
     return _components(brain, lambda counts: counts == counts.max())
 
 
 def _components(mask: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The components of whose sizes `chosen` says so, holes filled."""
+    """The components whose sizes are `chosen`, holes filled."""
     out = np.zeros_like(mask)
     if not mask.any():
         return out
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    numbers, _ = ndimage.label(mask[box], _NEIGHBOURS_26)
+    numbers, _ = ndimage.label(mask[box], _NEIGHBORS_26)
     counts = np.bincount(numbers.ravel())
     counts[0] = 0
-    # What is not connected to the outside, which a margin holds together, is inside. Many times faster
-    # than ndimage.binary_fill_holes, which dilates step by step.
+    # Voxels not connected to the outside, which a margin holds together, are inside. Much faster than
+    # ndimage.binary_fill_holes, which dilates step by step.
     outside, _ = ndimage.label(np.pad(~chosen(counts)[numbers], 1, constant_values=True))
     out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return out
@@ -102,7 +102,7 @@ def _components(mask: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) ->
 
 def shapes_of(case: Case) -> list[Shape]:
     """The shapes in a case that was read with its segmentation."""
-    numbers, _ = ndimage.label(large_components(is_tumor(case.labels)), _NEIGHBOURS_26)
+    numbers, _ = ndimage.label(large_components(is_tumor(case.labels)), _NEIGHBORS_26)
     volume = np.count_nonzero(largest_component(case.brain))
     masks = [numbers[box] == n for n, box in enumerate(ndimage.find_objects(numbers), start=1)]
     return [Shape(mask, np.count_nonzero(mask) / volume) for mask in masks]
@@ -112,13 +112,13 @@ def read_shapes(files: Sequence[CaseFiles]) -> list[Shape]:
     """The shapes in cases, smallest first.
 
     Raises:
-        ValueError: a case cannot be read, or none has a tumour that is large enough.
+        ValueError: a case cannot be read, or none has a tumor that is large enough.
     """
-    bar = tqdm(files, desc="tumour shapes", unit="case", leave=False)
+    bar = tqdm(files, desc="tumor shapes", unit="case", leave=False)
     shapes = [shape for f in bar for shape in shapes_of(read_case(f, ("t1",)))]
     if not shapes:
         raise ValueError(
-            f"none of the {len(files)} cases has a tumour component of {MIN_VOXELS} voxels to take "
+            f"none of the {len(files)} cases has a tumor component of {MIN_VOXELS} voxels to take "
             "a shape from"
         )
     return sorted(shapes, key=lambda shape: shape.share)
@@ -135,7 +135,7 @@ def healthy_mask(
     Args:
         labels: uint8 [X, Y, Z], canonical.
         brain: bool [X, Y, Z].
-        shapes: sorted by share, as of `read_shapes`.
+        shapes: sorted by share, see `read_shapes`.
         seed: whole numbers >= 0.
 
     Raises:
@@ -148,7 +148,7 @@ def healthy_mask(
     distance = _distance_to(unhealthy | is_tumor(labels) | (labels == CAVITY))
     places = np.flatnonzero(brain & (distance > MIN_DISTANCE))
     if not len(places):
-        raise ValueError(f"no brain lies {MIN_DISTANCE:g} voxels from the tumour")
+        raise ValueError(f"no brain lies {MIN_DISTANCE:g} voxels from the tumor")
     shares = [shape.share for shape in shapes]
     rank = len(shapes) - np.searchsorted(shares, np.count_nonzero(tumor) / np.count_nonzero(brain))
     width = _RANKS
@@ -165,8 +165,8 @@ def healthy_mask(
                 return HealthyMask(healthy, unhealthy)
         if high - low == len(shapes):
             raise ValueError(
-                f"none of the {len(shapes)} tumour shapes fits into healthy tissue "
-                f"{MIN_DISTANCE:g} voxels from the tumour; give more cases to take shapes from"
+                f"none of the {len(shapes)} tumor shapes fits into healthy tissue "
+                f"{MIN_DISTANCE:g} voxels from the tumor; give more cases to take shapes from"
             )
         width *= 2
 
@@ -182,7 +182,7 @@ def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def placed(shape: np.ndarray, center: Iterable[int], size: Sequence[int]) -> np.ndarray | None:
-    """bool `size`, the shape's bounding box centred on a voxel; None where it would not lie within."""
+    """bool `size`, the shape's bounding box centered on a voxel; None if it does not fit."""
     starts = [c - length // 2 for c, length in zip(center, shape.shape, strict=True)]
     stops = [start + length for start, length in zip(starts, shape.shape, strict=True)]
     if min(starts) < 0 or any(stop > n for stop, n in zip(stops, size, strict=True)):
@@ -193,12 +193,12 @@ def placed(shape: np.ndarray, center: Iterable[int], size: Sequence[int]) -> np.
 
 
 def fits(healthy: np.ndarray, brain: np.ndarray, distance: np.ndarray) -> bool:
-    """Whether a mask is large enough, far enough from the dilated tumour, and inside the brain.
+    """Whether a mask is large enough, far enough from the dilated tumor, and inside the brain.
 
     Args:
         healthy: bool [X, Y, Z].
         brain: bool [X, Y, Z].
-        distance: float [X, Y, Z], voxels to the nearest one of what is kept away from.
+        distance: float [X, Y, Z], voxels to the nearest one that is avoided.
     """
     count = np.count_nonzero(healthy)
     return bool(
@@ -216,7 +216,7 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
 
 
 def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:
-    """Writes `t1n`, `t1n-voided`, `mask`, `mask-healthy` and, with a tumour, `mask-unhealthy`.
+    """Writes `t1n`, `t1n-voided`, `mask`, `mask-healthy` and, with a tumor, `mask-unhealthy`.
 
     The T1 files have the header, affine and data type of the case's own.
     """

@@ -3,9 +3,8 @@
 `brats_inpainting_metrics` gives the numbers of the BraTS local-inpainting challenge (Kofler et al.
 2023, arXiv 2305.08992) without PyTorch. Its SSIM windows lie in the last two axes of the volume, so
 in sagittal planes of a BraTS volume. `axial_inpainting_metrics` puts them into axial planes, which
-is what a model of axial slices can be judged by; its SSIM has a name of its own, since the two
-are not comparable. `axial_slice_metrics` does that slice by slice. The functions below these work
-on any masked arrays.
+suits a model of axial slices; its SSIM has a name of its own, since the two are not comparable.
+`axial_slice_metrics` does that slice by slice. The other functions work on any masked arrays.
 
 Everything is numpy in float64.
 """
@@ -29,21 +28,21 @@ def brats_inpainting_metrics(
     and 99.5 of the voided volume, and scaled to [0, 1].
 
     Args:
-      prediction: [I, J, K], the inpainted volume, in the target's units.
-      target: [I, J, K], the original volume (`t1n`).
-      voided: [I, J, K], the volume with the regions to inpaint set to zero (`t1n-voided`).
-      mask: [I, J, K], non-zero in the healthy tissue that is judged (`mask-healthy`).
+        prediction: [I, J, K], the inpainted volume, in the target's units.
+        target: [I, J, K], the original volume (`t1n`).
+        voided: [I, J, K], the volume with the regions to inpaint set to zero (`t1n-voided`).
+        mask: [I, J, K], non-zero in the healthy tissue that is scored (`mask-healthy`).
 
     Returns:
-      `ssim`: mean structural similarity in the mask, windows in the last two axes.
-      `mse`, `rmse`, `mae`: errors in the mask, in units of the scaled intensity.
-      `msle`: mean squared difference of log(1 + intensity).
-      `psnr`: dB relative to the target's range in the mask; `psnr_01`: relative to 1. Both are
-        infinite for identical images; `psnr_eps` and `psnr_01_eps` add the machine epsilon to mse.
+        `ssim`: mean structural similarity in the mask, windows in the last two axes.
+        `mse`, `rmse`, `mae`: errors in the mask, in units of the scaled intensity.
+        `msle`: mean squared difference of log(1 + intensity).
+        `psnr`: dB relative to the target's range in the mask; `psnr_01`: relative to 1. Both are
+            infinite for identical images; `psnr_eps` and `psnr_01_eps` add the machine epsilon to mse.
 
     Raises:
-      ValueError: shapes differ, a volume is not 3-D or not finite, the mask is empty, or the voided
-        volume gives no intensity range.
+        ValueError: shapes differ, a volume is not 3-D or not finite, the mask is empty, or the voided
+            volume gives no intensity range.
     """
     prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
     similarity = ssim_map(prediction, target, window_axes=(1, 2))
@@ -56,16 +55,16 @@ def axial_inpainting_metrics(
     """The same as `brats_inpainting_metrics`, but with SSIM windows in axial planes.
 
     Args:
-      prediction: [I, J, K]; K counts axial slices. So do `target`, `voided` and `mask`.
-      target: see `brats_inpainting_metrics`, as for the others.
-      voided: whole volume, even if the mask picks out a few slices.
-      mask: voxels that are judged.
+        prediction: [I, J, K]; K counts axial slices. So do `target`, `voided` and `mask`.
+        target: see `brats_inpainting_metrics`.
+        voided: the whole volume, even if the mask selects a few slices.
+        mask: voxels that are scored.
 
     Returns:
-      Its metrics with `ssim_axial` instead of `ssim`.
+        Its metrics with `ssim_axial` instead of `ssim`.
 
     Raises:
-      ValueError: as `brats_inpainting_metrics`.
+        ValueError: see `brats_inpainting_metrics`.
     """
     prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
     similarity = ssim_map(prediction, target, window_axes=(0, 1))
@@ -81,13 +80,13 @@ def axial_slice_metrics(
     """`axial_inpainting_metrics` of each axial slice by itself, as if the mask held only that one.
 
     Args:
-      prediction: [I, J, K]; see `axial_inpainting_metrics`, as for the others.
+        prediction: [I, J, K]; for all arguments see `axial_inpainting_metrics`.
 
     Returns:
-      k -> metrics, for every slice in which there is mask.
+        k -> metrics, for every slice in which there is mask.
 
     Raises:
-      ValueError: as `axial_inpainting_metrics`.
+        ValueError: see `axial_inpainting_metrics`.
     """
     prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
     metrics = {}
@@ -111,15 +110,15 @@ def ssim_map(
     data range is the larger of the two images' ranges.
 
     Args:
-      prediction: float array.
-      target: float array of the same shape.
-      window_axes: the two axes in which windows lie; all others only hold further images.
+        prediction: float array.
+        target: float array of the same shape.
+        window_axes: the two axes in which windows lie; all others only hold further images.
 
     Returns:
-      float64 array of the same shape, at most 1; NaN if both images are constant.
+        float64 array of the same shape, at most 1; NaN if both images are constant.
 
     Raises:
-      ValueError: shapes differ.
+        ValueError: shapes differ.
     """
     prediction, target = _pair(prediction, target)
     data_range = max(np.ptp(prediction), np.ptp(target))
@@ -147,16 +146,16 @@ def masked_mae(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> 
     """Mean absolute error over a mask.
 
     Args:
-      prediction: float array.
-      target: float array of the same shape.
-      mask: non-zero where it counts; broadcast to the target's shape, so that the mask [H, W, 1] of
-        an image [H, W, C] counts in every sequence.
+        prediction: float array.
+        target: float array of the same shape.
+        mask: non-zero where it counts; broadcast to the target's shape, so that the mask [H, W, 1] of
+            an image [H, W, C] counts in every sequence.
 
     Returns:
-      The mean, in units of the intensity.
+        The mean, in units of the intensity.
 
     Raises:
-      ValueError: shapes don't fit, or the mask is empty.
+        ValueError: shapes don't fit, or the mask is empty.
     """
     return float(np.abs(_masked_difference(prediction, target, mask)).mean())
 
@@ -170,12 +169,12 @@ def psnr(mse: float, data_range: float, epsilon: float = 0.0) -> float:
     """Peak signal-to-noise ratio 10 log10(data_range^2 / (mse + epsilon)) in dB.
 
     Args:
-      mse: mean squared error.
-      data_range: the signal's range, in the units of which `mse` is the square.
-      epsilon: keeps the ratio of identical images finite.
+        mse: mean squared error.
+        data_range: the signal's range, in the units of which `mse` is the square.
+        epsilon: keeps the ratio of identical images finite.
 
     Returns:
-      The ratio; infinite if `mse + epsilon` is 0.
+        The ratio; infinite if `mse + epsilon` is 0.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(10 * np.log10(np.float64(data_range) ** 2 / (np.float64(mse) + epsilon)))
@@ -197,7 +196,7 @@ def _scale_by_voided(
             raise ValueError(f"{name} holds values that are not finite")
     mask = volumes["mask"] != 0
     if not mask.any():
-        raise ValueError("mask is empty, so there is nothing to judge")
+        raise ValueError("mask is empty, so there is nothing to score")
     low, high = np.percentile(volumes["voided"], (0.5, 99.5))
     low = max(low, 0.0)
     if high <= low:

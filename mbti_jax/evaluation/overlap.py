@@ -32,19 +32,19 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     return np.count_nonzero(a & b) / union
 
 
-def box_around(region: np.ndarray, least_area: int) -> np.ndarray:
-    """The bounding box of what is segmented, specks left out.
+def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
+    """The bounding box of a segmented region, without specks.
 
     Args:
         region: bool [H, W].
-        least_area: pixels; connected parts (8 neighbours) with fewer do not count, for one wrong pixel
-            far away would make the box large.
+        min_area: pixels; connected parts (8 neighbors) with fewer do not count, since one wrong
+            pixel far away would make the box large.
 
     Returns:
         bool [H, W], the filled box; empty if no part is large enough.
     """
     parts, count = label(region, np.ones((3, 3)))
-    large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= least_area)
+    large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= min_area)
     box = bounding_box(np.isin(parts, large))
     filled = np.zeros_like(region)
     if box is not None:

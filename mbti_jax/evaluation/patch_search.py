@@ -1,12 +1,12 @@
-"""The nearest patches of many slices to given ones, over all shifts, as they are and mirrored.
+"""The nearest patches of many slices to given ones, over all shifts, unchanged and mirrored.
 
 With m a region's mask, p the patch and I a slice, the sum of squared differences at shift s is
 
     sum_x m(x) (p(x) - I(x + s))^2 = sum_x m p^2 - 2 (m p * I)(s) + (m * I^2)(s)
 
 with * the cross-correlation: products in the frequency domain and one inverse transform for all shifts.
-At shifts that keep the patch inside the slice nothing wraps around, so that transforms of the
-slice's own size are enough.
+At shifts that keep the patch inside the slice nothing wraps around, so transforms of the slice's
+own size are enough.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Patch:
         return cls(image[cut].astype(np.float32), region[cut], (y0, x0))
 
     def mirrored(self) -> "Patch":
-        """Left and right exchanged; where it was is kept."""
+        """Left and right exchanged, at the same place."""
         return Patch(self.values[:, ::-1], self.inside[:, ::-1], self.corner)
 
 
@@ -82,7 +82,7 @@ def search(patches: list[Patch], slices: np.ndarray) -> Matches:
     lowest, places = [], []
     for start in range(0, len(slices), _SLICES_AT_ONCE):
         part = slices[start : start + _SLICES_AT_ONCE]
-        # The last part is filled up, so that one compiled program serves all.
+        # The last part is padded, so that one compiled program serves all.
         transformed = _transform(np.resize(part, (_SLICES_AT_ONCE, size, size)))
         found = jax.device_get([_best(*transformed, *kernel) for kernel in kernels])
         lowest.append(np.stack([low[: len(part)] for low, _ in found]))
@@ -100,8 +100,8 @@ def search(patches: list[Patch], slices: np.ndarray) -> Matches:
 def distance_at(patch: Patch, image: np.ndarray, corner: tuple[int, int]) -> float:
     """Root mean square difference of a patch, over its region, to a place of a slice [S, S]."""
     (y, x), (height, width) = corner, patch.values.shape
-    there = image[y : y + height, x : x + width]
-    difference = (patch.values.astype(np.float64) - there)[patch.inside]
+    other = image[y : y + height, x : x + width]
+    difference = (patch.values.astype(np.float64) - other)[patch.inside]
     return float(np.sqrt(np.square(difference).mean()))
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: `report.json` with every number, `report.md` for a person to read."""
+"""The report of an evaluation: `report.json` with every number and the human-readable `report.md`."""
 
 import importlib.metadata
 import os
@@ -11,25 +11,24 @@ import jax
 import numpy as np
 
 import mbti_jax
-from mbti_jax.evaluation.setting import Setting
+from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing, write_json
-from tfds_brats.reading import SliceSource
+from tfds_brats.splits import SPLITS
 
-SPLITS = ("train", "validation", "test")
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "scikit-image")
 
 _LIMITS = """## What this report does not show
 
-- One trained model was measured, not a way of training: how much the numbers would change if it were
+- One trained model was measured, not a training procedure: how much the numbers would change if it were
   trained again with another seed is unknown.
 - Intervals come from resampling the test subjects, so they hold for subjects like these, from the same
   scanners, prepared in the same way. With as few subjects as above they are rather too narrow.
-- Nobody trained to read MR images looked at the samples. None of the numbers says that a sample could
+- Nobody trained to read MR images has examined the samples. None of the numbers says that a sample could
   be used for a diagnosis, and it must not be.
 - Slices are painted by a model that sees one slice at a time.
 """
-_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, bent, with tumours that a
-  program drew. Numbers on them show that the method works and how settings compare; they are no estimate
+_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, deformed, with simulated
+  tumors. Numbers on them show that the method works and how settings compare; they are no estimate
   for patients.
 """
 _UNKNOWN_LIMIT = """- The model was not trained on this dataset's training split, so it is **not known**
@@ -38,7 +37,7 @@ _UNKNOWN_LIMIT = """- The model was not trained on this dataset's training split
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers and the seconds were made on, in JSON values."""
+    """The hardware and software that made the numbers and the seconds, in JSON values."""
     device = jax.local_devices()[0]
     return {
         "devices": f"{jax.local_device_count()} x {device.device_kind} ({device.platform})",
@@ -52,13 +51,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def header(setting: Setting, dataset: str | os.PathLike, convention: str) -> dict[str, Any]:
+def header(workbench: Workbench) -> dict[str, Any]:
     """Model, data and seed of an evaluation, in JSON values."""
-    contract = setting.inpainter.metadata["contract"]
-    step = setting.inpainter.checkpoint["step"]
+    inpainter = workbench.inpainter
+    contract, step = inpainter.metadata["contract"], inpainter.checkpoint["step"]
     sizes = {}
     for split in SPLITS:
-        index = SliceSource(dataset, split).index
+        index = workbench.source(split).index
         sizes[split] = {
             "subjects": len(np.unique(index.subject)),
             "slices": len(index.subject),
@@ -66,15 +65,19 @@ def header(setting: Setting, dataset: str | os.PathLike, convention: str) -> dic
         }
     return {
         "model": {
-            **setting.inpainter.checkpoint,
-            "image_size": setting.inpainter.image_size,
-            "sequences": list(setting.sequences),
-            "sequences_painted_together": setting.inpainter.num_channels > 1,
+            **inpainter.checkpoint,
+            "image_size": inpainter.image_size,
+            "sequences": list(workbench.sequences),
+            "joint": inpainter.num_channels > 1,
             "images_seen": images_seen(contract, step),
-            "guidance_weight": setting.inpainter.default_guidance_weight,
+            "guidance_weight": inpainter.default_guidance_weight,
         },
-        "dataset": {"convention": convention, "splits": sizes, "held_out": setting.held_out},
-        "seed": setting.seed,
+        "dataset": {
+            "convention": workbench.dataset.convention,
+            "splits": sizes,
+            "held_out": workbench.held_out,
+        },
+        "seed": workbench.seed,
     }
 
 
@@ -87,13 +90,13 @@ def write(folder: Path, head: Mapping[str, Any], parts: Mapping[str, Any], text:
     """Writes both files of the report.
 
     Args:
-        head: as of `header`.
-        parts: name -> what `evaluate` keeps of a part: request, seconds, machine, result.
+        head: see `header`.
+        parts: name -> request, seconds, machine and result.
         text: the parts' sections in Markdown.
     """
     write_json(folder / "report.json", {**head, "parts": dict(parts)})
-    with replacing(folder / "report.md") as beside:
-        beside.write_text(markdown(head, parts, text))
+    with replacing(folder / "report.md") as partial:
+        partial.write_text(markdown(head, parts, text))
 
 
 def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> str:
@@ -107,21 +110,22 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(columns: list[str], rows: list[list[Any]]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right.
+def table(columns: list[str], rows: list[list[Any]], num_text: int = 1) -> str:
+    """A Markdown table; all but the first `num_text` columns are aligned to the right.
 
     Raises:
         ValueError: a row is longer or shorter than the columns.
     """
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    rule = ["---"] * num_text + ["---:"] * (len(columns) - num_text)
+    lines = [columns, rule, *rows]
     if any(len(line) != len(columns) for line in lines):
         raise ValueError(f"every row of a table needs the {len(columns)} cells of its head")
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
 def _introduction(head: Mapping[str, Any]) -> str:
-    model, dataset = head["model"], head["dataset"]
-    together = "together" if model["sequences_painted_together"] else "one at a time"
+    model, dataset, size = head["model"], head["dataset"], head["model"]["image_size"]
+    joint = "jointly" if model["joint"] else "one at a time"
     seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
     note = f" {model['note']}" if model["note"] else ""
     known = (
@@ -129,29 +133,21 @@ def _introduction(head: Mapping[str, Any]) -> str:
         if dataset["held_out"]
         else "The model comes from other data: whether it saw the test subjects is **not known**"
     )
-    size = model["image_size"]
+    rows = [
+        [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
+        for split, n in dataset["splits"].items()
+    ]
     return f"""# Evaluation of {model["name"]}
 
-Model: `{model["name"]}`, step {model["step"]}, weights `{model["weights_sha256"][:16]}`; {size} x {
-        size
-    }
-pixels; {", ".join(model["sequences"])}, {together}; trained on {seen} images.{note}
+Model: `{model["name"]}`, step {model["step"]}, weights `{model["weights_sha256"][:16]}`; {size} x {size}
+pixels; {", ".join(model["sequences"])}, {joint}; trained on {seen} images.{note}
 
 Data: convention {dataset["convention"]}, split by patient. {known}; only they are scored.
 
-{
-        table(
-            ["split", "subjects", "slices", "with tumour"],
-            [
-                [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
-                for split, n in dataset["splits"].items()
-            ],
-        )
-    }
+{table(["split", "subjects", "slices", "with tumor"], rows)}
 
-Intervals in brackets are 95% bootstrap intervals of a mean, resampling test subjects. Where nothing else
-is said, samples are made with the checkpoint's guidance weight, w = {
-        model["guidance_weight"]:g}."""
+Intervals in brackets are 95% bootstrap intervals of a mean, resampling test subjects. Unless stated
+otherwise, samples are made with the checkpoint's guidance weight, w = {model["guidance_weight"]:g}."""
 
 
 def _budget(parts: Mapping[str, Any]) -> str:
@@ -175,7 +171,7 @@ In all {minutes:.0f} minutes on: {"; and ".join(sorted(machines))}."""
 
 
 def _short(value: Any) -> str:
-    """A setting as the table shows it: of a path only its end, since folders are a machine's own."""
+    """A setting as the table shows it: only the end of a path, since folders differ between machines."""
     if isinstance(value, list | tuple):
         return "/".join(str(entry) for entry in value) or "none"
     if isinstance(value, dict):

@@ -1,8 +1,8 @@
 """Small networks of our own that segment a slice of one sequence, trained for an evaluation.
 
-A segmenter tells what a sequence shows: it learns from slices of the training split and scores slices of
-the test split, real and repainted alike. It is small on purpose and no more than a ruler; what counts is
-a repainted slice's score beside that of the same segmenter on real slices.
+A segmenter measures what a sequence shows: it is trained on slices of the training split and scores
+slices of the test split, real and repainted alike. It is small on purpose and only a yardstick; what
+counts is the score of a repainted slice compared with that of the same segmenter on real slices.
 """
 
 import dataclasses
@@ -14,50 +14,77 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize
-from mbti_jax.evaluation.setting import LabelledSlices, Setting, array_digest
-from mbti_jax.inference.provenance import digest
-from mbti_jax.interop.tensors import read_safetensors
-from mbti_jax.io.files import replacing
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.evaluation.cache import array_digest, cached
+from mbti_jax.evaluation.slices import LabeledSlices
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.models.unet import Params, UNet, init_params, param_shapes
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.
 NUM_CLASSES = 4
-# Slices segmented at once; the last batch is filled up, so that one compiled program serves all.
+# Slices segmented at once; the last batch is padded, so that one compiled program serves all.
 _BATCH = 16
 # The last block before the way up: the network's narrowest place.
 _BOTTLENECK = "middle_block_2"
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class SegmenterSettings:
     """Size of a segmenter and of its training.
 
     Attributes:
-        model_channels: width of the first level; the second and last has twice as much.
+        model_channels: width of the first level; the second and last level is twice as wide.
         num_steps: updates.
-        batch_size: slices in an update.
+        batch_size: slices per update.
         learning_rate: of Adam at the start; falls to 0 along a half cosine.
+
+    Raises:
+        FieldError: a field is not as above.
     """
 
-    model_channels: int = 32
-    num_steps: int = 1000
-    batch_size: int = 8
-    learning_rate: float = 1e-3
+    model_channels: int
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+
+    def __post_init__(self):
+        whole_number("model_channels", self.model_channels, least=1)
+        whole_number("num_steps", self.num_steps, least=1)
+        whole_number("batch_size", self.batch_size, least=1)
+        if not self.learning_rate > 0:
+            raise FieldError("learning_rate", f"must be above 0, not {self.learning_rate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RealSegmenterSettings(SegmenterSettings):
+    """Segmenters trained on real slices; parts with the same settings share them.
+
+    Attributes:
+        num_slices: of the training split, two thirds of them with tumor.
+        seed: of the training.
+    """
+
+    num_slices: int
+    seed: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole_number("num_slices", self.num_slices, least=3)
+        whole_number("seed", self.seed)
 
 
 class Segmenter:
     """A trained network: label maps and bottleneck features of slices of one sequence."""
 
-    def __init__(self, params: Params, training: Training, image_size: int):
+    def __init__(self, params: Params, settings: SegmenterSettings, image_size: int):
         self.params = params
-        self._model = make_network(training, image_size)
+        self._model = make_network(settings, image_size)
 
     def labels(self, images: np.ndarray) -> np.ndarray:
         """Label maps.
@@ -75,8 +102,8 @@ class Segmenter:
 
         Args:
             images: float32 [N, S, S], background -1.
-            regions: bool [N, S, S], none empty; positions count by the share of them that lies in the
-                region. Default is all of the slice.
+            regions: bool [N, S, S], none empty; positions are weighted by their share that lies in the
+                region. Default is the whole slice.
 
         Returns:
             float32 [N, 2 model_channels].
@@ -95,14 +122,14 @@ class Segmenter:
         return labels, features
 
 
-def make_network(training: Training, image_size: int) -> UNet:
+def make_network(settings: SegmenterSettings, image_size: int) -> UNet:
     """The UNet without classes; its timestep is always 0."""
     return UNet(
         image_size=image_size,
         in_channels=1,
         out_channels=NUM_CLASSES,
         num_classes=0,
-        model_channels=training.model_channels,
+        model_channels=settings.model_channels,
         num_res_blocks=1,
         attention_resolutions=(),
         channel_mult=(1, 2),
@@ -112,40 +139,46 @@ def make_network(training: Training, image_size: int) -> UNet:
 
 
 def train(
-    images: np.ndarray, labels: np.ndarray, training: Training, seed: int, name: str = "segmenter"
+    images: np.ndarray,
+    labels: np.ndarray,
+    settings: SegmenterSettings,
+    seed: int,
+    name: str = "segmenter",
 ) -> Segmenter:
     """Trains a segmenter on slices, each update on a random choice of them, flipped and rotated.
 
     The loss is cross-entropy plus soft Dice loss over the batch (Isensee et al. 2021, nnU-Net), see
     `segmentation_loss`. The cross-entropy weighs a label by 1 / sqrt(its share of the pixels): with
-    equal weights the components, of 1% each, are given up for hundreds of steps.
+    equal weights the components, at 1% each, are ignored for hundreds of steps.
 
     Args:
         images: float32 [N, S, S], background -1.
         labels: uint8 [N, S, S], canonical.
+        settings: size and training.
         seed: of the initial parameters, the choice of slices and their augmentation.
-        name: what the progress bar says.
+        name: of the progress bar.
     """
-    model = make_network(training, images.shape[1])
+    model = make_network(settings, images.shape[1])
     init_key, key = jax.random.split(jax.random.key(seed))
-    params, opt_state = _start(model, training, init_key)
+    state = _start(model, settings, init_key)
     labels = component_labels(labels)
-    # A label that never occurs is taken to have one pixel.
+    # A label that never occurs counts as one pixel.
     counts = np.maximum(1, np.bincount(labels.ravel(), minlength=NUM_CLASSES))
     weights = np.sqrt(labels.size / counts).astype(np.float32)
-    size = (training.num_steps, training.batch_size)
+    size = (settings.num_steps, settings.batch_size)
     choice = np.random.default_rng(seed).integers(len(images), size=size)
     for step, rows in enumerate(tqdm(choice, desc=name, unit="step", leave=False)):
         batch = (images[rows], labels[rows], weights)
-        params, opt_state = _update(model, training, params, opt_state, key, step, *batch)
-    return Segmenter(jax.block_until_ready(params), training, images.shape[1])
+        state = _update(model, settings, state, key, step, batch)
+    params, _ = jax.block_until_ready(state)
+    return Segmenter(params, settings, images.shape[1])
 
 
-def trained(
+def cached_segmenter(
     folder: Path,
     images: np.ndarray,
     labels: np.ndarray,
-    training: Training,
+    settings: SegmenterSettings,
     seed: int,
     name: str = "segmenter",
 ) -> Segmenter:
@@ -154,65 +187,60 @@ def trained(
     Raises:
         ValueError: the file there is damaged.
     """
-    content = [dataclasses.asdict(training), seed, array_digest(images), array_digest(labels)]
-    path = folder / f"segmenter-{digest(content)[:32]}.safetensors"
-    size = images.shape[1]
-    if path.is_file():
-        return Segmenter(_read_params(path, make_network(training, size)), training, size)
-    segmenter = train(images, labels, training, seed, name)
-    leaves = jax.tree.leaves_with_path(jax.device_get(segmenter.params))
-    with replacing(path) as beside:
-        save_file({jax.tree_util.keystr(key): leaf for key, leaf in leaves}, beside)
-    return segmenter
+    request = [dataclasses.asdict(settings), seed, array_digest(images), array_digest(labels)]
+
+    paths, structure = jax.tree.flatten_with_path(
+        param_shapes(make_network(settings, images.shape[1]))
+    )
+    names = [jax.tree_util.keystr(path) for path, _ in paths]
+
+    def compute() -> dict[str, np.ndarray]:
+        params = jax.device_get(train(images, labels, settings, seed, name).params)
+        return dict(zip(names, jax.tree.leaves(params), strict=True))
+
+    arrays = cached(folder, "segmenter", request, compute)
+    params = jax.tree.unflatten(structure, [arrays[name] for name in names])
+    return Segmenter(params, settings, images.shape[1])
 
 
-def of_real_slices(setting: Setting, settings: ConfigDict) -> dict[str, Segmenter]:
-    """A segmenter for each sequence, trained on real slices of the training split.
-
-    Args:
-        settings: `num_slices` (two thirds of them with tumour), `seed` and the fields of `Training`.
-
-    Returns:
-        Segmenters by the name of the sequence.
+def real_segmenters(workbench: Workbench, settings: RealSegmenterSettings) -> dict[str, Segmenter]:
+    """A segmenter for each sequence, by its name, trained on real slices of the training split.
 
     Raises:
         ValueError: a patient is in the training and in the test split.
     """
-    check_held_out(setting.patients("train"), setting.patients("test"))
-    slices = training_slices(setting, settings.num_slices)
+    check_held_out(workbench.patients("train"), workbench.patients("test"))
+    slices = training_slices(workbench, settings.num_slices)
     return {
-        sequence: trained(
-            setting.folder,
+        sequence: cached_segmenter(
+            workbench.folder,
             slices.images[..., channel],
             slices.labels,
-            training_of(settings),
+            settings,
             settings.seed,
             f"segmenter of {sequence}",
         )
-        for channel, sequence in enumerate(setting.sequences)
+        for channel, sequence in enumerate(workbench.sequences)
     }
 
 
-def training_of(settings: ConfigDict) -> Training:
-    """The fields of `Training` in a section of the config."""
-    return Training(**{f.name: settings[f.name] for f in dataclasses.fields(Training)})
-
-
-def training_slices(setting: Setting, count: int) -> LabelledSlices:
-    """Slices of the training split, two thirds of them with tumour."""
+def training_slices(workbench: Workbench, count: int) -> LabeledSlices:
+    """Slices of the training split, two thirds of them with tumor."""
     without = count // 3
-    return LabelledSlices.joined(
-        setting.slices("train", count - without, with_tumor=True),
-        setting.slices("train", without, with_tumor=False),
+    return LabeledSlices.concatenate(
+        [
+            workbench.slices("train", count - without, with_tumor=True),
+            workbench.slices("train", without, with_tumor=False),
+        ]
     )
 
 
 def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
-    """Checks that nobody is scored by what has learnt from them, be it generator or segmenter.
+    """Checks that nobody is scored by a network, generator or segmenter, that was trained on them.
 
     Args:
         trained_on: patients or subjects of the training slices.
-        scored: of the slices to score.
+        scored: those of the slices to score.
 
     Raises:
         ValueError: one is in both.
@@ -226,7 +254,7 @@ def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
 
 
 def component_labels(labels: np.ndarray) -> np.ndarray:
-    """uint8 [...], canonical -> the same with components only: a resection cavity becomes 0."""
+    """Canonical labels, uint8 [...], with a resection cavity as background."""
     return np.where(is_tumor(labels), labels, 0).astype(np.uint8)
 
 
@@ -246,44 +274,41 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) 
     cross_entropy = (weight * optax.softmax_cross_entropy(logits, truth)).sum() / weight.sum()
     shares, truth = jax.nn.softmax(logits)[..., 1:], truth[..., 1:]
     positions = (0, 1, 2)
-    # 1 pixel, so that a batch without a component divides by no zero and asks for none of it.
+    # The 1 keeps the Dice of a component that is absent from the batch defined.
     dice = (2 * (shares * truth).sum(positions) + 1) / (
         shares.sum(positions) + truth.sum(positions) + 1
     )
     return cross_entropy + 1 - dice.mean()
 
 
-def _optimizer(training: Training) -> optax.GradientTransformation:
-    steps = max(1, training.num_steps)
-    return optax.adam(optax.cosine_decay_schedule(training.learning_rate, steps))
+def _optimizer(settings: SegmenterSettings) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
 
 
-# These are compiled once for all segmenters of a size.
-@functools.partial(jax.jit, static_argnames=("model", "training"))
-def _start(model, training, key):
+# These are compiled once for all segmenters of the same settings.
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def _start(model, settings, key):
     params = init_params(model, key)
-    return params, _optimizer(training).init(params)
+    return params, _optimizer(settings).init(params)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "training"), donate_argnames=("params", "opt_state")
-)
-def _update(model, training, params, opt_state, key, step, images, labels, weights):
-    keys = jax.random.split(jax.random.fold_in(key, step), training.batch_size)
+@functools.partial(jax.jit, static_argnames=("model", "settings"), donate_argnames=("state",))
+def _update(model, settings, state, key, step, batch):
+    (params, opt_state), (images, labels, weights) = state, batch
+    keys = jax.random.split(jax.random.fold_in(key, step), settings.batch_size)
     image, label = jax.vmap(augment)(keys, images[..., None], labels)
 
     def loss(params):
         return segmentation_loss(_logits(model, params, image[..., 0]), label, weights)
 
-    updates, opt_state = _optimizer(training).update(jax.grad(loss)(params), opt_state)
+    updates, opt_state = _optimizer(settings).update(jax.grad(loss)(params), opt_state)
     return optax.apply_updates(params, updates), opt_state
 
 
 def _logits(model: UNet, params: Params, images: jax.Array, **options):
-    batch = len(images)
-    return model.apply(
-        {"params": params}, images[..., None], jnp.zeros(batch), jnp.zeros((batch, 0)), **options
-    )
+    images, batch = images[..., None], len(images)
+    unconditional = Condition(images[..., :0], jnp.zeros((batch, 0)))
+    return model.apply({"params": params}, images, jnp.zeros(batch), unconditional, **options)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -292,17 +317,8 @@ def _labels_and_features(model, params, images, regions):
         model, params, images, capture_intermediates=lambda module, _: module.name == _BOTTLENECK
     )
     (bottleneck,) = state["intermediates"][_BOTTLENECK]["__call__"]
-    # Slices in the place of channels: each position's share of the region.
+    # With slices in place of channels: each position's share of the region.
     shares = area_resize(jnp.moveaxis(regions.astype(jnp.float32), 0, -1), bottleneck.shape[1:3])
     shares = jnp.moveaxis(shares, -1, 0)[..., None]
     features = (shares * bottleneck).sum((1, 2)) / shares.sum((1, 2))
     return jnp.argmax(logits, -1).astype(jnp.uint8), features
-
-
-def _read_params(path: Path, model: UNet) -> Params:
-    tensors = read_safetensors(path)
-    shapes = param_shapes(model)
-    names = [jax.tree_util.keystr(key) for key, _ in jax.tree.leaves_with_path(shapes)]
-    if set(names) != tensors.keys():
-        raise ValueError(f"{path} holds another network; remove it")
-    return jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in names])

@@ -1,11 +1,11 @@
 """Summaries of an evaluation's numbers, with intervals over subjects.
 
-Slices of one subject are alike, so that the numbers of an evaluation are no independent draws. What is
-resampled for an interval is therefore whole subjects with all of their numbers (cluster bootstrap,
-Davison & Hinkley 1997, section 3.8). With few subjects such an interval is too narrow, and it says
-nothing about how the model would differ if it were trained again.
+Slices of one subject are alike, so the numbers of an evaluation are not independent draws. Intervals
+therefore resample whole subjects with all of their numbers (cluster bootstrap, Davison & Hinkley 1997,
+section 3.8). With few subjects such an interval is too narrow, and it says nothing about how the model
+would differ if it were trained again.
 
-A mean over numbers counts a subject by how many numbers it has, in the interval as in the mean.
+A mean over numbers weights a subject by how many numbers it has, in the interval as in the mean.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,13 @@ def bootstrap_interval(
 
     Args:
         values: float [N].
-        subjects: [N], whose number each is.
+        subjects: [N], the subject of each number.
         seed: of the resampling.
         num_resamples: how often the subjects are drawn anew.
         level: share of the resampled means between the two ends.
 
     Returns:
-        (low, high); (None, None) where there are fewer than two subjects, which tell nothing of how
-        subjects differ.
+        (low, high); (None, None) for fewer than two subjects, which do not show how subjects differ.
 
     Raises:
         ValueError: no numbers, some that are not finite, or not as many subjects as numbers.
@@ -70,7 +69,7 @@ def bootstrap_interval(
     def mean(sums, counts, axis):
         return sums.sum(axis) / counts.sum(axis)
 
-    # A subject is one pair (sum, count), and pairs are what is drawn.
+    # A subject is one pair (sum, count), and pairs are drawn.
     interval = stats.bootstrap(
         (np.bincount(group, values), np.bincount(group)),
         mean,
@@ -90,20 +89,19 @@ def mean_with_interval(
     """The mean over numbers with its interval over subjects.
 
     Args:
-        values: float [N], NaN where there is no number.
-        subjects: [N], whose number each is.
+        values: float [N], NaN for a missing number.
+        subjects: [N], the subject of each number.
         seed: of the resampling.
 
     Returns:
-        `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None if there are
-        none.
+        `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None without any.
     """
-    there = ~np.isnan(values)
-    if not there.any():
+    known = ~np.isnan(values)
+    if not known.any():
         return None
-    low, high = bootstrap_interval(values[there], subjects[there], seed)
-    mean = float(values[there].mean())
-    return {"mean": mean, "low": low, "high": high, "count": int(there.sum())}
+    low, high = bootstrap_interval(values[known], subjects[known], seed)
+    mean = float(values[known].mean())
+    return {"mean": mean, "low": low, "high": high, "count": int(known.sum())}
 
 
 def paired_difference(
@@ -114,14 +112,14 @@ def paired_difference(
     Args:
         a: float [N].
         b: float [N].
-        subjects: [N], whose both are.
+        subjects: [N], the subject of each pair.
         seed: of the resampling.
 
     Returns:
-        `mean`, `low`, `high`; the last two as of `bootstrap_interval`.
+        `mean`, `low`, `high`; for the last two see `bootstrap_interval`.
 
     Raises:
-        ValueError: a and b differ in length, or as `bootstrap_interval`.
+        ValueError: a and b differ in length; see also `bootstrap_interval`.
     """
     a, b = _numbers(a), _numbers(b)
     if a.shape != b.shape:
@@ -143,17 +141,17 @@ def ratio_of_means(
 
     Args:
         a: float [N].
-        a_subjects: [N], whose number each is.
+        a_subjects: [N], the subject of each number.
         b: float [M], with a mean above 0.
         b_subjects: [M].
-        seed, num_resamples, level: as of `bootstrap_interval`.
+        seed, num_resamples, level: see `bootstrap_interval`.
 
     Returns:
-        `mean`, `low`, `high`; the last two None where there are fewer than two subjects. Resamples in
-        which no subject has a number on one of the sides, or whose b are all 0, do not count.
+        `mean`, `low`, `high`; the last two None for fewer than two subjects. Resamples in which no
+        subject has a number on one of the sides, or whose b are all 0, do not count.
 
     Raises:
-        ValueError: the mean of b is not above 0, or as `bootstrap_interval`.
+        ValueError: the mean of b is not above 0; see also `bootstrap_interval`.
     """
     a, b = _numbers(a), _numbers(b)
     if b.mean() <= 0:
@@ -180,16 +178,16 @@ def ratio_of_means(
 
 
 def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> str:
-    """`0.812 (0.790 to 0.833)`, and without an interval where there is none, as reports print it."""
+    """`0.812 (0.790 to 0.833)`, or the mean alone if there is no interval."""
     text = f"{mean:.{digits}f}"
     return text if low is None else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def cell(found: Mapping[str, Number] | None, digits: int = 2) -> str:
-    """`interval_text` of the entries `mean`, `low` and `high`, and `-` where nothing was found."""
-    if found is None:
+def cell(result: Mapping[str, Number] | None, digits: int = 2) -> str:
+    """`interval_text` of the entries `mean`, `low` and `high`, and `-` for None."""
+    if result is None:
         return "-"
-    return interval_text(found["mean"], found["low"], found["high"], digits)
+    return interval_text(result["mean"], result["low"], result["high"], digits)
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The paper's figures: what is painted where, what is shown, and how the task goes on."""
+"""The paper's figures: what is painted where, what is shown, and how the command resumes."""
 
 import json
 from types import SimpleNamespace
@@ -10,10 +10,12 @@ from synthetic_cases import SUFFIXES, write_volume
 from tiny_inpainter import IMAGE_SIZE, WINDOW, tiny_inpainter
 
 from configs.figures import get_config
-from mbti_jax.commands import figures
+from mbti_jax.commands import figures as command
+from mbti_jax.evaluation import figures
+from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io import pictures
-from tfds_brats import builder, phantom
+from tfds_brats import builder
 from tfds_brats.reading import SliceSource
 from tfds_brats.slices import bounding_box
 
@@ -23,7 +25,7 @@ E, F, B = 1, 2, 3
 
 
 def write_subject(folder, subject: str, seed: int) -> None:
-    """A brain of 28 x 30 mm with a tumour of nested squares in six slices, at another place in each.
+    """A brain of 28 x 30 mm with a tumor of nested squares in six slices, at another place in each.
 
     Squares start and end on even pixels, so that in the model's size, half of it, no pixel is mixed.
     """
@@ -63,10 +65,11 @@ def calls(monkeypatch) -> list[SimpleNamespace]:
     """What `Inpainter.sample` was asked for; the answer is 0.5, 0.6, ... inside the ROIs."""
     made = []
 
-    def sample(self, images, roi_masks, class_vectors, **settings):
-        painted = np.where(roi_masks.any(-1, keepdims=True), 0.5 + 0.1 * len(made), images)
-        made.append(SimpleNamespace(masks=roi_masks, classes=class_vectors, **settings))
-        return painted
+    def sample(self, images, condition, sampling, **options):
+        painted = np.where(condition.roi, 0.5 + 0.1 * len(made), images)
+        masks, classes = condition.roi_masks, condition.class_vector
+        made.append(SimpleNamespace(masks=masks, classes=classes, sampling=sampling))
+        return painted[None]
 
     monkeypatch.setattr(Inpainter, "sample", sample)
     return made
@@ -92,7 +95,7 @@ def run(workdir, dataset="", **fields):
     config.min_component_area = 4
     config.num_steps = 2
     config.update(fields)
-    figures.main(config, str(workdir))
+    command.main(config, str(workdir))
     return workdir
 
 
@@ -105,7 +108,7 @@ def test_defaults_are_the_papers():
 
 @pytest.mark.parametrize(
     ("name", "classes"),
-    [  #      normal, core, edema, enhancement, mixed tumour
+    [  #      normal, core, edema, enhancement, mixed tumor
         ("3", [[E, F, F, F, E], [E, F, B, F, E]]),
         ("4", [[E, E, E, E, F], [E, E, E, E, B]]),
         ("5", [[F, E, E, E, E], [B, E, E, E, E]]),
@@ -119,7 +122,10 @@ def test_each_figure_paints_what_the_paper_says(
 ):
     run(tmp_path, dataset, figures=(name,))
     assert [call.classes.tolist() for call in calls] == [4 * [values] for values in classes]
-    seeds, weights = [call.seed for call in calls], [call.guidance_weight for call in calls]
+    seeds, weights = (
+        [call.sampling.seed for call in calls],
+        [call.sampling.guidance.weight for call in calls],
+    )
     count = len(classes)
     assert seeds == ([0, 1, 2, 3, 4, 5] if name == "7" else count * [0])
     assert weights == ([1, 2, 5, 10, 20, 40] if name == "6" else count * [0.4])
@@ -241,7 +247,7 @@ def test_patients_take_turns():
     areas = np.array([9, 9, 0, 9, 9, 9, 9, 9])
     source = SimpleNamespace(index=SimpleNamespace(patient=patients, tumor_area=areas))
     for seed in range(5):
-        order = list(figures._in_random_order(source, seed))
+        order = list(figures.in_random_order(source, seed))
         assert sorted(order) == [0, 1, 3, 4, 5, 6, 7]
         turns = patients[order]
         assert set(turns[:3]) == {"a", "b", "c"} and set(turns[3:5]) == {"a", "b"}
@@ -256,11 +262,11 @@ def test_without_a_dataset_it_makes_phantoms(calls, drawn, tmp_path, monkeypatch
         for n in range(num_subjects):
             write_subject(folder, f"Phantom_{n:04d}", n)
 
-    monkeypatch.setattr(phantom, "write_phantoms", write)
+    monkeypatch.setattr(builder, "write_phantoms", write)
     config = get_config()
     assert config.checkpoint == "phantom"
     run(tmp_path, figures=("3",), phantom={"num_subjects": 3})
-    # The shipped model was trained on those of seed 0.
+    # The bundled model was trained on those of seed 0.
     assert asked == [(3, config.phantom.seed)] and config.phantom.seed != 0
     assert (tmp_path / "figure_3.png").is_file()
 
@@ -268,9 +274,9 @@ def test_without_a_dataset_it_makes_phantoms(calls, drawn, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"figures": ("2",)}, r"\['2'\].*3, 4, 5, 6, 7, 1b"),
-        ({"figures": ()}, "choose from"),
-        ({"split": "tests"}, "unknown split 'tests'"),
+        ({"figures": ("2",)}, r"3, 4, 5, 6, 7, 1b.*\['2'\]"),
+        ({"figures": ()}, "chosen from"),
+        ({"split": "tests"}, "split must be one of train, validation, test, not 'tests'"),
         ({"figures": ("6",), "weights": ()}, "figure 6 would be empty"),
         ({"figures": ("7",), "num_seeds": 0}, "figure 7 would be empty"),
         ({"weights": (1.0, float("nan"))}, "must be a finite number"),
@@ -279,26 +285,24 @@ def test_without_a_dataset_it_makes_phantoms(calls, drawn, tmp_path, monkeypatch
         ({"num_steps": 0}, "0"),
     ],
 )
-def test_what_cannot_be_drawn_is_said(dataset, tmp_path, monkeypatch, fields, message):
+def test_what_cannot_be_drawn_is_reported(dataset, tmp_path, monkeypatch, fields, message):
     monkeypatch.setattr(Inpainter, "load", lambda *_: tiny_inpainter())
     with pytest.raises(ValueError, match=message):
         run(tmp_path, dataset, **fields)
     assert not list(tmp_path.glob("figure_*"))
 
 
-def test_a_slice_without_room_is_passed_over():
-    """A tumour that fills its half of the brain cannot be moved, one in a corner can."""
-    brain = np.full((1, 16, 16, 1), -1.0)
-    brain[:, 2:14, 2:14] = 0
-    labels = np.zeros((16, 16), np.uint8)
-    labels[4:12, 4:12] = 2
-    labels[5:7, 5:7], labels[8:9, 8:9] = 1, 3
+def test_a_slice_without_room_is_skipped():
+    """A tumor that fills its half of the brain cannot be moved, one in a corner can."""
+    images = np.full((1, 16, 16, 1), -1.0)
+    images[:, 2:14, 2:14] = 0
+    labels = np.zeros((1, 16, 16), np.uint8)
+    labels[0, 4:12, 4:12] = 2
+    labels[0, 5:7, 5:7], labels[0, 8:9, 8:9] = 1, 3
     moves = [figures.Prediction("move", (), 0, 0.4)]
-    shown = SimpleNamespace(labels=labels, brain=(brain != -1).any((0, -1)))
     with pytest.raises(ValueError, match="cannot be moved"):
-        figures._roi_masks(shown, moves, seed=0)
-    labels = np.zeros((16, 16), np.uint8)
-    labels[3:6, 3:6] = np.arange(1, 4)
-    shown.labels = labels
-    (masks,) = figures._roi_masks(shown, moves, seed=0)
-    assert masks[..., 0].sum() == masks[..., 1:4].sum() == 9
+        figures.rois_of(LabeledSlices(images, labels, ["s"], [0]), moves, seed=0)
+    labels = np.zeros((1, 16, 16), np.uint8)
+    labels[0, 3:6, 3:6] = np.arange(1, 4)
+    (rois,) = figures.rois_of(LabeledSlices(images, labels, ["s"], [0]), moves, seed=0)
+    assert rois.masks[..., 0].sum() == rois.masks[..., 1:4].sum() == 9

@@ -59,7 +59,7 @@ def test_the_surrounding_mean_is_that_of_an_explicit_loop():
     roi[20:24, 30:40] = True  # Beyond the edge of the brain.
     values = []
     for i, j in zip(*np.nonzero(brain & ~roi), strict=True):
-        # Three steps of a dilation by the four neighbours reach what is three city blocks away.
+        # Three steps of a dilation by the four neighbors reach what is three city blocks away.
         if min(abs(i - a) + abs(j - b) for a, b in zip(*np.nonzero(roi), strict=True)) <= 3:
             values.append(float(image[i, j]))
     filled = surrounding_mean(image, roi, brain)

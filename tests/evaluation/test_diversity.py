@@ -6,14 +6,19 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
+from evaluation_workbench import make_workbench
 from matplotlib.image import imread
-from ml_collections import ConfigDict
-from repainted_slices import make_repainted
+from resynthesized_slices import make_resynthesis
 from skimage.metrics import structural_similarity
 
 from mbti_jax.evaluation import diversity
-from mbti_jax.evaluation.diversity import measure, pairwise_ssim, ssim, variance_and_error
+from mbti_jax.evaluation.diversity import (
+    DiversitySettings,
+    measure,
+    pairwise_ssim,
+    ssim,
+    variance_and_error,
+)
 from mbti_jax.evaluation.metrics import ssim_map
 
 
@@ -63,7 +68,7 @@ def test_variance_and_error_by_hand():
 def test_samples_that_are_all_the_same():
     inside = np.repeat(_disk()[None], 2, 0)
     images = np.stack([_image(n, (24, 24, 1)) for n in range(2)])
-    repainted = make_repainted(images, np.repeat(-images[None], 4, 0), inside)
+    repainted = make_resynthesis(images, np.repeat(-images[None], 4, 0), inside)
     found = measure(repainted, ("t1",), seed=0)["t1"]
     assert found["ssim"]["mean"] == pytest.approx(1)
     assert found["sd"]["mean"] == 0
@@ -80,7 +85,7 @@ def test_spread_and_error_of_an_ensemble(share):
     middle = rng.uniform(-1, 1, (slices, size, size, 2))
     images = middle + rng.normal(0, sd, middle.shape)
     samples = middle + rng.normal(0, share * sd, (count, *middle.shape))
-    found = measure(make_repainted(images, samples, inside), ("t1", "t2"), seed=0)
+    found = measure(make_resynthesis(images, samples, inside), ("t1", "t2"), seed=0)
     error = 1 + share**2 / count
     expected = math.sqrt((1 + 1 / count) * share**2 / error)
     # Mean of the standard deviation of 8 normal values (Cochran's theorem).
@@ -95,19 +100,19 @@ def test_spread_and_error_of_an_ensemble(share):
 def test_one_sample_has_no_diversity():
     images = _image(0, (1, 24, 24, 1))
     with pytest.raises(ValueError, match="num_samples"):
-        measure(make_repainted(images, images[None], _disk()[None]), ("t1",), seed=0)
+        measure(make_resynthesis(images, images[None], _disk()[None]), ("t1",), seed=0)
 
 
 def test_the_part_measures_every_task_and_draws_it(tmp_path):
-    setting = make_setting(tmp_path)
-    settings = ConfigDict({"num_slices": 2, "least_brain": 100, "num_samples": 2, "num_steps": 2})
+    workbench = make_workbench(tmp_path)
+    settings = DiversitySettings(num_slices=2, num_samples=2, num_steps=2, min_brain_area=100)
     (tmp_path / "diversity").mkdir()
-    result = diversity.run(setting, settings, tmp_path / "diversity")
+    result = diversity.run(workbench, settings, tmp_path / "diversity")
     assert len(result["tasks"]) == 6
     text = diversity.tables(json.loads(json.dumps(result, allow_nan=False)))
     for task in result["tasks"]:
-        assert set(task["sequences"]) == set(setting.sequences)
-        assert text.count(f"| {task['task']} |") == len(setting.sequences)
+        assert set(task["sequences"]) == set(workbench.sequences)
+        assert text.count(f"| {task['task']} |") == len(workbench.sequences)
         for found in task["sequences"].values():
             # Random weights: samples neither alike nor like the slice.
             assert found["sd"]["mean"] > 0

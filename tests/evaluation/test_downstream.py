@@ -5,47 +5,51 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
-from ml_collections import ConfigDict
+from evaluation_workbench import make_workbench
 
 from mbti_jax.evaluation import downstream
-from mbti_jax.evaluation.downstream import SETS, summarise
+from mbti_jax.evaluation.downstream import SETS, DownstreamSettings, summarize
+from mbti_jax.evaluation.segmenter import SegmenterSettings
 from mbti_jax.rois.kinds import COMPONENTS
 
-SETTINGS = {
-    **{"num_slices": 6, "num_steps": 1, "num_test_slices": 3, "num_seeds": 2},
-    **{"least_area": 2, "least_brain": 50},
-    "segmenter": {"model_channels": 8, "num_steps": 1, "batch_size": 2, "learning_rate": 1e-3},
-}
+SETTINGS = DownstreamSettings(
+    num_slices=6,
+    num_steps=1,
+    num_seeds=2,
+    num_test_slices=3,
+    min_area=2,
+    min_brain_area=50,
+    segmenter=SegmenterSettings(model_channels=8, num_steps=1, batch_size=2, learning_rate=1e-3),
+)
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory):
-    return make_setting(tmp_path_factory.mktemp("setting"))
+def workbench(tmp_path_factory):
+    return make_workbench(tmp_path_factory.mktemp("workbench"))
 
 
-def test_synthetic_slices_are_training_slices_painted_after_their_labels(setting):
-    found = downstream.synthetic_slices(setting, ConfigDict(SETTINGS))
-    assert set(found.subjects) <= set(setting.patients("train"))
-    with_tumor = setting.slices("train", 2, with_tumor=True)
-    own, removed = found.take(slice(0, 2)), found.take(slice(-2, None))
+def test_synthetic_slices_are_training_slices_painted_after_their_labels(workbench):
+    found = downstream.synthetic_slices(workbench, SETTINGS)
+    assert set(found.subjects) <= set(workbench.patients("train"))
+    with_tumor = workbench.slices("train", 2, with_tumor=True)
+    own, removed = found[:2], found[-2:]
     for part in (own, removed):
         changed = (part.images != with_tumor.images).any(-1)
         np.testing.assert_array_equal(changed, with_tumor.labels > 0)
     np.testing.assert_array_equal(own.labels, with_tumor.labels)
     assert not removed.labels.any()
-    borrowed = found.take(slice(2, -2))
-    hosts = setting.slices("train", 2, with_tumor=False, least_area=50)
-    for n, image in enumerate(borrowed.images):
-        host = hosts.images[hosts.slice_indices == borrowed.slice_indices[n]]
+    transplanted = found[2:-2]
+    hosts = workbench.slices("train", 2, with_tumor=False, min_area=50)
+    for n, image in enumerate(transplanted.images):
+        host = hosts.images[hosts.slice_indices == transplanted.slice_indices[n]]
         differs = (image != host).any(-1)
-        assert (differs == (borrowed.labels[n] > 0)).all((-1, -2)).any()
+        assert (differs == (transplanted.labels[n] > 0)).all((-1, -2)).any()
 
 
 def test_means_over_seeds_and_slices():
     subjects = np.array(["a", "a", "b", "c"])
     real = np.array([[0.4, np.nan, 0.6, 0.8], [0.6, np.nan, 0.8, 1.0]])
-    found = summarise({"real": real, "synthetic": real - 0.2, "mixed": real}, subjects, seed=0)
+    found = summarize({"real": real, "synthetic": real - 0.2, "mixed": real}, subjects, seed=0)
     assert found["real"]["mean"] == pytest.approx(0.7)
     assert found["real"]["low"] == pytest.approx(0.5)  # Subject a three times.
     assert found["real"]["high"] == pytest.approx(0.9)
@@ -57,26 +61,26 @@ def test_means_over_seeds_and_slices():
 
 def test_one_seed_has_no_spread_and_no_slice_no_mean():
     dice = {name: np.array([[0.5, 0.7]]) for name in SETS}
-    assert summarise(dice, np.array(["a", "b"]), seed=0)["mixed"]["seed_sd"] is None
+    assert summarize(dice, np.array(["a", "b"]), seed=0)["mixed"]["seed_sd"] is None
     none = {name: np.array([[np.nan, np.nan]]) for name in SETS}
-    assert set(summarise(none, np.array(["a", "b"]), seed=0).values()) == {None}
+    assert set(summarize(none, np.array(["a", "b"]), seed=0).values()) == {None}
 
 
-def test_the_part_trains_on_three_sets(setting, tmp_path):
-    result = downstream.run(setting, ConfigDict(SETTINGS), tmp_path)
+def test_the_part_trains_on_three_sets(workbench, tmp_path):
+    result = downstream.run(workbench, SETTINGS, tmp_path)
     result = json.loads(json.dumps(result, allow_nan=False))
     sizes = {name: size["slices"] for name, size in result["training_slices"].items()}
     assert sizes["real"] == 6
     assert sizes["mixed"] == sizes["real"] + sizes["synthetic"]
     text = downstream.tables(result)
-    for sequence in setting.sequences:
+    for sequence in workbench.sequences:
         assert len(re.findall(rf"^\| {sequence} ", text, re.MULTILINE)) == len(COMPONENTS)
     # Three sets, four sequences, two seeds.
-    assert len(list(setting.folder.glob("segmenter-*"))) == 24
+    assert len(list(workbench.folder.glob("segmenter-*"))) == 24
 
 
-def test_overlapping_splits_are_refused(setting, tmp_path, monkeypatch):
-    patients = setting.patients
-    monkeypatch.setattr(setting, "patients", lambda split: patients("test"))
+def test_overlapping_splits_are_refused(workbench, tmp_path, monkeypatch):
+    patients = workbench.patients
+    monkeypatch.setattr(workbench, "patients", lambda split: patients("test"))
     with pytest.raises(ValueError, match="trained on them"):
-        downstream.run(setting, ConfigDict(SETTINGS), tmp_path)
+        downstream.run(workbench, SETTINGS, tmp_path)

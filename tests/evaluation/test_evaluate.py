@@ -1,4 +1,4 @@
-"""The task `evaluate`: parts one after the other, what is done again, and the report of all."""
+"""The command `evaluate`: parts one after the other, what is done again, and the report of all."""
 
 import json
 
@@ -19,15 +19,16 @@ from tfds_brats.reading import SliceSource
 class Part:
     """A part that counts slices of the test split, and how often it was run."""
 
-    def __init__(self, name: str):
-        self.name, self.runs, self.stop = name, 0, False
+    def __init__(self, name: str, count_field: str):
+        self.name, self.count_field, self.runs, self.stop = name, count_field, 0, False
 
-    def run(self, setting, settings, folder):
+    def run(self, workbench, settings, folder):
         if self.stop:
             raise KeyboardInterrupt
         self.runs += 1
         (folder / "picture.png").write_bytes(b"picture")
-        slices = setting.slices("test", settings.count, with_tumor=True, least_area=1)
+        count = getattr(settings, self.count_field)
+        slices = workbench.slices("test", count, with_tumor=True, min_area=1)
         return {"slices": len(slices)}
 
     def tables(self, result):
@@ -45,14 +46,17 @@ def source(tmp_path_factory):
     metadata["contract"]["data"]["fingerprint"] = SliceSource(dataset, "train").fingerprint
     metadata["contract"]["batch_size"] = 8
     metadata["step"] = 250
-    card = {"title": "of a test", "data": "random weights", "licence": "none"}
+    card = {"title": "of a test", "data": "random weights", "license": "none"}
     write_export(folder / "tiny", tiny_params(metadata), metadata, card)
     return folder
 
 
 @pytest.fixture
 def parts(monkeypatch):
-    parts = {name: Part(name) for name in ("first", "second")}
+    parts = {
+        "healthy": Part("healthy", "num_cases"),
+        "diversity": Part("diversity", "num_slices"),
+    }
     monkeypatch.setattr(evaluate, "PARTS", parts)
     return parts
 
@@ -62,8 +66,9 @@ def config(source, **fields) -> ConfigDict:
     config.update({"source": str(source / "cases"), "convention": "brats2021"})
     config.update({"data_dir": str(source / "slices"), "checkpoint": str(source / "tiny")})
     config.update(fields)
-    config.first = ConfigDict({"count": 2})
-    config.second = ConfigDict({"count": 1, "folder": "/a/folder/of/mine"})
+    config.healthy.num_cases = 2
+    config.healthy.regressor = "/a/folder/of/mine"
+    config.diversity.num_slices = 1
     return config
 
 
@@ -75,9 +80,11 @@ def test_the_report_holds_every_part_and_what_it_was_made_with(source, parts, tm
     evaluate.main(config(source), str(tmp_path))
     numbers, text = read(tmp_path)
     assert [part["result"] for part in numbers["parts"].values()] == [{"slices": 2}, {"slices": 1}]
-    assert (tmp_path / "first" / "picture.png").is_file()
+    assert (tmp_path / "healthy" / "picture.png").is_file()
     # The order: model and data, the parts, what they cost, what is not shown.
-    places = [text.index(p) for p in ("# Evaluation of tiny", "## Part first", "## Part second")]
+    places = [
+        text.index(p) for p in ("# Evaluation of tiny", "## Part healthy", "## Part diversity")
+    ]
     places += [text.index(p) for p in ("## Budget", "## What this report does not show")]
     assert places == sorted(places)
     assert "trained on 2,000 images" in text
@@ -89,42 +96,42 @@ def test_the_report_holds_every_part_and_what_it_was_made_with(source, parts, tm
     tumor = (index.tumor_area > 0).sum()
     row = f"| train | {len(np.unique(index.subject))} | {len(index.subject)} | {tumor} |"
     assert row in text
-    assert "| first | " in text
-    assert "count 2" in text
-    # Folders are a machine's own.
+    assert "| healthy | " in text
+    assert "num_cases 2" in text
+    # Folders differ between machines.
     assert "/a/folder" not in text
     assert str(source) not in text
     assert "jax" in text.split("## Budget")[1]
 
 
-def test_what_is_there_is_not_done_again(source, parts, tmp_path):
-    evaluate.main(config(source, parts=("second",)), str(tmp_path))
+def test_finished_parts_are_not_done_again(source, parts, tmp_path):
+    evaluate.main(config(source, parts=("diversity",)), str(tmp_path))
     _, text = read(tmp_path)
-    assert "Part first" not in text
+    assert "Part healthy" not in text
     evaluate.main(config(source), str(tmp_path))
     _, text = read(tmp_path)
     # In the order of the report, not of when they were made.
-    assert text.index("Part first") < text.index("Part second")
+    assert text.index("Part healthy") < text.index("Part diversity")
     assert [part.runs for part in parts.values()] == [1, 1]
-    evaluate.main(config(source, parts=("first",)), str(tmp_path))
+    evaluate.main(config(source, parts=("healthy",)), str(tmp_path))
     assert read(tmp_path)[1] == text
     assert [part.runs for part in parts.values()] == [1, 1]
 
 
-def test_a_run_that_is_stopped_leaves_a_report_of_what_it_has(source, parts, tmp_path):
-    parts["second"].stop = True
+def test_a_run_that_is_stopped_leaves_a_report_of_finished_parts(source, parts, tmp_path):
+    parts["diversity"].stop = True
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(config(source), str(tmp_path))
     _, text = read(tmp_path)
-    assert "Part first" in text
-    assert "Part second" not in text
+    assert "Part healthy" in text
+    assert "Part diversity" not in text
     assert not list(tmp_path.glob(".partial*"))
 
 
 def test_results_of_other_settings_are_not_mixed(source, parts, tmp_path):
     evaluate.main(config(source), str(tmp_path))
     other = config(source)
-    other.first.count = 1
+    other.healthy.num_cases = 1
     with pytest.raises(ValueError, match="another request"):
         evaluate.main(other, str(tmp_path))
     with pytest.raises(ValueError, match=r"another request \(other seed\)"):
@@ -132,7 +139,7 @@ def test_results_of_other_settings_are_not_mixed(source, parts, tmp_path):
 
 
 def test_an_unknown_part_is_refused_before_anything_is_loaded(parts, tmp_path):
-    with pytest.raises(ValueError, match="unknown parts third; choose from first, second"):
+    with pytest.raises(ValueError, match="parts has unknown third; choose from healthy, diversity"):
         evaluate.main(config(tmp_path, parts=("third",)), str(tmp_path))
 
 
@@ -144,11 +151,11 @@ def test_every_part_has_its_settings_and_functions():
         assert callable(module.tables)
 
 
-def test_a_model_of_other_data_and_phantoms_are_said_to_be_so():
+def test_the_report_says_so_for_a_model_of_other_data_and_for_phantoms():
     head = {
         "model": {
             **{"name": "m", "step": None, "weights_sha256": "0" * 64, "note": ""},
-            **{"image_size": 8, "sequences": ["t1", "t2"], "sequences_painted_together": True},
+            **{"image_size": 8, "sequences": ["t1", "t2"], "joint": True},
             **{"images_seen": None, "guidance_weight": 0.4},
         },
         "dataset": {"convention": "phantom", "splits": {}, "held_out": False},
@@ -156,7 +163,7 @@ def test_a_model_of_other_data_and_phantoms_are_said_to_be_so():
     }
     text = report.markdown(head, {}, "")
     assert "trained on an unknown number of images" in text
-    assert "t1, t2, together" in text
+    assert "t1, t2, jointly" in text
     assert text.count("**not known**") == 2
     assert "digital phantoms" in text
     assert "Budget" not in text

@@ -5,12 +5,20 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
+from evaluation_workbench import TINY_SEGMENTER, make_workbench
 from matplotlib.image import imread
-from ml_collections import ConfigDict
-from repainted_slices import make_repainted
+from resynthesized_slices import make_resynthesis
 
 from mbti_jax.evaluation import fidelity
+
+SETTINGS = fidelity.FidelitySettings(
+    num_slices=6,
+    num_normal_slices=2,
+    min_brain_area=100,
+    num_steps=2,
+    num_subsets=5,
+    segmenter=TINY_SEGMENTER,
+)
 
 
 class Means:
@@ -38,7 +46,7 @@ def _repainted(seed=0, num_slices=24, size=8, shift=0.0, num_subjects=6):
     )
     inside = np.zeros((num_slices, size, size), bool)
     inside[:, 1:7, 1:7] = True
-    return make_repainted(images, images[None] + shift, inside, subjects)
+    return make_resynthesis(images, images[None] + shift, inside, subjects)
 
 
 def test_halves_share_no_subject_and_have_like_counts():
@@ -115,10 +123,10 @@ def test_tissue_of_one_subject_has_no_distances():
 
 def test_intensities_are_those_inside_the_tissue():
     components = _repainted(shift=0.25)
-    masks = np.zeros_like(components.tasks.roi_masks)
-    masks[..., 2] = components.tasks.roi  # Edema: 4 slices of 36 pixels a subject.
+    masks = np.zeros_like(components.condition.roi_masks)
+    masks[..., 2] = components.roi  # Edema: 4 slices of 36 pixels a subject.
     masks[0, 2, 2, 3] = True  # Enhancement in one pixel.
-    object.__setattr__(components.tasks, "roi_masks", masks)
+    object.__setattr__(components.condition, "roi_masks", masks)
     found = fidelity.intensities(components, _repainted())
     assert list(found) == ["normal", "necrotic_core", "edema", "enhancement"]
     assert len(found["edema"]) == 6
@@ -132,23 +140,20 @@ def test_intensities_are_those_inside_the_tissue():
 
 
 def test_the_part_says_why_it_refuses(tmp_path, monkeypatch):
-    setting = make_setting(tmp_path)
+    workbench = make_workbench(tmp_path)
 
-    def networks(setting, settings):
-        assert settings.num_slices == 40
-        return {sequence: Means(16) for sequence in setting.sequences}
+    def networks(workbench, settings):
+        assert settings == SETTINGS.segmenter
+        return {sequence: Means(16) for sequence in workbench.sequences}
 
-    monkeypatch.setattr(fidelity.segmenter, "of_real_slices", networks)
-    monkeypatch.setattr(fidelity, "_LEAST_PIXELS", 5)  # The slices are of 16 x 16 pixels.
-    settings = {"num_slices": 6, "num_normal_slices": 2, "num_steps": 2, "num_subsets": 5}
-    settings["least_brain"] = 100
-    settings["segmenter"] = {"num_slices": 40}
+    monkeypatch.setattr(fidelity.segmenter, "real_segmenters", networks)
+    monkeypatch.setattr(fidelity, "_MIN_PIXELS", 5)  # The slices are of 16 x 16 pixels.
     (tmp_path / "fidelity").mkdir()
-    result = fidelity.run(setting, ConfigDict(settings), tmp_path / "fidelity")
+    result = fidelity.run(workbench, SETTINGS, tmp_path / "fidelity")
     text = fidelity.tables(json.loads(json.dumps(result, allow_nan=False)))
     assert text.count("No FID or KID") == 2
     assert text.count("with 16 features") == 2
-    assert len(result["intensities"]) == 4 * len(setting.sequences)
+    assert len(result["intensities"]) == 4 * len(workbench.sequences)
     edema = [row for row in result["intensities"] if row["tissue"] == "edema"]
     assert all(row["num_subjects"] == 2 and row["pooled"] > 0 for row in edema)
     for link in re.findall(r"\]\((.*?)\)", text):
@@ -160,7 +165,7 @@ def test_the_table_names_the_features():
     result = {
         "num_steps": 25,
         "guidance_weight": 0.4,
-        "features": {"tumour components, free-form": features},
+        "features": {"tumor components, free-form": features},
         "intensities": fidelity.intensity_distances(
             {"edema": {"a": _pixels(0.0, 0.5), "b": _pixels(1.0, 0.8)}}, ("t1",), 0
         ),

@@ -8,7 +8,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from ml_collections import ConfigDict
 from solid_cases import SIZE, ball, ellipsoid, labels_with
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -17,8 +16,8 @@ from mbti_jax.evaluation import healthy
 from mbti_jax.evaluation.baselines import biharmonic, surrounding_mean
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
 from mbti_jax.evaluation.metrics import axial_inpainting_metrics, brats_inpainting_metrics
-from mbti_jax.evaluation.setting import Setting
 from mbti_jax.evaluation.statistics import paired_difference
+from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats import builder
@@ -26,13 +25,20 @@ from tfds_brats.cases import read_case
 from tfds_brats.reading import SliceSource
 
 REGRESSION = baseline.get_config().diffusion.to_dict()
-CARD = {"title": "of a test", "data": "random weights", "licence": "none"}
-SETTINGS = {"num_cases": 2, "num_samples": 2, "num_steps": 2, "slices_per_case": 3}
-SETTINGS |= {"z_sigma_mm": 2.0, "num_shape_cases": 99, "regressor": ""}
+CARD = {"title": "of a test", "data": "random weights", "license": "none"}
+SETTINGS = healthy.HealthySettings(
+    num_cases=2,
+    num_samples=2,
+    num_steps=2,
+    slices_per_case=3,
+    z_sigma_mm=2.0,
+    num_shape_cases=99,
+    regressor="",
+)
 
 
 def write_cases(folder, count):
-    """Cases in BraTS 2021's names with a smooth brain and a tumour of more than 800 voxels."""
+    """Cases in BraTS 2021's names with a smooth brain and a tumor of more than 800 voxels."""
     x, y, z = np.indices(SIZE)
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -50,7 +56,7 @@ def write_cases(folder, count):
 
 
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory) -> Setting:
+def workbench(tmp_path_factory) -> Workbench:
     folder = tmp_path_factory.mktemp("healthy")
     write_cases(folder / "cases", 20)
     dataset = builder.build(folder / "cases", "brats2021", folder / "slices")
@@ -59,13 +65,14 @@ def setting(tmp_path_factory) -> Setting:
     metadata |= {"step": 10}
     metadata["contract"]["batch_size"] = 3
     inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")
-    return Setting(inpainter, dataset, folder / "cases", "brats2021", folder / "samples", 0)
+    built = builder.BuiltDataset(dataset, folder / "cases", "brats2021")
+    return Workbench(inpainter, built, folder / "samples", 0)
 
 
 @pytest.fixture(scope="module")
-def regressor(setting, tmp_path_factory):
-    """Folder of an exported regressor with random weights, of the setting's data."""
-    metadata = json.loads(json.dumps(setting.inpainter.metadata))
+def regressor(workbench, tmp_path_factory):
+    """Folder of an exported regressor with random weights, of the workbench's data."""
+    metadata = json.loads(json.dumps(workbench.inpainter.metadata))
     metadata["contract"]["diffusion"] = REGRESSION
     metadata["inference"]["guidance_weight"] = 0.0
     folder = tmp_path_factory.mktemp("regressor") / "exported"
@@ -74,21 +81,21 @@ def regressor(setting, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(setting, regressor, tmp_path_factory):
+def result(workbench, regressor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("part")
-    settings = ConfigDict({**SETTINGS, "regressor": str(regressor)})
-    return healthy.run(setting, settings, folder), folder
+    settings = dataclasses.replace(SETTINGS, regressor=str(regressor))
+    return healthy.run(workbench, settings, folder), folder
 
 
-def first_case(setting):
-    case = read_case(setting.cases("test")[0], ("t1",))
-    shapes = read_shapes(setting.cases("train"))
+def first_case(workbench):
+    case = read_case(workbench.cases("test")[0], ("t1",))
+    shapes = read_shapes(workbench.cases("train"))
     return case, healthy_mask(case.labels, case.brain, shapes, (0, 0))
 
 
-def test_the_methods_see_nothing_of_what_was_cut_out(setting, regressor):
-    """Everything inside the mask, tumour included, is replaced by other numbers before voiding."""
-    case, mask = first_case(setting)
+def test_the_methods_see_nothing_of_what_was_cut_out(workbench, regressor):
+    """Everything inside the mask, tumor included, is replaced by other numbers before voiding."""
+    case, mask = first_case(workbench)
     t1 = case.images["t1"]
     noise = np.random.default_rng(0).integers(1, 30_000, t1.shape).astype(t1.dtype)
     other = dataclasses.replace(case, images={"t1": np.where(mask.whole, noise, t1)})
@@ -158,10 +165,10 @@ def test_all_methods_are_judged_on_the_same_masks(result):
     assert imread(folder / "slices.png").std() > 0.05
 
 
-def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(setting, result):
+def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(workbench, result):
     """The surrounding mean of the first case, done again with the functions below."""
     found, _ = result
-    case, mask = first_case(setting)
+    case, mask = first_case(workbench)
     t1 = case.values("t1")
     voided = np.where(mask.whole, 0, t1)
     numbers = np.flatnonzero(mask.healthy.any((0, 1)))
@@ -178,13 +185,13 @@ def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(setting, resu
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_mean_of_samples_is_their_mean(setting):
-    case, mask = first_case(setting)
+def test_the_mean_of_samples_is_their_mean(workbench):
+    case, mask = first_case(workbench)
     voided = healthy.voided_case(case, mask)
     painted = {}
     for count in (1, 2):
-        settings = ConfigDict({**SETTINGS, "num_samples": count})
-        painted[count] = healthy.paint(setting, voided, mask, settings, 0, None)
+        settings = dataclasses.replace(SETTINGS, num_samples=count)
+        painted[count] = healthy.paint(workbench, voided, mask, settings, 0, None)
     one, mean = (painted[2][m] for m in ("diffusion, one sample", "diffusion, mean of 2"))
     np.testing.assert_array_equal(painted[1]["diffusion, one sample"], one)
     assert list(painted[1])[-1] == "diffusion, one sample"
@@ -195,13 +202,13 @@ def test_the_mean_of_samples_is_their_mean(setting):
     assert not mean[~roi].any()
 
 
-def test_the_same_again_samples_nothing_anew(setting, regressor, result, tmp_path, monkeypatch):
+def test_the_same_again_samples_nothing_anew(workbench, regressor, result, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(healthy, "inpaint_case", fail)
-    settings = ConfigDict({**SETTINGS, "regressor": str(regressor)})
-    assert healthy.run(setting, settings, tmp_path) == result[0]
+    monkeypatch.setattr(Inpainter, "inpaint_volume", fail)
+    settings = dataclasses.replace(SETTINGS, regressor=str(regressor))
+    assert healthy.run(workbench, settings, tmp_path) == result[0]
 
 
 def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
@@ -225,16 +232,16 @@ def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
     assert "**No regressor was given**" in healthy.tables(without)
 
 
-def test_a_model_that_is_no_regressor_or_of_other_data_is_refused(setting, tmp_path):
-    metadata = json.loads(json.dumps(setting.inpainter.metadata))
+def test_a_model_that_is_not_a_regressor_or_of_other_data_is_refused(workbench, tmp_path):
+    metadata = json.loads(json.dumps(workbench.inpainter.metadata))
     write_export(tmp_path / "diffusion", tiny_params(metadata), metadata, CARD)
-    with pytest.raises(ValueError, match="is no regressor"):
-        healthy.load_regressor(str(tmp_path / "diffusion"), setting.inpainter)
+    with pytest.raises(ValueError, match="is not a regressor"):
+        healthy.load_regressor(str(tmp_path / "diffusion"), workbench.inpainter)
     metadata["contract"]["diffusion"] = REGRESSION
     metadata["contract"]["data"]["fingerprint"] = "another"
     write_export(tmp_path / "other", tiny_params(metadata), metadata, CARD)
     with pytest.raises(ValueError, match="other data"):
-        healthy.load_regressor(str(tmp_path / "other"), setting.inpainter)
+        healthy.load_regressor(str(tmp_path / "other"), workbench.inpainter)
 
 
 def test_a_mask_is_both_of_its_parts():

@@ -12,7 +12,7 @@ from solid_cases import SIZE, ball, ellipsoid, labels_with
 from configs import healthy_masks as config_file
 from mbti_jax.commands import healthy_masks as command
 from mbti_jax.evaluation import healthy_masks as hm
-from mbti_jax.inference.cases import read_roi_volume, voided_cases
+from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from tfds_brats.cases import find_cases, read_case
 
 
@@ -69,7 +69,7 @@ def test_masks_follow_from_the_seed():
 
 
 def test_sizes_go_against_each_other():
-    """Ten shapes: a case with less tumour than all of them gets the largest, and the other way round."""
+    """Ten shapes: a case with less tumor than all of them gets the largest, and the other way round."""
     brain = ellipsoid()
     shapes = []
     for n in range(10):
@@ -88,7 +88,7 @@ def test_sizes_go_against_each_other():
 
 
 def test_what_is_not_voided_is_kept_away_from_as_well():
-    """Half of the brain is cavity, and in the other half there is a tumour of a single voxel."""
+    """Half of the brain is cavity, and in the other half there is a tumor of a single voxel."""
     brain = ellipsoid()
     half = np.indices(SIZE)[0] < 20
     labels = np.where(brain & half, 4, 0).astype(np.uint8)
@@ -140,7 +140,7 @@ def test_each_rule_refuses_by_itself(what):
 
 def test_where_nothing_fits_is_an_error():
     brain = ellipsoid()
-    with pytest.raises(ValueError, match="none of the 4 tumour shapes fits"):
+    with pytest.raises(ValueError, match="none of the 4 tumor shapes fits"):
         hm.healthy_mask(labels_with(ball((27, 30, 21), 14)), brain, some_shapes(), 0)
     with pytest.raises(ValueError, match="no brain lies 5 voxels"):
         hm.healthy_mask(labels_with(brain), brain, some_shapes(), 0)
@@ -204,7 +204,7 @@ def test_the_layout_is_the_challenges(tmp_path):
     found = voided_cases(workdir, with_all_sequences=False)
     assert [files.subject for files, _ in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
     case = read_case(found[0][0], ("t1",), labels=False)
-    roi = read_roi_volume(found[0][1], case, {1: "normal"}).any(-1)
+    roi = read_roi_volume(found[0][1], case, {1: "normal"}).union
     assert roi.sum() == load(found[0][1]).sum()
 
 
@@ -226,13 +226,13 @@ def test_the_same_command_again_makes_nothing_anew_and_another_seed_is_refused(t
         assert path.read_bytes() == (record.parent / path.name).read_bytes()
 
 
-def test_cases_without_a_large_tumour_give_no_shape(tmp_path):
+def test_cases_without_a_large_tumor_give_no_shape(tmp_path):
     write_cases(tmp_path / "cases", [ball((30, 30, 20), 4)])
-    with pytest.raises(ValueError, match="none of the 1 cases has a tumour component of 800"):
+    with pytest.raises(ValueError, match="none of the 1 cases has a tumor component of 800"):
         run(tmp_path / "cases", tmp_path / "voided")
 
 
-def test_real_tumours_give_masks(real_cases):
+def test_real_tumors_give_masks(real_cases):
     files = find_cases(real_cases, "brats2018")[:2]
     shapes = hm.read_shapes(files)
     case = read_case(files[0], ("t1",))

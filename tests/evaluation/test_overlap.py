@@ -41,7 +41,7 @@ def test_a_box_around_what_is_large_enough():
     assert not box_around(np.zeros((3, 3), bool), 1).any()
 
 
-def test_diagonal_neighbours_are_connected():
+def test_diagonal_neighbors_are_connected():
     np.testing.assert_array_equal(box_around(np.eye(4, dtype=bool), 4), np.ones((4, 4), bool))
 
 

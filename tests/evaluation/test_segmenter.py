@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
-from ml_collections import ConfigDict
+from evaluation_workbench import make_workbench
 from scipy.special import log_softmax, softmax
 
 from mbti_jax.evaluation import segmenter
 from mbti_jax.evaluation.overlap import dice
-from mbti_jax.evaluation.segmenter import Training
+from mbti_jax.evaluation.segmenter import RealSegmenterSettings, SegmenterSettings
 
 SIZE = 16
 # The same for all tests, so that most share one compiled update.
-TINY = Training(model_channels=8, num_steps=2, batch_size=2)
+TINY = SegmenterSettings(model_channels=8, num_steps=2, batch_size=2, learning_rate=1e-3)
+REAL = RealSegmenterSettings(**dataclasses.asdict(TINY), num_slices=6, seed=0)
 COUNT = 6
 
 
@@ -39,8 +39,8 @@ def _leaves(trained):
 
 
 def test_learns_what_brightness_tells():
-    training = Training(model_channels=8, num_steps=150, batch_size=8, learning_rate=1e-2)
-    trained = segmenter.train(*_separable(32), training, seed=0)
+    settings = dataclasses.replace(TINY, num_steps=150, batch_size=8, learning_rate=1e-2)
+    trained = segmenter.train(*_separable(32), settings, seed=0)
     images, labels = _separable(8, seed=1)
     found = trained.labels(images)
     assert found.dtype == np.uint8
@@ -104,10 +104,10 @@ def test_features_of_a_region_and_of_the_rest_make_those_of_the_slice():
 
 def test_what_is_kept_is_what_would_be_trained_again(tmp_path):
     images, labels = _separable(COUNT)
-    first = segmenter.trained(tmp_path, images, labels, TINY, seed=1)
+    first = segmenter.cached_segmenter(tmp_path, images, labels, TINY, seed=1)
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
-    kept = segmenter.trained(tmp_path, images, labels, TINY, seed=1)
+    kept = segmenter.cached_segmenter(tmp_path, images, labels, TINY, seed=1)
     assert path.stat().st_mtime_ns == written
     again = segmenter.train(images, labels, TINY, seed=1)
     for a, b, c in zip(*map(_leaves, (first, kept, again)), strict=True):
@@ -119,8 +119,8 @@ def test_what_is_kept_is_what_would_be_trained_again(tmp_path):
 @pytest.mark.parametrize("changed", ["seed", "image", "label", "steps"])
 def test_other_data_or_settings_are_trained_anew(tmp_path, changed):
     images, labels = _separable(COUNT)
-    segmenter.trained(tmp_path, images, labels, TINY, seed=1)
-    training, seed = TINY, 1
+    segmenter.cached_segmenter(tmp_path, images, labels, TINY, seed=1)
+    settings, seed = TINY, 1
     if changed == "seed":
         seed = 2
     elif changed == "image":
@@ -128,43 +128,42 @@ def test_other_data_or_settings_are_trained_anew(tmp_path, changed):
     elif changed == "label":
         labels[0, 3, 3] = 3
     else:
-        training = dataclasses.replace(TINY, num_steps=3)
-    segmenter.trained(tmp_path, images, labels, training, seed)
+        settings = dataclasses.replace(TINY, num_steps=3)
+    segmenter.cached_segmenter(tmp_path, images, labels, settings, seed)
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_damaged_file_is_named(tmp_path):
     images, labels = _separable(COUNT)
-    segmenter.trained(tmp_path, images, labels, TINY, seed=1)
+    segmenter.cached_segmenter(tmp_path, images, labels, TINY, seed=1)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=path.name):
-        segmenter.trained(tmp_path, images, labels, TINY, seed=1)
+        segmenter.cached_segmenter(tmp_path, images, labels, TINY, seed=1)
 
 
-def test_nobody_is_scored_by_what_has_learnt_from_them():
+def test_nobody_is_scored_by_what_has_learned_from_them():
     segmenter.check_held_out(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="such as b"):
         segmenter.check_held_out(["a", "b"], np.array(["c", "b"]))
 
 
 def test_overlapping_splits_are_refused(tmp_path, monkeypatch):
-    setting = make_setting(tmp_path)
-    patients = setting.patients
-    monkeypatch.setattr(setting, "patients", lambda split: patients("test"))
+    workbench = make_workbench(tmp_path)
+    patients = workbench.patients
+    monkeypatch.setattr(workbench, "patients", lambda split: patients("test"))
     with pytest.raises(ValueError, match="trained on them"):
-        segmenter.of_real_slices(setting, ConfigDict({"num_slices": 4}))
+        segmenter.real_segmenters(workbench, REAL)
 
 
 def test_one_segmenter_a_sequence(tmp_path):
-    setting = make_setting(tmp_path)
-    settings = ConfigDict({"num_slices": COUNT, "seed": 0, **dataclasses.asdict(TINY)})
-    found = segmenter.of_real_slices(setting, settings)
-    assert tuple(found) == setting.sequences
-    assert len(list(setting.folder.iterdir())) == len(found)
-    slices = segmenter.training_slices(setting, COUNT)
+    workbench = make_workbench(tmp_path)
+    found = segmenter.real_segmenters(workbench, REAL)
+    assert tuple(found) == workbench.sequences
+    assert len(list(workbench.folder.iterdir())) == len(found)
+    slices = segmenter.training_slices(workbench, COUNT)
     assert (slices.labels > 0).any((1, 2)).sum() == 4
-    assert not set(slices.subjects) & set(setting.slices("test", 9, with_tumor=True).subjects)
+    assert not set(slices.subjects) & set(workbench.slices("test", 9, with_tumor=True).subjects)
 
 
 def test_a_cavity_is_background():

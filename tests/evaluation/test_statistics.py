@@ -45,7 +45,7 @@ def test_all_resamples_of_three_subjects():
     subjects = np.array([name for name, group in groups.items() for _ in group])
     for level in (0.5, 0.9):
         low, high = bootstrap_interval(values, subjects, 0, num_resamples=20_000, level=level)
-        # Each end lies between neighbours of the exact percentile among the 27 means.
+        # Each end lies between neighbors of the exact percentile among the 27 means.
         steps = np.unique(means)
         for end, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
             exact = np.quantile(means, share, method="inverted_cdf")

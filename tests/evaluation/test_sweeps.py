@@ -6,23 +6,20 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
+from evaluation_workbench import TINY_SEGMENTER, make_workbench
 from matplotlib.image import imread
-from ml_collections import ConfigDict
-from repainted_slices import make_slices
+from resynthesized_slices import make_condition, make_slices
 
-from mbti_jax.evaluation import sweeps
-from mbti_jax.evaluation.requests import make_request
-from mbti_jax.evaluation.setting import LabelledSlices, Tasks
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.evaluation import guidance_sweep, steps_sweep, sweeps
+from mbti_jax.evaluation.control_tasks import make_control_task
+from mbti_jax.evaluation.slices import LabeledSlices
+from mbti_jax.rois.tumors import own_tumor
 
-SETTINGS = {
-    **{"num_slices": 2, "least_area": 2, "least_brain": 50, "num_steps": 2},
-    **{"guidance_weight": 0.4, "weights": (0.0, 2.0), "steps": (1, 3)},
-    "segmenter": {
-        **{"num_slices": 6, "seed": 0, "model_channels": 8},
-        **{"num_steps": 1, "batch_size": 2, "learning_rate": 1e-3},
-    },
-}
+COMMON = {"num_slices": 2, "min_area": 2, "min_brain_area": 50, "segmenter": TINY_SEGMENTER}
+GUIDANCE = guidance_sweep.GuidanceSweepSettings(**COMMON, weights=(0.0, 2.0), num_steps=2)
+STEPS = steps_sweep.StepsSweepSettings(**COMMON, steps=(1, 3), guidance_weight=0.4)
 
 
 def _healthy(seed=0):
@@ -30,40 +27,40 @@ def _healthy(seed=0):
     slices = make_slices(images, np.zeros((2, 16, 16), np.uint8))
     roi = np.zeros((2, 16, 16), bool)
     roi[0, 3:9, 4:10] = roi[1, 5:12, 5:12] = True
-    return slices, Tasks.whole(roi, "normal", box=False)
+    return slices, make_condition(roi, "normal")
 
 
 def test_errors_and_texture_of_what_is_known():
-    slices, tasks = _healthy()
-    scores = sweeps.healthy_scores(slices, tasks, slices.images)
+    slices, condition = _healthy()
+    scores = sweeps.healthy_scores(slices, condition, slices.images)
     values, subjects = scores["mae"]
     assert values.tolist() == [0] * 4
     assert subjects.tolist() == ["subject_0"] * 2 + ["subject_1"] * 2
     np.testing.assert_array_equal(scores["texture"][0], [1] * 4)
     # Half the contrast about 0.5: half the texture; a constant has none.
-    halved = np.where(tasks.roi[..., None], 0.5 + 0.5 * slices.images, slices.images)
+    halved = np.where(condition.roi, 0.5 + 0.5 * slices.images, slices.images)
     np.testing.assert_allclose(
-        sweeps.healthy_scores(slices, tasks, halved)["texture"][0], 0.5, 1e-5
+        sweeps.healthy_scores(slices, condition, halved)["texture"][0], 0.5, 1e-5
     )
-    moved = np.where(tasks.roi[..., None], slices.images + 0.2, slices.images)
-    scores = sweeps.healthy_scores(slices, tasks, moved)
+    moved = np.where(condition.roi, slices.images + 0.2, slices.images)
+    scores = sweeps.healthy_scores(slices, condition, moved)
     np.testing.assert_allclose(scores["mae"][0], 0.1, rtol=1e-5)
     np.testing.assert_allclose(scores["texture"][0], 1, rtol=1e-5)
-    flat = np.where(tasks.roi[..., None], 0, slices.images)
-    np.testing.assert_array_equal(sweeps.healthy_scores(slices, tasks, flat)["texture"][0], 0)
+    flat = np.where(condition.roi, 0, slices.images)
+    np.testing.assert_array_equal(sweeps.healthy_scores(slices, condition, flat)["texture"][0], 0)
 
 
 def test_texture_is_the_mean_absolute_laplacian_by_hand():
-    slices, tasks = _healthy()
+    slices, condition = _healthy()
     painted = slices.images.copy()
     painted[0, 3:9, 4:10] *= np.random.default_rng(1).uniform(0, 2, (6, 6, 2))
     sums = np.zeros((2, 2))
-    for y in range(4, 8):  # The ROI's pixels whose four neighbours are in it.
+    for y in range(4, 8):  # The ROI's pixels whose four neighbors are in it.
         for x in range(5, 9):
             for row, image in enumerate((painted[0], slices.images[0])):
                 around = image[y - 1, x] + image[y + 1, x] + image[y, x - 1] + image[y, x + 1]
                 sums[row] += np.abs(around - 4 * image[y, x])
-    values, _ = sweeps.healthy_scores(slices, tasks, painted)["texture"]
+    values, _ = sweeps.healthy_scores(slices, condition, painted)["texture"]
     np.testing.assert_allclose(values[:2], sums[0] / sums[1], rtol=1e-5)
 
 
@@ -74,15 +71,15 @@ def test_only_what_a_sequence_shows_is_scored():
     slices = make_slices(np.zeros((2, 32, 32, 2), np.float32), labels)
     blind = SimpleNamespace(labels=lambda images: np.zeros(images.shape, np.uint8))
     no_core = SimpleNamespace(labels=lambda images: labels)
-    shown = sweeps.shown_scores({"t1": blind, "flair": no_core}, slices, 1)
+    shown = sweeps.visible_components({"t1": blind, "flair": no_core}, slices, 1)
     assert shown == {"dice": [["flair", "edema"], ["flair", "enhancement"]], "iou": ["flair"]}
-    request = make_request("components", slices, labels, 1)
+    task = make_control_task("components", slices, labels, 1)
     found = {"t1": labels, "flair": np.where(labels == 2, 2, 0)}
-    values, subjects = sweeps.control_scores(request, found, shown, 1)["dice"]
+    values, subjects = sweeps.control_scores(task, found, shown, 1)["dice"]
     assert values.tolist() == [1, 1, 0, 0]
     assert subjects.tolist() == ["subject_0", "subject_1"] * 2
     nothing = {"dice": [], "iou": []}
-    assert len(sweeps.control_scores(request, found, nothing, 1)["dice"][0]) == 0
+    assert len(sweeps.control_scores(task, found, nothing, 1)["dice"][0]) == 0
 
 
 def _row(value, dice, texture, mae, iou=None):
@@ -97,21 +94,23 @@ def test_the_fewest_steps_that_are_as_good():
         _row(10, 0.79, 0.88, 0.02),
         _row(50, 0.80, 0.90, 0.02),
     ]
-    assert sweeps.choose_steps(rows) == {"steps": 10}
-    assert sweeps.choose_steps(rows[::-1]) == {"steps": 10}
-    assert sweeps.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
+    assert steps_sweep.choose_steps(rows) == {"steps": 10}
+    assert steps_sweep.choose_steps(rows[::-1]) == {"steps": 10}
+    assert steps_sweep.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
     # Good Dice and good texture never together: the most.
-    assert sweeps.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {"steps": 9}
+    assert steps_sweep.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {
+        "steps": 9
+    }
     # A blurred row that has the best Dice by chance does not decide.
     lucky = [_row(1, 0.31, 0.25, 0.08), _row(250, 0.26, 0.39, 0.06), _row(1000, 0.27, 0.35, 0.06)]
-    assert sweeps.choose_steps(lucky) == {"steps": 250}
+    assert steps_sweep.choose_steps(lucky) == {"steps": 250}
 
 
-def test_weights_for_tumours_and_for_healthy_tissue():
+def test_weights_for_tumors_and_for_healthy_tissue():
     rows = [_row(0, 0.5, 1, 0.03, 0.9), _row(1, 0.8, 1, 0.04, 0.8), _row(9, 0.9, 1, 0.09, 0.2)]
-    assert sweeps.choose_weight(rows) == {"tumor": 1, "healthy": 0}
+    assert guidance_sweep.choose_weight(rows) == {"tumor": 1, "healthy": 0}
     blind = [row | {"dice": None, "iou": None} for row in rows]
-    assert sweeps.choose_weight(blind) == {"tumor": None, "healthy": 0}
+    assert guidance_sweep.choose_weight(blind) == {"tumor": None, "healthy": 0}
 
 
 def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
@@ -119,30 +118,35 @@ def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
     clock = [0.0]
     calls = []
 
-    def sample(images, roi_masks, class_vectors, num_steps, guidance_weight):
-        calls.append((images.shape, num_steps))
-        clock[0] += 3 if len(calls) == 1 else 0.5 * num_steps
+    def sample(images, condition, sampling):
+        assert len(condition) == len(images)
+        calls.append((images.shape, sampling.num_steps))
+        clock[0] += 3 if len(calls) == 1 else 0.5 * sampling.num_steps
         return images
 
     monkeypatch.setattr(sweeps.time, "perf_counter", lambda: clock[0])
     inpainter = SimpleNamespace(batch_size=4, num_channels=1, sample=sample)
-    slices, tasks = _healthy()
-    found = sweeps.seconds_per_image(inpainter, slices, tasks, num_steps=8, guidance_weight=1.0)
-    assert found == {"seconds": 1.0, "computed": False}
+    slices, condition = _healthy()
+    found = sweeps.seconds_per_image(inpainter, slices, condition, Sampling(8))
+    assert found == {"seconds": 1.0, "extrapolated": False}
     assert calls == [((4, 16, 16, 1), 1), ((4, 16, 16, 1), 8)]
-    found = sweeps.seconds_per_image(inpainter, slices, tasks, num_steps=1000, guidance_weight=1.0)
-    assert found == {"seconds": 125.0, "computed": True}
-    assert calls[-1][1] == sweeps.MOST_TIMED_STEPS
+    found = sweeps.seconds_per_image(inpainter, slices, condition, Sampling(1000))
+    assert found == {"seconds": 125.0, "extrapolated": True}
+    assert calls[-1][1] == sweeps.MAX_TIMED_STEPS
 
 
-@pytest.mark.parametrize("sweep", [sweeps.guidance, sweeps.steps], ids=lambda s: s.name)
-def test_a_part_measures_every_setting_and_draws_it(tmp_path, sweep):
-    setting = make_setting(tmp_path)
-    folder = tmp_path / sweep.name
-    folder.mkdir()
-    result = sweep.run(setting, ConfigDict(SETTINGS), folder)
+@pytest.mark.parametrize(
+    ("name", "sweep", "settings", "values"),
+    [
+        ("guidance", guidance_sweep, GUIDANCE, GUIDANCE.weights),
+        ("steps", steps_sweep, STEPS, STEPS.steps),
+    ],
+)
+def test_a_part_measures_every_value_and_draws_it(tmp_path, name, sweep, settings, values):
+    workbench = make_workbench(tmp_path)
+    (tmp_path / name).mkdir()
+    result = sweep.run(workbench, settings, tmp_path / name)
     result = json.loads(json.dumps(result, allow_nan=False))
-    values = SETTINGS["weights"] if sweep.name == "guidance" else SETTINGS["steps"]
     assert [row["value"] for row in result["rows"]] == list(values)
     assert all(row["mae"]["mean"] > 0 and row["seconds"] > 0 for row in result["rows"])
     text = sweep.tables(result)
@@ -152,22 +156,20 @@ def test_a_part_measures_every_setting_and_draws_it(tmp_path, sweep):
     assert imread(tmp_path / link).shape[-1] >= 3
 
 
-def test_slices_sampled_together_are_what_they_are_alone(tmp_path):
-    setting = make_setting(tmp_path)
-    slices = setting.slices("test", 2, with_tumor=True)
-    parts = [Tasks.components(slices.labels), Tasks.whole(slices.labels > 0, "tumor", box=True)]
-    alone = [setting.repaint(slices, tasks, name="alone", num_steps=2) for tasks in parts]
-    together = setting.repaint(
-        LabelledSlices.joined(slices, slices),
-        Tasks.joined(*parts),
-        name="together",
-        num_steps=2,
-        noise_numbers=np.array([0, 1, 0, 1]),
-    )
-    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
+def test_slices_sampled_in_one_call_are_what_they_are_alone(tmp_path):
+    workbench = make_workbench(tmp_path)
+    slices = workbench.slices("test", 2, with_tumor=True)
+    parts = [
+        own_tumor(slices.labels, slices.brain, "replace").condition(),
+        make_condition(slices.labels > 0, "tumor", box=("tumor",)),
+    ]
+    sampling = Sampling(2)
+    alone = [workbench.repaint(slices, part, sampling, name="alone") for part in parts]
+    both = (LabeledSlices.concatenate([slices, slices]), Condition.concatenate(parts), sampling)
+    numbers = np.array([0, 1, 0, 1])
+    joined = workbench.repaint(*both, name="in one call", noise_numbers=numbers)
+    np.testing.assert_array_equal(joined, np.concatenate(alone, axis=1))
     # With noise of their own they are not.
-    own = setting.repaint(
-        LabelledSlices.joined(slices, slices), Tasks.joined(*parts), name="own", num_steps=2
-    )
+    own = workbench.repaint(*both, name="own")
     np.testing.assert_array_equal(own[:, :2], alone[0])
     assert (own[:, 2:] != alone[1]).any()

@@ -5,13 +5,12 @@ import re
 
 import numpy as np
 import pytest
-from evaluation_setting import make_setting
+from evaluation_workbench import make_workbench
 from matplotlib.image import imread
-from ml_collections import ConfigDict
-from repainted_slices import make_repainted, make_slices
+from resynthesized_slices import make_resynthesis, make_slices
 from scipy.ndimage import gaussian_filter
 
-from mbti_jax.evaluation import memorisation
+from mbti_jax.evaluation import memorization
 
 SIZE, NUM_ROIS, NUM_SUBJECTS = 32, 12, 6
 
@@ -38,9 +37,9 @@ def _training():
 
 def _compared(samples):
     """(found, compared) of samples [N, S, S, 1] painted into slices of other subjects."""
-    repainted = make_repainted(_textures(2, NUM_ROIS), samples[None], _regions())
-    found = memorisation.nearest(repainted, _training(), channel=0)
-    return found, memorisation.compare(found, repainted.slices.subjects, seed=0)
+    repainted = make_resynthesis(_textures(2, NUM_ROIS), samples[None], _regions())
+    found = memorization.nearest(repainted, _training(), channel=0)
+    return found, memorization.compare(found, repainted.slices.subjects, seed=0)
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -96,7 +95,7 @@ def test_the_share_of_chance_is_that_of_random_distances():
         }
         threshold = np.quantile(draws["real"]["distance"], 0.01)
         shares.append((draws["synthetic"]["distance"] < threshold).mean())
-    compared = memorisation.compare(draws, np.arange(20), seed=0)
+    compared = memorization.compare(draws, np.arange(20), seed=0)
     assert compared["distance"]["share"] == shares[-1]
     # The quantile is interpolated in a tail that is not straight.
     assert compared["chance"] == pytest.approx(np.mean(shares), rel=0.1)
@@ -109,17 +108,24 @@ def test_real_tissue_compared_with_itself_is_at_its_own_quantile():
     assert compared["distance"]["threshold"] == np.quantile(found["real"]["distance"], 0.01)
 
 
-SETTINGS = {"num_slices": 6, "num_normal_slices": 2, "num_steps": 2}
-SETTINGS |= {"num_rois": 3, "num_training_slices": 5, "num_pairs": 3}
-SETTINGS |= {"least_brain": 100, "least_area": 4}
+SETTINGS = memorization.MemorizationSettings(
+    num_slices=6,
+    num_normal_slices=2,
+    min_brain_area=100,
+    num_steps=2,
+    num_rois=3,
+    min_area=4,
+    num_training_slices=5,
+    num_pairs=3,
+)
 
 
 def test_the_part_states_what_was_searched_and_draws_the_closest(tmp_path):
-    setting = make_setting(tmp_path)
-    (tmp_path / "memorisation").mkdir()
-    result = memorisation.run(setting, ConfigDict(SETTINGS), tmp_path / "memorisation")
-    text = memorisation.tables(json.loads(json.dumps(result, allow_nan=False)))
-    assert len(result["rows"]) == 2 * len(setting.sequences)
+    workbench = make_workbench(tmp_path)
+    (tmp_path / "memorization").mkdir()
+    result = memorization.run(workbench, SETTINGS, tmp_path / "memorization")
+    text = memorization.tables(json.loads(json.dumps(result, allow_nan=False)))
+    assert len(result["rows"]) == 2 * len(workbench.sequences)
     assert "3 ROIs of 4 pixels and more, searched in 5 training slices of 5 subjects" in text
     for row in result["rows"]:
         # Random weights paint nothing that was in any training slice.
@@ -133,16 +139,16 @@ def test_small_rois_are_left_out():
     inside = _regions()
     inside[::2, 11:] = False  # 5 pixels are left of 66.
     images = _textures(2, NUM_ROIS)
-    repainted = make_repainted(images, images[None], inside)
-    chosen = memorisation.choose(repainted, 3, least_area=6)
+    repainted = make_resynthesis(images, images[None], inside)
+    chosen = memorization.choose(repainted, 3, min_area=6)
     assert chosen.slices.subjects.tolist() == ["subject_3", "subject_7", "subject_11"]
     assert (chosen.samples[0] == images[[3, 7, 11]]).all()
     with pytest.raises(ValueError, match="no ROI has 67 pixels"):
-        memorisation.choose(repainted, 3, least_area=67)
+        memorization.choose(repainted, 3, min_area=67)
 
 
 def test_a_model_of_other_data_is_not_judged(tmp_path):
-    setting = make_setting(tmp_path, held_out=False)
-    result = memorisation.run(setting, ConfigDict(SETTINGS), tmp_path)
-    text = memorisation.tables(result)
+    workbench = make_workbench(tmp_path, held_out=False)
+    result = memorization.run(workbench, SETTINGS, tmp_path)
+    text = memorization.tables(result)
     assert "Not measured: the model was not trained on this dataset" in text

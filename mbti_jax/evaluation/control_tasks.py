@@ -1,0 +1,216 @@
+"""What a model is asked to paint when its control of tumors is measured, and whether it did.
+
+A task is scored on the label maps that segmenters draw of the repainted slices. The reference is the
+scores of the real slices, which show what was asked for.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.evaluation.overlap import box_around, dice, intersection_over_union
+from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
+from mbti_jax.evaluation.slices import LabeledSlices
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import whole_numbers
+from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
+from mbti_jax.rois.tumors import moved, own_tumor
+from tfds_brats.cases import is_tumor
+from tfds_brats.conventions import EDEMA
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlKind:
+    """A kind of task.
+
+    Attributes:
+        title: in words.
+        scores: names of its scores, see `score`.
+        mode: what is painted where the tumor is, a key of `tumors.MODES`.
+        box: names of the ROIs that are bounding boxes.
+        scored_roi: name of the ROI in which the share of tumor is scored.
+    """
+
+    title: str
+    scores: tuple[str, ...]
+    mode: str
+    box: tuple[str, ...] = ()
+    scored_roi: str = ""
+
+
+KINDS = {
+    "components": ControlKind("components, free-form", tuple(COMPONENTS), "replace"),
+    "tumor_box": ControlKind(
+        "mixed tumor in a box", ("iou", "share"), "random", box=("tumor",), scored_roi="tumor"
+    ),
+    "edema_box": ControlKind(
+        "edema as a box, other components free-form",
+        ("iou", "share"),
+        "replace",
+        box=("edema",),
+        scored_roi="edema",
+    ),
+    "removal": ControlKind(
+        "normal tissue in place of the tumor", ("share",), "remove", scored_roi="normal"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTaskSettings:
+    """Slices of a test split and how they are scored.
+
+    Attributes:
+        num_slices: with tumor, and as many without.
+        min_area: of a scored component, in the model's pixels.
+        min_brain_area: of a slice without tumor, in the dataset's pixels.
+        segmenter: trained on real slices.
+    """
+
+    num_slices: int
+    min_area: int
+    min_brain_area: int
+    segmenter: RealSegmenterSettings
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
+
+    def slices(self, workbench: Workbench) -> tuple[LabeledSlices, LabeledSlices]:
+        """Slices with tumor, and slices without."""
+        with_tumor = workbench.slices("test", self.num_slices, with_tumor=True)
+        without = workbench.slices(
+            "test", self.num_slices, with_tumor=False, min_area=self.min_brain_area
+        )
+        return with_tumor, without
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlTask:
+    """Slices and what to paint into them.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        slices: N.
+        labels: uint8 [N, S, S], the label map that is asked for; with boxes and in removal, the tumor
+            that the boxes and ROIs were drawn around.
+        condition: of the slices.
+    """
+
+    kind: str
+    slices: LabeledSlices
+    labels: np.ndarray
+    condition: Condition
+
+
+def make_control_task(
+    kind: str, slices: LabeledSlices, labels: np.ndarray, min_area: int
+) -> ControlTask:
+    """The task of painting tumors of given label maps, in those slices that have what it needs.
+
+    Args:
+        kind: a key of `KINDS`.
+        slices: N.
+        labels: uint8 [N, S, S], canonical.
+        min_area: pixels that a component (for an edema's box, the edema) must have.
+
+    Raises:
+        ValueError: an unknown kind, or no slice has what it needs.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of task {kind!r}; choose from {', '.join(KINDS)}")
+    asked = KINDS[kind]
+    labels = np.where(is_tumor(labels), labels, 0).astype(np.uint8)
+    needed = [EDEMA] if kind == "edema_box" else COMPONENTS.values()
+    suitable = np.max([(labels == label).sum((1, 2)) for label in needed], axis=0) >= min_area
+    if not suitable.any():
+        raise ValueError(f"no slice holds what is needed for {asked.title}; use more slices")
+    slices, labels = slices[suitable], labels[suitable]
+    rois = own_tumor(labels, slices.brain, asked.mode, asked.box)
+    return ControlTask(kind, slices, labels, rois.condition())
+
+
+def transplant(
+    labels: np.ndarray, hosts: LabeledSlices, seed: int
+) -> tuple[LabeledSlices, np.ndarray]:
+    """Puts tumors of other slices into slices without tumor, inside the brain.
+
+    Every host gets the first tumor, in an order of its own, of which nine tenths fit into its brain,
+    at a place of its own (see `tumors.moved`); hosts too small for any are left out.
+
+    Args:
+        labels: uint8 [M, S, S], whose tumors are transplanted.
+        hosts: slices without tumor.
+        seed: of choice and places.
+
+    Returns:
+        The hosts that got one, and uint8 [N, S, S], what they got.
+
+    Raises:
+        ValueError: none fits anywhere.
+    """
+    tumors = [np.where(is_tumor(donor), donor, 0) for donor in labels]
+    rows, transplanted = [], []
+    for row, brain in enumerate(hosts.brain):
+        for donor in np.random.default_rng((seed, row)).permutation(len(tumors)):
+            if not tumors[donor].any():
+                continue
+            try:
+                placed = moved(tumors[donor][None], brain[None], (seed, row))[0]
+            except ValueError:
+                continue
+            rows.append(row)
+            transplanted.append(placed)
+            break
+    if not rows:
+        raise ValueError("no tumor fits into the brain of any slice without tumor")
+    return hosts[np.array(rows)], np.stack(transplanted).astype(np.uint8)
+
+
+def segment(segmenters: Mapping[str, Segmenter], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Label maps, uint8 [N, S, S], that each sequence's segmenter draws of images [N, S, S, Q]."""
+    return {
+        sequence: segmenter.labels(images[..., channel])
+        for channel, (sequence, segmenter) in enumerate(segmenters.items())
+    }
+
+
+def score(task: ControlTask, segmented: np.ndarray, min_area: int) -> dict[str, np.ndarray]:
+    """Scores of what a segmenter finds in each slice of a task.
+
+    Args:
+        task: N slices.
+        segmented: uint8 [N, S, S].
+        min_area: pixels. A smaller component is not scored, since a pixel more or less at its border
+            would decide, and smaller connected parts do not count in boxes.
+
+    Returns:
+        float64 [N] by score, NaN for slices without a score. For components: Dice of what was segmented
+        with what was asked for, by name. For boxes: `iou` of the requested box with the box around the
+        segmented tumor, or edema; 0 where there is none; and `share` of the requested box that was
+        segmented as tumor. For removal: `share` of the ROI that was segmented as tumor.
+    """
+    if task.kind == "components":
+        return {
+            name: np.array(
+                [
+                    dice(mine == label, asked == label)
+                    if np.count_nonzero(asked == label) >= min_area
+                    else np.nan
+                    for mine, asked in zip(segmented, task.labels, strict=True)
+                ]
+            )
+            for name, label in COMPONENTS.items()
+        }
+    kind = KINDS[task.kind]
+    rois = task.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
+    shares = np.array([(mine > 0)[roi].mean() for mine, roi in zip(segmented, rois, strict=True)])
+    if "iou" not in kind.scores:
+        return {"share": shares}
+    regions = segmented == EDEMA if task.kind == "edema_box" else segmented > 0
+    ious = [
+        intersection_over_union(box_around(region, min_area), roi)
+        for region, roi in zip(regions, rois, strict=True)
+    ]
+    return {"iou": np.array(ious), "share": shares}

@@ -1,0 +1,289 @@
+"""Whether the model paints what it has seen: the nearest training patch of every repainted ROI.
+
+A distance alone does not reveal a copy, since flat tissue is near to any flat tissue. So every repainted
+ROI is compared with the real held-out tissue of the same ROI, which cannot have been copied: its
+distances to the same training slices say how near is near by chance.
+
+The distance is the root mean square difference in the model's units over the ROI, not a
+correlation: a copy agrees in brightness and contrast too, and a correlation would find any two
+ramps alike. But a smooth patch, as samplers tend to paint, has less noise of its own and is nearer
+to everything than a real one. Hence also the isolation: the distance divided by the median over the
+training subjects of the distance to each one's nearest patch (similar to Carlini et al. 2023). A
+copy is near to one subject and as far from the others as anything else; a smooth patch is near to
+all.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mbti_jax.evaluation.patch_search import Patch, distance_at, search
+from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation.resynthesis import (
+    Resynthesis,
+    ResynthesisSettings,
+    components_and_normal,
+    title,
+)
+from mbti_jax.evaluation.slices import LabeledSlices, evenly_spaced
+from mbti_jax.evaluation.statistics import cell, paired_difference
+from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.io import pictures
+
+# A patch nearer than this share of the real held-out patches counts as near as a copy.
+_NEAR = 0.01
+_WHITE_DIFFERENCE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorizationSettings(ResynthesisSettings):
+    """Settings of the part.
+
+    Attributes:
+        num_rois: to search for, of the components and of normal tissue each.
+        min_area: of an ROI to search for, in the model's pixels.
+        num_training_slices: to search in, evenly spaced.
+        num_pairs: to draw.
+    """
+
+    num_rois: int
+    min_area: int
+    num_training_slices: int
+    num_pairs: int
+
+
+def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> dict[str, Any]:
+    """Searches for repainted components and normal tissue, and draws the closest pairs.
+
+    Raises:
+        ValueError: no ROI is large enough.
+    """
+    result = {
+        "num_steps": settings.num_steps,
+        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        "min_area": settings.min_area,
+    }
+    if not workbench.held_out:
+        return result | {
+            "refused": "the model was not trained on this dataset's training split, so the slices that "
+            "it may have copied cannot be searched"
+        }
+    rows, pairs, searched = [], [], {}
+    for kind, found in components_and_normal(workbench, settings).items():
+        found = choose(found, settings.num_rois, settings.min_area)
+        training = workbench.slices(
+            "train", settings.num_training_slices, with_tumor=kind != "normal"
+        )
+        searched[title(kind)] = {
+            "num_slices": len(training),
+            "num_subjects": len(np.unique(training.subjects)),
+            "num_rois": len(found.slices),
+        }
+        for channel, sequence in enumerate(workbench.sequences):
+            matches = nearest(found, training, channel, f"{title(kind)}, {sequence}")
+            compared = compare(matches, found.slices.subjects, workbench.seed)
+            rows.append({"task": title(kind), "sequence": sequence, **compared})
+            for pair in pair_rows(matches, compared):
+                pairs.append(pair | {"channel": channel, "found": found, "in": training})
+    pairs = sorted(pairs, key=lambda pair: pair["to_threshold"])[: settings.num_pairs]
+    _draw(folder / "closest.png", pairs, workbench.sequences)
+    return result | {"searched": searched, "rows": rows, "num_pairs": len(pairs)}
+
+
+def choose(found: Resynthesis, count: int, min_area: int) -> Resynthesis:
+    """At most `count` of the slices, evenly spaced among those whose ROI is large enough.
+
+    A few pixels look like a few pixels of many training slices.
+
+    Raises:
+        ValueError: no ROI has `min_area` pixels.
+    """
+    large = np.flatnonzero(found.roi.sum((1, 2)) >= min_area)
+    if not len(large):
+        raise ValueError(f"no ROI has {min_area} pixels; repaint more slices or set min_area")
+    return found[large[evenly_spaced(len(large), count)]]
+
+
+def nearest(
+    found: Resynthesis, training: LabeledSlices, channel: int, name: str = "search"
+) -> dict[str, dict[str, np.ndarray]]:
+    """The nearest training patch of the repainted and of the real tissue in each ROI.
+
+    Args:
+        found: P slices and their first samples.
+        training: slices to search in.
+        channel: which sequence.
+        name: of the progress bar.
+
+    Returns:
+        Under "synthetic" and "real": `distance` and `isolation`, float64 [P]; `row` of the training
+        slice, `mirrored` and `corner` of the nearest place, [P].
+    """
+    images = {
+        "synthetic": found.samples[0, ..., channel],
+        "real": found.slices.images[..., channel],
+    }
+    regions, haystack = found.roi, training.images[..., channel]
+    _, group = np.unique(training.subjects, return_inverse=True)
+    out = {}
+    for source, slices in tqdm(images.items(), desc=name, leave=False):
+        patches = [Patch.cut(*pair) for pair in zip(slices, regions, strict=True)]
+        matches = search(patches, haystack)
+        rows, patch = matches.distances.argmin(1), np.arange(len(patches))
+        mirrored, corners = matches.mirrored[patch, rows], matches.corners[patch, rows]
+        # Computed again, without the rounding of the search.
+        distances = [
+            distance_at(p.mirrored() if flip else p, haystack[row], tuple(corner))
+            for p, row, flip, corner in zip(patches, rows, mirrored, corners, strict=True)
+        ]
+        by_subject = np.stack(
+            [matches.distances[:, group == n].min(1) for n in range(group.max() + 1)]
+        )
+        out[source] = {
+            "distance": np.array(distances),
+            "isolation": np.array(distances) / np.maximum(np.median(by_subject, axis=0), 1e-6),
+            "row": rows,
+            "mirrored": mirrored,
+            "corner": corners,
+        }
+    return out
+
+
+def compare(
+    matches: Mapping[str, Mapping[str, np.ndarray]], subjects: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """How near repainted ROIs are to training patches, compared with real held-out ones.
+
+    Args:
+        matches: of P ROIs, see `nearest`.
+        subjects: the subject of each slice, [P].
+        seed: of the interval's resampling.
+
+    Returns:
+        `num_rois`; `chance`, the share to expect if synthetic and real distances have the same
+        distribution, which exceeds 1% where ROIs are few; for `distance` and `isolation` the `real` and
+        `synthetic` medians, the `threshold` (1st percentile of the real ones) and the `share` of
+        synthetic ROIs below it; for distances also `difference`, synthetic minus real, as {"mean",
+        "low", "high"} over subjects.
+    """
+    count = len(subjects)
+    # The quantile lies at this rank between the ordered values, and rank k has k / (count + 1) below.
+    rank = 1 + _NEAR * (count - 1)
+    out = {"num_rois": count, "chance": rank / (count + 1)}
+    for measure in ("distance", "isolation"):
+        real, synthetic = matches["real"][measure], matches["synthetic"][measure]
+        threshold = float(np.quantile(real, _NEAR))
+        out[measure] = {
+            "real": float(np.median(real)),
+            "synthetic": float(np.median(synthetic)),
+            "threshold": threshold,
+            "share": float((synthetic < threshold).mean()),
+        }
+    pair = (matches["synthetic"]["distance"], matches["real"]["distance"])
+    out["distance"]["difference"] = paired_difference(*pair, subjects, seed)
+    return out
+
+
+def pair_rows(
+    matches: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Synthetic ROIs and their matches, with the distance over the threshold of real ones."""
+    synthetic, threshold = matches["synthetic"], compared["distance"]["threshold"]
+    return [
+        {
+            "n": n,
+            "distance": float(distance),
+            "isolation": float(synthetic["isolation"][n]),
+            "to_threshold": float(distance) / max(threshold, 1e-6),
+            "row": int(synthetic["row"][n]),
+            "mirrored": bool(synthetic["mirrored"][n]),
+            "corner": synthetic["corner"][n],
+        }
+        for n, distance in enumerate(synthetic["distance"])
+    ]
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """The part's section of the report, in Markdown."""
+    if "refused" in result:
+        return f"## Memorization\n\nNot measured: {result['refused']}."
+    searched = "\n".join(
+        f"- {task}: {sizes['num_rois']} ROIs of {result['min_area']} pixels and more, searched in "
+        f"{sizes['num_slices']} training slices of {sizes['num_subjects']} subjects."
+        for task, sizes in result["searched"].items()
+    )
+    rows = []
+    for row in result["rows"]:
+        near, isolated = row["distance"], row["isolation"]
+        cells = [row["task"], row["sequence"], f"{near['real']:.3f}", f"{near['synthetic']:.3f}"]
+        cells += [cell(near["difference"], digits=3), f"{near['share']:.1%}"]
+        cells += [f"{isolated['real']:.3f}", f"{isolated['synthetic']:.3f}"]
+        rows.append([*cells, f"{isolated['share']:.1%}", f"{row['chance']:.1%}"])
+    columns = ["task", "sequence", "distance, real", "repainted", "difference", "nearer"]
+    columns += ["isolation, real", "repainted", "nearer", "chance"]
+    return f"""## Memorization
+
+The nearest training patch of every repainted ROI: root mean square difference over the ROI in the
+model's units, best over all shifts inside the slice and left-right mirroring, in the same sequence,
+compared with that of the real tissue of the same held-out ROI, which cannot be copied.
+{result["num_steps"]} steps, w = {result["guidance_weight"]:g}.
+
+{searched}
+
+Isolation: the distance over the median of the distances to each training subject's nearest patch;
+low for a copy of one subject, and not for a patch that is merely smooth. Nearer: the share of
+repainted ROIs below the 1st percentile of the real ones, and the share that chance would give with
+so many ROIs.
+
+{table(columns, rows, num_text=2)}
+
+Medians; the difference is a mean with its 95% interval over subjects.
+
+![The {result["num_pairs"]} closest pairs](memorization/closest.png)
+
+Only whole ROIs were compared, not parts of them, and no rotations or top-down flips, which training
+also uses. A search through part of the training slices can miss copies and cannot invent any.
+Nothing here is a
+guarantee of privacy."""
+
+
+def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -> None:
+    """Repainted and training slice, their patches, and the difference, a row for each pair."""
+    cells, labels = [], []
+    for pair in pairs:
+        found, n, channel = pair["found"], pair["n"], pair["channel"]
+        sample, masks = found.samples[0, n, ..., channel], found.condition.roi_masks[n]
+        patch = Patch.cut(sample, found.roi[n])
+        height, width = patch.values.shape
+        other, (y, x) = pair["in"].images[pair["row"], ..., channel], pair["corner"]
+        if pair["mirrored"]:
+            # Mirrored back, so that the match has the same orientation.
+            other, x = other[:, ::-1], other.shape[1] - width - x
+        moved = np.roll(masks, (y - patch.corner[0], x - patch.corner[1]), axis=(0, 1))
+        copied = other[y : y + height, x : x + width]
+        difference = np.where(patch.inside, np.abs(patch.values - copied), 0)
+        marked = [
+            pictures.with_rois(pictures.enlarge(pictures.gray(image)), pictures.enlarge(rois), 0.0)
+            for image, rois in ((sample, masks), (other, moved))
+        ]
+        cells.append(
+            [
+                *marked,
+                pictures.gray(np.where(patch.inside, patch.values, -1)),
+                pictures.gray(np.where(patch.inside, copied, -1)),
+                pictures.gray(difference, 0.0, _WHITE_DIFFERENCE),
+            ]
+        )
+        labels.append(f"{sequences[channel].upper()}  {pair['distance']:.3f}")
+    pictures.figure(
+        path,
+        cells,
+        rows=labels,
+        columns=["repainted", "nearest training slice", "patch", "training patch", "difference"],
+        title="The repainted ROIs closest to a training slice, with their distance",
+        footnote=f"difference: black 0, white {_WHITE_DIFFERENCE:g} and above",
+    )
