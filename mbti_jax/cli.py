@@ -11,7 +11,7 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import absl.logging
 from absl import app, flags
@@ -118,7 +118,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _check_field(config: ConfigDict, name: str) -> None:
+def _check_field(config: Any, name: str) -> None:
     """Stops with the valid fields if `name` (config.a.b) is not one of `config`."""
     path = name.split(".")
     for depth, field in enumerate(path[1:], start=1):

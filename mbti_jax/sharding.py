@@ -16,7 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _MIN_SHARDED_ELEMENTS = 2**16
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    # To pyright the stubs of jaxlib define no class here.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """A mesh with the one axis `data` over `devices` (default: all devices of all processes)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
@@ -46,8 +49,7 @@ def state_sharding(mesh: Mesh, shapes: Any, *, fully_sharded: bool) -> Any:
         if not fully_sharded or math.prod(leaf.shape) < _MIN_SHARDED_ELEMENTS or not axes:
             return replicated(mesh)
         largest = max(axes, key=lambda axis: leaf.shape[axis])
-        spec = [None] * len(leaf.shape)
-        spec[largest] = "data"
+        spec = ("data" if axis == largest else None for axis in range(len(leaf.shape)))
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(rule, shapes)

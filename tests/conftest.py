@@ -12,7 +12,16 @@ os.environ["XLA_FLAGS"] = (
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from PIL import Image
+
+# Shapes and types of arrays that these modules annotate are checked at every call (or trace). Before
+# anything imports them; whole numbers are real numbers (PEP 484).
+CHECKED = ("diffusion", "rois", "models", "data.augment", "data.crop", "data.preprocess")
+install_import_hook(
+    [f"mbti_jax.{name}" for name in CHECKED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 

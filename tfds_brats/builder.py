@@ -259,7 +259,9 @@ def split_cases(
     for files, area in zip(cases, tumor_areas, strict=True):
         areas_of_patient[files.patient].append(area)
     try:
-        split_of = split_patients({name: np.mean(a) for name, a in areas_of_patient.items()})
+        split_of = split_patients(
+            {name: float(np.mean(areas)) for name, areas in areas_of_patient.items()}
+        )
     except ValueError as error:
         raise CaseError(f"{len(cases)} case(s) found: {error}") from error
     subjects = {split: [] for split in SPLITS}
@@ -280,7 +282,8 @@ def _index(subjects: Sequence[SubjectRecords]) -> RecordIndex:
 
 
 def _files_of(files: CaseFiles) -> dict[str, Path]:
-    return {**files.images, "labels": files.labels}
+    labels = {} if files.labels is None else {"labels": files.labels}
+    return {**files.images, **labels}
 
 
 def _source_digest(cases: Sequence[CaseFiles]) -> str:

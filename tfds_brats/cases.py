@@ -181,7 +181,7 @@ def find_cases(
             other = next(iter(cases[subject].images.values())).parent
             problems.append(f"{subject} is there twice, in {other} and {folder}; keep one")
         else:
-            patient = re.fullmatch(rule.case_pattern, subject)["patient"]
+            patient = re.sub(rule.case_pattern, r"\g<patient>", subject)
             images = {name: roles[name][0] for name in SEQUENCES if name in roles}
             segmentation = roles[_LABELS][0] if _LABELS in roles else None
             cases[subject] = CaseFiles(subject, patient, rule, images, segmentation)
@@ -217,9 +217,8 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
         _check_same(files.images[sequence], geometry, files.images[first], reference)
     canonical = None
     if labels:
-        canonical, affine = _read_labels(files)
-        geometry = (canonical.shape, affine)
-        _check_same(files.labels, geometry, files.images[first], reference)
+        path, canonical, affine = _read_labels(files)
+        _check_same(path, (canonical.shape, affine), files.images[first], reference)
     return Case(
         files,
         {sequence: volume.data for sequence, volume in volumes.items()},
@@ -237,11 +236,11 @@ def survey_case(files: CaseFiles) -> float:
     Reads the segmentation and the headers of the images, so that most unusable cases are found
     before hours of work; raises what `read_case` would.
     """
-    labels, affine = _read_labels(files)
+    labels_path, labels, affine = _read_labels(files)
     for path in dict.fromkeys(files.images.values()):
         shape, image_affine = read_geometry(path)
         _check_shape(path, shape, files.convention)
-        _check_same(path, (shape[:3], image_affine), files.labels, (labels.shape, affine))
+        _check_same(path, (shape[:3], image_affine), labels_path, (labels.shape, affine))
     return float(is_tumor(labels).sum() / labels.shape[2])
 
 
@@ -253,8 +252,8 @@ def is_tumor(labels: np.ndarray) -> np.ndarray:
     return np.isin(labels, TUMOR_LABELS)
 
 
-def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
-    """(canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
+def _read_labels(files: CaseFiles) -> tuple[Path, np.ndarray, np.ndarray]:
+    """(file, canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
     if files.labels is None:
         name = _expected_name(files.convention, files.subject, _LABELS)
         raise CaseError(f"{files.subject}: has no segmentation {name}")
@@ -284,7 +283,7 @@ def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
             f"{files.convention.name} ({', '.join(map(str, known))}); tfds_brats/README.md lists "
             "the conventions"
         )
-    return canonical, volume.affine
+    return files.labels, canonical, volume.affine
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:
@@ -335,7 +334,7 @@ def _group(
     files: list[Path], rule: Convention, with_unlabelled: bool
 ) -> dict[tuple[Path, str], dict[str, list[Path]]]:
     """(folder, case) -> role -> files; a role is a sequence or "labels"."""
-    found = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     if rule.channels:
         folders = ("imagesTr", "imagesTs") if with_unlabelled else ("imagesTr",)
         for path in files:

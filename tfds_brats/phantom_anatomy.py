@@ -67,7 +67,8 @@ def load_template() -> Template:
     brain = t1[::_DEPTH_STEP, ::_DEPTH_STEP, ::_DEPTH_STEP] > 0
     # The template ends in a flat cut through the brain stem, which is no brain surface.
     brain = np.pad(brain, ((0, 0), (0, 0), (20, 0)), mode="edge")
-    depth = ndimage.distance_transform_edt(brain) - ndimage.distance_transform_edt(~brain)
+    inside, outside = (np.asarray(ndimage.distance_transform_edt(part)) for part in (brain, ~brain))
+    depth = inside - outside
     depth = (depth[:, :, 20:] * _DEPTH_STEP).astype(np.float32)
     return Template(gray, white, fluid, depth, t1_image.affine[:3, 3].copy())
 

@@ -68,9 +68,10 @@ class SliceSource:
         with np.load(self._dataset_dir / index_file(split)) as arrays:
             self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
         builder = tfds.builder_from_directory(self._dataset_dir)
-        self._features = builder.info.features
         # All images come out encoded, and `read` decodes the ones it was asked for.
-        skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
+        # TFDS makes a class of this function, which pyright cannot see.
+        skip_decoding = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
+        skip = dict.fromkeys((*SEQUENCES, "labels"), skip_decoding)
         self._records = builder.as_data_source(split, decoders=skip)
 
     def __reduce__(self):
@@ -149,4 +150,7 @@ def read_summary(dataset_dir: Path) -> dict[str, Any]:
 
 def _decode_png(content: bytes) -> np.ndarray:
     """PNG -> uint8 or uint16 [H, W]."""
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    plane = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if plane is None:
+        raise ValueError("a record holds no readable PNG; its files are damaged")
+    return plane

@@ -66,7 +66,13 @@ def encode_subject(files: CaseFiles) -> SubjectRecords:
 
 
 def encode_case(case: Case) -> SubjectRecords:
-    """Encodes the slices of a case that has its labels."""
+    """Encodes the slices of a case.
+
+    Raises:
+        CaseError: the case has no labels or no slice with enough brain.
+    """
+    if case.labels is None:
+        raise CaseError(f"{case.subject}: was read without its labels")
     brain = _contiguous_slices(case.brain)
     labels = _contiguous_slices(case.labels)
     codes, scaling = {}, []
@@ -142,8 +148,7 @@ def _contiguous_slices(volume: np.ndarray) -> np.ndarray:
 
 def _box_areas(brain: np.ndarray) -> np.ndarray:
     """[Z, H, W] bool -> [Z] area in pixels of each slice's bounding box."""
-    height = _extent(brain.any(2))
-    return height * _extent(brain.any(1))
+    return _extent(np.any(brain, axis=2)) * _extent(np.any(brain, axis=1))
 
 
 def _extent(occupied: np.ndarray) -> np.ndarray:

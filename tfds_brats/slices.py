@@ -12,10 +12,15 @@ def to_slices(volume: np.ndarray) -> np.ndarray:
 from_slices = to_slices
 
 
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(y0, x0, y1, x1), half-open, of bool [..., H, W] over all leading axes; None when it is empty."""
-    mask = mask.any(axis=tuple(range(mask.ndim - 2)))
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(y0, x0, y1, x1), half-open, of bool [..., H, W] over all leading axes.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    leading = tuple(range(mask.ndim - 2))
+    rows = np.flatnonzero(mask.any(axis=(*leading, -1)))
+    columns = np.flatnonzero(mask.any(axis=(*leading, -2)))
     if not len(rows):
-        return None
+        raise ValueError("an empty mask has no bounding box")
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1

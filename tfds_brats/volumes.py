@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import (
     apply_orientation,
@@ -80,8 +80,9 @@ def read_volume(path: Path) -> Volume:
     content = read_content(path)
     try:
         image = _open(io.BytesIO(content))
-        data = np.asarray(image.dataobj.get_unscaled())
-        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        voxels = _voxels(image)
+        data = np.asarray(voxels.get_unscaled())
+        slope, intercept = float(voxels.slope), float(voxels.inter)
     except _READ_ERRORS as error:
         raise CaseError(
             f"{path}: cannot be read as NIfTI ({error}); it is truncated, corrupt or not NIfTI"
@@ -113,8 +114,8 @@ def read_content(path: Path) -> bytearray:
       CaseError: unreadable, or larger than `MAX_VOXELS` or its own header allow.
     """
     with _opened(path) as (file, image):
-        size = math.prod(image.shape) * image.get_data_dtype().itemsize
-        limit = int(image.dataobj.offset) + size + _SLACK_BYTES
+        size = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize
+        limit = int(_voxels(image).offset) + size + _SLACK_BYTES
         file.seek(0)
         content = bytearray()
         # In parts: a damaged header may announce far more than there is.
@@ -144,7 +145,7 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, nib.Nifti1Image]]:
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, nib.Nifti1Image]]:
     """The uncompressed file and the image of its header, checked for its size.
 
     What goes wrong while it is open is a CaseError, too.
@@ -166,7 +167,7 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, nib.Nifti1Image]]:
         ) from error
 
 
-def _open(file: BinaryIO) -> nib.Nifti1Image:
+def _open(file: io.BufferedIOBase) -> nib.Nifti1Image:
     """NIfTI-1 or, by the size of its header, NIfTI-2."""
     header_size = file.read(4)
     file.seek(0)
@@ -175,6 +176,12 @@ def _open(file: BinaryIO) -> nib.Nifti1Image:
     files = image_class.make_file_map()
     files["image"].fileobj = file
     return image_class.from_file_map(files)
+
+
+def _voxels(image: nib.Nifti1Image) -> ArrayProxy:
+    """The voxels as the file stores them; an image that comes from a file has no others."""
+    assert isinstance(image.dataobj, ArrayProxy)
+    return image.dataobj
 
 
 def _orientation_to_lps(path: Path, image: nib.Nifti1Image) -> np.ndarray:
@@ -186,7 +193,7 @@ def _orientation_to_lps(path: Path, image: nib.Nifti1Image) -> np.ndarray:
             f"{path}: its header holds no orientation (sform_code and qform_code are 0); "
             "write the right affine into it first"
         )
-    affine = image.affine
+    affine = np.asarray(image.affine)
     with np.errstate(all="ignore"):
         cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and abs(np.linalg.det(cosines)) > 1e-3):

@@ -82,6 +82,8 @@ def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A parent that was killed cannot, and a worker must not outlive it.
-    sentinel = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+        threading.Thread(target=lambda: (wait([sentinel]), os._exit(1)), daemon=True).start()
     cv2.setNumThreads(1)

@@ -4,13 +4,16 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from mbti_jax.fields import FieldError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 # Fields of a config that say which command runs and where, and are no settings.
 _ADDRESS = ("task", "workdir")
@@ -53,10 +56,10 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
     return cls(**values)
 
 
-def _dataclass_in(hint: Any) -> type | None:
+def _dataclass_in(hint: Any) -> "type[DataclassInstance] | None":
     """The dataclass that a type is, or that it is unless it is None."""
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    found = [kind for kind in choices if dataclasses.is_dataclass(kind)]
+    found = [kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     return found[0] if found else None
 
 

@@ -3,13 +3,17 @@
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Bool, Float, Integer, Key
 
+from mbti_jax.diffusion.arrays import AnyArray
 from tfds_brats.scale import BACKGROUND
 
 MAX_ANGLE_DEGREES = 15.0
 
 
-def augment(key: jax.Array, image: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def augment(
+    key: Key[jax.Array, ""], image: Float[AnyArray, "H W C"], labels: Integer[AnyArray, "H W"]
+) -> tuple[Float[jax.Array, "H W C"], Integer[jax.Array, "H W"]]:
     """Flips each axis with probability 1/2, then rotates by an angle uniform in ±15 degrees.
 
     Args:
@@ -33,12 +37,12 @@ def augment(key: jax.Array, image: jax.Array, labels: jax.Array) -> tuple[jax.Ar
 
 
 def flip_and_rotate(
-    image: jax.Array,
-    labels: jax.Array,
-    flip_vertical: jax.Array,
-    flip_horizontal: jax.Array,
-    angle_degrees: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    image: Float[AnyArray, "H W C"],
+    labels: Integer[AnyArray, "H W"],
+    flip_vertical: Bool[AnyArray, ""] | bool,
+    flip_horizontal: Bool[AnyArray, ""] | bool,
+    angle_degrees: Float[AnyArray, ""] | float,
+) -> tuple[Float[jax.Array, "H W C"], Integer[jax.Array, "H W"]]:
     """Flips, then rotates about the image center; one interpolation does both.
 
     The image is interpolated bilinearly, labels take the nearest pixel. What comes from outside the
@@ -63,7 +67,7 @@ def flip_and_rotate(
     source_y = jnp.where(flip_vertical, -1.0, 1.0) * (cos * y + sin * x) + (height - 1) / 2
     source_x = jnp.where(flip_horizontal, -1.0, 1.0) * (cos * x - sin * y) + (width - 1) / 2
 
-    def interpolate(channel: jax.Array) -> jax.Array:
+    def interpolate(channel: Float[AnyArray, "H W"]) -> Float[jax.Array, "H W"]:
         # Above background, zeros stay exactly zero whatever the weights' rounding.
         moved = map_coordinates(channel - BACKGROUND, (source_y, source_x), order=1)
         return moved + BACKGROUND

@@ -1,10 +1,13 @@
 """The window that is cut out of a slice."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Integer, Shaped
 
 
 def window_slices(
-    shape: tuple[int, ...], brain_box: np.ndarray, window: int
+    shape: tuple[int, ...], brain_box: Integer[np.ndarray, "4"] | Sequence[int], window: int
 ) -> tuple[range, range]:
     """Rows and columns of the window in the slice's own pixel numbers (negative ones are padding).
 
@@ -32,7 +35,9 @@ def window_slices(
     return ranges[0], ranges[1]
 
 
-def cut_window(image: np.ndarray, rows: range, columns: range) -> np.ndarray:
+def cut_window(
+    image: Shaped[np.ndarray, "H W *rest"], rows: range, columns: range
+) -> Shaped[np.ndarray, "h w *rest"]:
     """The window of `image` [H, W, ...]; zeros where it lies outside."""
     out = np.zeros((len(rows), len(columns), *image.shape[2:]), image.dtype)
     (top, bottom), (left, right) = (

@@ -7,11 +7,15 @@ step. Resampling weights depend on sizes only, so they are numpy constants of th
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Integer, UInt16
 
+from mbti_jax.diffusion.arrays import AnyArray
 from tfds_brats.scale import BACKGROUND
 
 
-def decode(codes: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
+def decode(
+    codes: UInt16[AnyArray, "H W C"], gain: Float[AnyArray, " C"], bias: Float[AnyArray, " C"]
+) -> Float[jax.Array, "H W C"]:
     """Intensities of stored codes: `gain * code + bias`, and exactly -1 where the code is 0.
 
     Args:
@@ -25,7 +29,7 @@ def decode(codes: jax.Array, gain: jax.Array, bias: jax.Array) -> jax.Array:
     return jnp.where(codes == 0, BACKGROUND, gain * codes.astype(jnp.float32) + bias)
 
 
-def area_resize(image: jax.Array, size: tuple[int, int]) -> jax.Array:
+def area_resize(image: Float[AnyArray, "H W C"], size: tuple[int, int]) -> Float[AnyArray, "h w C"]:
     """Resizes by exact area averaging.
 
     Output pixel i covers the interval [i, i + 1) * H/h of the input; each input pixel counts with
@@ -54,7 +58,9 @@ def area_resize(image: jax.Array, size: tuple[int, int]) -> jax.Array:
     return above_background + BACKGROUND
 
 
-def nearest_resize(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
+def nearest_resize(
+    labels: Integer[AnyArray, "H W"], size: tuple[int, int]
+) -> Integer[AnyArray, "h w"]:
     """Resizes a label map: each output pixel takes the input pixel that its center falls into.
 
     Args:
@@ -69,7 +75,7 @@ def nearest_resize(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     return labels[rows][:, columns]
 
 
-def _area_weights(length: int, new_length: int) -> np.ndarray:
+def _area_weights(length: int, new_length: int) -> Float[np.ndarray, "{new_length} {length}"]:
     """float32 [new_length, length]; rows sum to one."""
     # In units of 1 / new_length input pixels every edge is an integer, so the overlaps are exact.
     new_edges = np.arange(new_length + 1)[:, None] * length
@@ -78,6 +84,6 @@ def _area_weights(length: int, new_length: int) -> np.ndarray:
     return (np.maximum(overlap, 0) / length).astype(np.float32)
 
 
-def _nearest_indices(length: int, new_length: int) -> np.ndarray:
+def _nearest_indices(length: int, new_length: int) -> Integer[np.ndarray, " {new_length}"]:
     """int [new_length]: floor((i + 1/2) * length / new_length), in integers."""
     return (2 * np.arange(new_length) + 1) * length // (2 * new_length)

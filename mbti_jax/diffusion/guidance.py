@@ -19,20 +19,23 @@ turns a network that predicts into an estimate of x_0.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key, Num, Shaped
 
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.processes import Process, like
 
 # apply(params, x_t [B, H, W, C], t [B], condition) -> prediction [B, H, W, C]
-Apply = Callable[[Any, jax.Array, jax.Array, Condition], jax.Array]
+Apply = Callable[[Any, AnyArray, AnyArray, Condition], jax.Array]
 # The same, with the parameters given.
-Predict = Callable[[jax.Array, jax.Array, Condition], jax.Array]
+Predict = Callable[[AnyArray, AnyArray, Condition], jax.Array]
 
 
+@runtime_checkable
 class Guidance(Protocol):
     """What a guidance is."""
 
@@ -40,10 +43,10 @@ class Guidance(Protocol):
         self,
         predict: Predict,
         process: Process,
-        x_t: jax.Array,
-        t: jax.Array,
+        x_t: Float[AnyArray, "B H W C"],
+        t: Num[AnyArray, " B"],
         condition: Condition,
-    ) -> jax.Array:
+    ) -> Float[AnyArray, "B H W C"]:
         """The estimate of x_0, float32 [B, H, W, C]; every number of the guidance is float32 [B]."""
         ...
 
@@ -57,10 +60,10 @@ class Unguided:
         self,
         predict: Predict,
         process: Process,
-        x_t: jax.Array,
-        t: jax.Array,
+        x_t: Float[AnyArray, "B H W C"],
+        t: Num[AnyArray, " B"],
         condition: Condition,
-    ) -> jax.Array:
+    ) -> Float[AnyArray, "B H W C"]:
         return process.to_x_0(predict(x_t, t, condition).astype(x_t.dtype), x_t, t)
 
 
@@ -82,10 +85,10 @@ class ClassifierFree:
         self,
         predict: Predict,
         process: Process,
-        x_t: jax.Array,
-        t: jax.Array,
+        x_t: Float[AnyArray, "B H W C"],
+        t: Num[AnyArray, " B"],
         condition: Condition,
-    ) -> jax.Array:
+    ) -> Float[AnyArray, "B H W C"]:
         both = jax.tree.map(_pairs, condition, condition.null())
         prediction = predict(_pairs(x_t, x_t), _pairs(t, t), both)
         prediction = prediction.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
@@ -94,7 +97,7 @@ class ClassifierFree:
         return process.to_x_0(guided, x_t, t)
 
 
-def drop_condition(keys: jax.Array, condition: Condition, rate: float) -> Condition:
+def drop_condition(keys: Key[jax.Array, " B"], condition: Condition, rate: float) -> Condition:
     """Replaces the class vector of a random share of examples by the null condition.
 
     Args:
@@ -109,6 +112,8 @@ def drop_condition(keys: jax.Array, condition: Condition, rate: float) -> Condit
     return dataclasses.replace(condition, class_vector=class_vector)
 
 
-def _pairs(first: jax.Array, second: jax.Array) -> jax.Array:
+def _pairs(
+    first: Shaped[AnyArray, "B ..."], second: Shaped[AnyArray, "B ..."]
+) -> Shaped[jax.Array, "2*B ..."]:
     """[B, ...] and [B, ...] -> [2 B, ...] in the order first[0], second[0], first[1], ..."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])

@@ -16,14 +16,20 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float, Key
+
+from mbti_jax.diffusion.arrays import AnyArray
 
 # Beyond this many sigma the weights are cut off.
 _REACH = 3.0
 
 
 def noise_for(
-    seed: int, samples: Sequence[int], slice_indices: Sequence[int], shape: Sequence[int]
-) -> tuple[jax.Array, jax.Array]:
+    seed: int,
+    samples: Sequence[int] | AnyArray,
+    slice_indices: Sequence[int] | AnyArray,
+    shape: Sequence[int],
+) -> tuple[Float[jax.Array, "B H W C"], Key[jax.Array, " B"]]:
     """Start noise and step keys of a batch, each example's from its own numbers alone.
 
     Args:
@@ -39,13 +45,12 @@ def noise_for(
     Raises:
         ValueError: `samples` and `slice_indices` are not vectors of the same length.
     """
-    samples, slice_indices = np.asarray(samples, np.int32), np.asarray(slice_indices, np.int32)
-    if samples.ndim != 1 or samples.shape != slice_indices.shape:
+    of, at = np.asarray(samples, np.int32), np.asarray(slice_indices, np.int32)
+    if of.ndim != 1 or of.shape != at.shape:
         raise ValueError(
-            f"samples {samples.shape} and slice_indices {slice_indices.shape} must be vectors of "
-            "the same length."
+            f"samples {of.shape} and slice_indices {at.shape} must be vectors of the same length."
         )
-    return _noise_for(jax.random.key(seed), samples, slice_indices, tuple(shape))
+    return _noise_for(jax.random.key(seed), of, at, tuple(shape))
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -58,7 +63,7 @@ def _noise_for(key, samples, slice_indices, shape):
     return jax.vmap(of_example)(samples, slice_indices)
 
 
-def slice_weights(z_sigma: float) -> np.ndarray:
+def slice_weights(z_sigma: float) -> Float[np.ndarray, " taps"]:
     """float64 [2 R + 1], w_j / sqrt(sum w^2) for j = -R ... R; their squares sum to one."""
     reach = math.ceil(_REACH * z_sigma)
     offsets = np.arange(-reach, reach + 1)
@@ -68,12 +73,12 @@ def slice_weights(z_sigma: float) -> np.ndarray:
 
 def start_noise(
     seed: int,
-    samples: Sequence[int],
-    slice_indices: Sequence[int],
+    samples: Sequence[int] | AnyArray,
+    slice_indices: Sequence[int] | AnyArray,
     shape: Sequence[int],
     z_sigma: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Start noise and step keys, see `noise_for`, the start correlated along the slices.
+) -> tuple[Float[jax.Array, "B H W C"], Key[jax.Array, " B"]]:
+    """Start noise and step keys, see `noise_for`; the start noise is correlated along the slices.
 
     The noise that steps add with eta > 0 stays independent from slice to slice.
 

@@ -24,9 +24,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Key, Num, Shaped
 
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.schedule import Schedule, make_schedule
 from mbti_jax.fields import FieldError
+
+# Images [B, H, W, C] or [H, W, C], all of one shape; the times and ROIs that go with them.
+Image = Float[AnyArray, "*image"]
+Times = Num[AnyArray, "*batch"]
+Roi = Shaped[AnyArray, "*space 1"]
 
 
 class Prediction(NamedTuple):
@@ -84,23 +91,23 @@ class Process(abc.ABC):
         """The share of eps at times t, likewise."""
 
     @abc.abstractmethod
-    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
         """What the network is trained to return."""
 
     @abc.abstractmethod
-    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
         """The clean image that a prediction means."""
 
-    def draw_time(self, key: jax.Array) -> jax.Array:
+    def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
         """A time to train at: uniform over the integers 0 .. T - 1."""
         return jax.random.randint(key, (), 0, self.num_timesteps)
 
-    def corrupt(self, x_0: jax.Array, eps: jax.Array, t: jax.Array, roi: jax.Array) -> jax.Array:
+    def corrupt(self, x_0: Image, eps: Image, t: Times, roi: Roi) -> Image:
         """x_t = alpha x_0 + sigma eps inside the roi; outside equal to `x_0` bit for bit."""
         a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
         return jnp.where(roi, a * x_0 + s * eps, x_0)
 
-    def start(self, x_T: jax.Array, context: jax.Array, roi: jax.Array) -> jax.Array:
+    def start(self, x_T: Image, context: Image, roi: Roi) -> Image:
         """Where sampling starts: standard normal `x_T` inside the roi, the image outside."""
         return jnp.where(roi, x_T, context)
 
@@ -140,11 +147,11 @@ class Gaussian(Process):
     def sigma(self, t: Any) -> Any:
         return _at(np.sqrt(1.0 - self.schedule.alphas_cumprod), 0.0, t)
 
-    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
         a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
         return PREDICTIONS[self.prediction].target(x_0, eps, a, s)
 
-    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
         a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
         return PREDICTIONS[self.prediction].to_x_0(prediction, x_t, a, s)
 
@@ -168,17 +175,17 @@ class Regression(Process):
     def sigma(self, t: Any) -> Any:
         return (t >= 0) * _one(t)
 
-    def target(self, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
         return x_0
 
-    def to_x_0(self, prediction: jax.Array, x_t: jax.Array, t: jax.Array) -> jax.Array:
+    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
         return prediction
 
-    def corrupt(self, x_0: jax.Array, eps: jax.Array, t: jax.Array, roi: jax.Array) -> jax.Array:
+    def corrupt(self, x_0: Image, eps: Image, t: Times, roi: Roi) -> Image:
         """The network's input: 0 inside the roi, the clean image outside."""
         return jnp.where(roi, 0.0, x_0)
 
-    def start(self, x_T: jax.Array, context: jax.Array, roi: jax.Array) -> jax.Array:
+    def start(self, x_T: Image, context: Image, roi: Roi) -> Image:
         return jnp.where(roi, 0.0, context)
 
 
@@ -225,8 +232,11 @@ class ProcessSettings:
 
 
 def squared_error_terms(
-    prediction: jax.Array, target: jax.Array, roi: jax.Array, weight: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    prediction: Float[AnyArray, "B H W C"],
+    target: Float[AnyArray, "B H W C"],
+    roi: Shaped[AnyArray, "B H W 1"],
+    weight: Float[AnyArray, " B"],
+) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
     """Numerator and denominator of the loss, per example.
 
     The loss of a global batch is sum(sums) / sum(counts), the mean squared error over all pixels
@@ -235,7 +245,7 @@ def squared_error_terms(
 
     Args:
         prediction: float32 [B, H, W, C].
-        target: float32 [B, H, W, C]; its values outside the roi play no part.
+        target: float32 [B, H, W, C]; values outside the roi have no effect.
         roi: [B, H, W, 1], bool or 0 / 1.
         weight: float32 [B]; 0 for examples that only fill up a batch.
 
@@ -246,17 +256,17 @@ def squared_error_terms(
     inside = jnp.broadcast_to(roi > 0, prediction.shape)
     axes = tuple(range(1, prediction.ndim))
     error = jnp.where(inside, prediction - target, 0.0)
-    sums = weight * jnp.sum(jnp.square(error), axis=axes)
-    counts = weight * jnp.sum(inside, axis=axes, dtype=jnp.float32)
+    sums = jnp.sum(jnp.square(error), axis=axes) * weight
+    counts = jnp.sum(inside, axis=axes, dtype=jnp.float32) * weight
     return sums, counts
 
 
-def like(values: jax.Array, image: jax.Array) -> jax.Array:
+def like(values: Any, image: Image) -> Any:
     """`values` with trailing axes of length 1, to broadcast against `image`."""
     return values.reshape(values.shape + (1,) * (image.ndim - values.ndim))
 
 
-def _at(table: np.ndarray, clean: float, t: Any) -> Any:
+def _at(table: Float[np.ndarray, " T"], clean: float, t: Any) -> Any:
     """`table` [T] at times t, `clean` at -1: by index at integers, else with its square interpolated."""
     table = np.concatenate([[clean], table])
     if isinstance(t, jax.Array):

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from mbti_jax.diffusion.guidance import ClassifierFree, Guidance
 from mbti_jax.diffusion.schedule import sampling_timesteps
@@ -52,7 +53,7 @@ class Sampling:
             weight = finite_number("guidance_weight", self.guidance)
             object.__setattr__(self, "guidance", ClassifierFree(float(weight)))
 
-    def timesteps(self, num_timesteps: int) -> np.ndarray:
+    def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
 
         Raises:

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,18 +50,18 @@ class Schedule:
         return len(self.betas)
 
     @functools.cached_property
-    def alphas_cumprod(self) -> np.ndarray:
+    def alphas_cumprod(self) -> Float[np.ndarray, " T"]:
         """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [T] (Ho et al., section 2)."""
         return np.cumprod(1.0 - self.betas)
 
 
-def _linear_betas(num_timesteps: int) -> np.ndarray:
+def _linear_betas(num_timesteps: int) -> Float[np.ndarray, " T"]:
     """1e-4 .. 0.02 in equal steps at T = 1000 (Ho et al., section 4), scaled by 1000 / T."""
     scale = 1000.0 / num_timesteps
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
 
 
-def _cosine_betas(num_timesteps: int) -> np.ndarray:
+def _cosine_betas(num_timesteps: int) -> Float[np.ndarray, " T"]:
     """beta_t = min(1 - f(t + 1) / f(t), 0.999), f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2).
 
     Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17.
@@ -86,11 +87,11 @@ def make_schedule(name: str, num_timesteps: int = 1000) -> Schedule:
     return Schedule(_BETAS[name](num_timesteps))
 
 
-def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
+def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> Int[np.ndarray, " n"]:
     """`num_steps` evenly spaced timesteps that always start at T - 1.
 
     t_i = round((n - i) T / n) - 1 for i = 0 .. n - 1, the `trailing` spacing of Lin et al. 2024
-    (arXiv:2305.08891), in integers and with halves rounded up. Two neighbours lie T / n >= 1 apart
+    (arXiv:2305.08891), in integers and with halves rounded up. Two neighbors lie T / n >= 1 apart
     before rounding, so no timestep comes twice. Sampling starts from pure noise, which is what the
     model saw at T - 1 and not what it saw at the lower timesteps where other spacings start.
 
@@ -109,7 +110,7 @@ def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
     return (2 * left * num_timesteps + num_steps) // (2 * num_steps) - 1
 
 
-def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> np.ndarray:
+def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> Int[np.ndarray, " n"]:
     """The timesteps that guided-diffusion keeps for its spacing `ddimN`: 0, k, 2 k, ...
 
     k is the smallest integer stride below T that leaves exactly `num_steps` timesteps. Sampling
@@ -144,7 +145,7 @@ _SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 def sampling_timesteps(
     num_steps: int, num_timesteps: int = 1000, spacing: str = "trailing"
-) -> np.ndarray:
+) -> Int[np.ndarray, " n"]:
     """The timesteps of the spacing called `spacing`, 'trailing' or 'ddim'.
 
     Args:

@@ -86,9 +86,9 @@ def biharmonic(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndar
     del brain
     if roi.all():
         raise ValueError("the ROI leaves nothing to continue from")
-    box = bounding_box(roi)
-    if box is None:
+    if not roi.any():
         return image.copy()
+    box = bounding_box(roi)
     reach = _BIHARMONIC_REACH
     rows = slice(max(box[0] - reach, 0), box[2] + reach)
     columns = slice(max(box[1] - reach, 0), box[3] + reach)

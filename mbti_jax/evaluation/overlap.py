@@ -45,10 +45,9 @@ def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
     """
     parts, count = label(region, np.ones((3, 3)))
     large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= min_area)
-    box = bounding_box(np.isin(parts, large))
     filled = np.zeros_like(region)
-    if box is not None:
-        y0, x0, y1, x1 = box
+    if len(large):
+        y0, x0, y1, x1 = bounding_box(np.isin(parts, large))
         filled[y0:y1, x0:x1] = True
     return filled
 

@@ -42,10 +42,9 @@ class Patch:
         Raises:
             ValueError: the region is empty.
         """
-        box = bounding_box(region)
-        if box is None:
+        if not region.any():
             raise ValueError("an empty region has no patch to search for")
-        y0, x0, y1, x1 = box
+        y0, x0, y1, x1 = bounding_box(region)
         cut = np.s_[y0:y1, x0:x1]
         return cls(image[cut].astype(np.float32), region[cut], (y0, x0))
 

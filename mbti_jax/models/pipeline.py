@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Integer, Key, Num
 
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
@@ -75,16 +77,22 @@ class Pipeline:
         )
 
     def apply(
-        self, params: Params, x_t: jax.Array, t: jax.Array, condition: Condition
-    ) -> jax.Array:
+        self,
+        params: Params,
+        x_t: Float[AnyArray, "B H W C"],
+        t: Num[AnyArray, " B"],
+        condition: Condition,
+    ) -> Float[jax.Array, "B H W C"]:
         """The network without dropout: float32 [B, H, W, C]."""
-        return self.model.apply({"params": params}, x_t, t, condition)
+        return jnp.asarray(self.model.apply({"params": params}, x_t, t, condition))
 
-    def resized(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def resized(
+        self, batch: Mapping[str, AnyArray]
+    ) -> tuple[Float[AnyArray, "B S S C"], Integer[AnyArray, "B S S"]]:
         """Images and label maps of the network's size, out of a batch of records.
 
         Args:
-            batch: arrays as of `data.Examples`, with a leading batch axis.
+            batch: arrays, see `data.loader.Examples`, with a leading batch axis.
 
         Returns:
             float32 [B, S, S, C] in model units, background -1; uint8 [B, S, S].
@@ -97,12 +105,12 @@ class Pipeline:
         )
 
     def prepare(
-        self, batch: Mapping[str, jax.Array], keys: jax.Array, *, augmented: bool
+        self, batch: Mapping[str, AnyArray], keys: Key[jax.Array, " B"], *, augmented: bool
     ) -> Inputs:
         """Scales, resizes, augments and draws a task for every example.
 
         Args:
-            batch: arrays as of `data.Examples`, with a leading batch axis.
+            batch: arrays, see `data.loader.Examples`, with a leading batch axis.
             keys: typed keys [B].
             augmented: flip and rotate.
         """
@@ -121,10 +129,10 @@ class Pipeline:
         self,
         params: Params,
         inputs: Inputs,
-        weight: jax.Array,
-        keys: jax.Array,
-        dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        weight: Float[AnyArray, " B"],
+        keys: Key[jax.Array, " B"],
+        dropout_key: Key[jax.Array, ""] | None = None,
+    ) -> tuple[Float[jax.Array, ""], tuple[Float[jax.Array, "4"], Float[jax.Array, "4"]]]:
         """Sums from which the loss is made: over examples, and for each quarter of the timesteps.
 
         Args:
@@ -153,6 +161,7 @@ class Pipeline:
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
+        prediction = jnp.asarray(prediction)
         target = self.process.target(inputs.x_0, eps, t)
         sums, counts = squared_error_terms(prediction, target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
@@ -160,17 +169,21 @@ class Pipeline:
         return sums.sum(), (sums @ quarter, counts @ quarter)
 
 
-def example_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
+def example_keys(
+    key: Key[jax.Array, ""], step: Integer[AnyArray, ""] | int, batch_size: int
+) -> Key[jax.Array, " {batch_size}"]:
     """Typed keys [batch_size], folded out of the step and the position in the global batch."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
 
 
-def losses(sums: jax.Array, counts: jax.Array) -> dict[str, jax.Array]:
+def losses(
+    sums: Float[AnyArray, "4"], counts: Float[AnyArray, "4"]
+) -> dict[str, Float[AnyArray, ""]]:
     """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
 
     Args:
-        sums, counts: float32 [4], as of `Pipeline.loss_terms`.
+        sums, counts: float32 [4], see `Pipeline.loss_terms`.
     """
     quarters = sums / counts
     return {

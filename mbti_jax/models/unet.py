@@ -7,14 +7,16 @@ checkpoints can be used; 2-D only.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float, Key, Num
 
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models.blocks import (
     ZERO_INIT,
@@ -44,7 +46,7 @@ class UNet(nn.Module):
             that of the timestep alone, half as wide, as in guided-diffusion. (The published class
             can be built with 0 but not run: its blocks keep expecting the full width.)
         model_channels: width that `channel_mult` multiplies.
-        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling rates (1, 2, 4, ...) with self-attention.
         dropout: rate inside the residual blocks.
         channel_mult: width of each level as a multiple of model_channels; may be fractional.
@@ -55,7 +57,7 @@ class UNet(nn.Module):
         use_scale_shift_norm: FiLM-like conditioning (see `ResBlock`).
         resblock_updown: resample inside residual blocks.
         use_new_attention_order: order of the channels of `qkv` (see `AttentionBlock`).
-        num_groups: groups of every normalisation. The published network has 32.
+        num_groups: groups of every normalization. The published network has 32.
         patch_size: p > 1 folds p x p pixels into channels before the network and unfolds after it:
             a p^2 times cheaper network. The published network has 1.
         dtype: compute dtype, "float32" or "bfloat16".
@@ -86,11 +88,11 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        t: jax.Array,
+        x: AnyArray,
+        t: Num[AnyArray, " B"],
         condition: Condition,
         deterministic: bool = True,
-    ) -> jax.Array:
+    ) -> Float[jax.Array, "B H W {self.out_channels}"]:
         """Predicts the noise (or whatever the diffusion process trains it for).
 
         Args:
@@ -226,8 +228,8 @@ def param_shapes(model: UNet) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), condition)["params"]
 
 
-def init_params(model: UNet, key: jax.Array) -> dict:
-    """Freshly initialised parameters of `model`. Pure; jit it.
+def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
+    """Freshly initialized parameters of `model`. Pure; jit it.
 
     The distribution is that of `model.init`, but all parameters come from one random draw: XLA
     compiles each draw for itself, which takes longer than to compile the network's gradient.
@@ -239,7 +241,7 @@ def init_params(model: UNet, key: jax.Array) -> dict:
     Returns:
         Nested dict of float32 arrays.
     """
-    flat = flatten_dict(param_shapes(model))
+    flat = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flatten_dict(param_shapes(model)))
     drawn = [path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in ZERO_INIT]
     ends = np.cumsum([flat[path].size for path in drawn])
     noise = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
@@ -253,7 +255,9 @@ def init_params(model: UNet, key: jax.Array) -> dict:
     return unflatten_dict(params)
 
 
-def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:
+def space_to_depth(
+    x: Float[jax.Array, "B H W C"], patch_size: int
+) -> Float[jax.Array, "B H//{patch_size} W//{patch_size} C*{patch_size}**2"]:
     """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
     batch, height, width, channels = x.shape
     p = patch_size
@@ -261,7 +265,9 @@ def space_to_depth(x: jax.Array, patch_size: int) -> jax.Array:
     return x.reshape(batch, height // p, width // p, p * p * channels)
 
 
-def depth_to_space(x: jax.Array, patch_size: int) -> jax.Array:
+def depth_to_space(
+    x: Float[jax.Array, "B h w D"], patch_size: int
+) -> Float[jax.Array, "B h*{patch_size} w*{patch_size} D//{patch_size}**2"]:
     """[B, H/p, W/p, p p C] -> [B, H, W, C], the inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     p = patch_size

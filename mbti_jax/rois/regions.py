@@ -4,11 +4,13 @@ Whatever its form, an ROI becomes a `Rois`, with one mask for each kind of `rois
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, UInt8
 
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.rois.kinds import (
     CHANNELS,
@@ -46,7 +48,7 @@ class Rois:
     """
 
     masks: np.ndarray
-    box: tuple[str, ...] = ()
+    box: Collection[str] = ()
 
     def __post_init__(self):
         if isinstance(self.box, str):
@@ -89,14 +91,14 @@ class Rois:
         return cls(to_masks(rois, shape, labels), box)
 
     @property
-    def is_box(self) -> np.ndarray:
+    def is_box(self) -> Bool[np.ndarray, " K"]:
         """bool [K]."""
         return np.array([name in self.box for name in CHANNELS])
 
     @property
-    def union(self) -> np.ndarray:
+    def union(self) -> Bool[np.ndarray, "... H W"]:
         """bool [..., H, W], the pixels to be made."""
-        return self.masks.any(-1)
+        return np.any(self.masks, axis=-1)
 
     @property
     def warnings(self) -> list[str]:
@@ -120,7 +122,7 @@ class Rois:
         """What the network is asked for, as numpy arrays."""
         return make_condition(self.masks, self.is_box)
 
-    def label_map(self) -> np.ndarray:
+    def label_map(self) -> UInt8[np.ndarray, "... H W"]:
         """uint8 [..., H, W] with the numbers of `kinds.ROI_LABELS`."""
         out = np.zeros(self.masks.shape[:-1], np.uint8)
         for channel in DRAWING_ORDER:
@@ -157,7 +159,9 @@ class Rois:
                     )
 
 
-def fill_boxes(masks: Any, is_box: Any) -> Any:
+def fill_boxes(
+    masks: Bool[AnyArray, "*N H W K"], is_box: Bool[AnyArray, " K"]
+) -> Bool[AnyArray, "*N H W K"]:
     """Fills the bounding rectangle of the channels that are boxes, slice by slice.
 
     Args:
@@ -168,12 +172,12 @@ def fill_boxes(masks: Any, is_box: Any) -> Any:
         The same kind of array; an empty mask stays empty.
     """
     xp = masks.__array_namespace__()
-    rows = _fill_between(masks.any(axis=-2))
-    columns = _fill_between(masks.any(axis=-3))
+    rows = _fill_between(xp.any(masks, axis=-2))
+    columns = _fill_between(xp.any(masks, axis=-3))
     return xp.where(is_box, rows[..., :, None, :] & columns[..., None, :, :], masks)
 
 
-def make_condition(masks: Any, is_box: Any) -> Condition:
+def make_condition(masks: Bool[AnyArray, "*N H W K"], is_box: Bool[AnyArray, " K"]) -> Condition:
     """The condition of given masks: boxes filled, class values set.
 
     Args:
@@ -196,13 +200,13 @@ def to_masks(
     rois: Mapping[str, np.ndarray] | np.ndarray,
     shape: tuple[int, ...],
     labels: Mapping[int, str] | None = None,
-) -> np.ndarray:
+) -> Bool[np.ndarray, "*shape K"]:
     """Masks of all kinds of ROI.
 
     Args:
         rois: {name: mask} with names of `kinds.CHANNELS` and masks of `shape` that hold two values,
-            0 being outside; or a label map of `shape` with whole numbers, 0 being outside; or a picture, uint8
-            [*shape, 3], in the exact colors of `kinds.COLORS` on black.
+            0 being outside; or a label map of `shape` with whole numbers, 0 being outside; or a picture,
+            uint8 [*shape, 3], in the exact colors of `kinds.COLORS` on black.
         shape: shape of the image that they belong to.
         labels: what the numbers of a label map mean, {number: name}; an empty name is no ROI. Default
             `kinds.ROI_LABELS`.
@@ -257,7 +261,9 @@ def parse_labels(text: str) -> dict[int, str]:
     return mapping
 
 
-def _from_names(rois: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def _from_names(
+    rois: Mapping[str, np.ndarray], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "*shape K"]:
     check_names(rois)
     masks = np.zeros((*shape, len(CHANNELS)), bool)
     for name, mask in rois.items():
@@ -275,7 +281,9 @@ def _from_names(rois: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.nd
     return masks
 
 
-def _from_labels(rois: np.ndarray, shape: tuple[int, ...], labels: Mapping[int, str]) -> np.ndarray:
+def _from_labels(
+    rois: np.ndarray, shape: tuple[int, ...], labels: Mapping[int, str]
+) -> Bool[np.ndarray, "*shape K"]:
     if rois.shape != shape:
         raise ValueError(f"the ROI label map has shape {rois.shape}, the image {shape}")
     if rois.dtype.kind not in "iufb":
@@ -296,7 +304,7 @@ def _from_labels(rois: np.ndarray, shape: tuple[int, ...], labels: Mapping[int, 
     return masks
 
 
-def _labels_of_colors(picture: np.ndarray) -> np.ndarray:
+def _labels_of_colors(picture: UInt8[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape"]:
     colors = np.unique(picture.reshape(-1, 3), axis=0)
     numbers = {COLORS[name]: number for number, name in ROI_LABELS.items()}
     numbers[0, 0, 0] = 0
@@ -313,13 +321,13 @@ def _labels_of_colors(picture: np.ndarray) -> np.ndarray:
     return out
 
 
-def check_names(names: Collection[str]) -> None:
+def check_names(names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in CHANNELS]
     if unknown:
         raise ValueError(f"unknown ROI {unknown[0]!r}; ROIs are {', '.join(CHANNELS)}")
 
 
-def _fill_between(line: Any) -> Any:
+def _fill_between(line: Bool[AnyArray, "*N L K"]) -> Bool[AnyArray, "*N L K"]:
     """Sets everything between the first and the last true along the axis before the last one."""
     xp = line.__array_namespace__()
     length = line.shape[-2]

@@ -21,7 +21,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Integer, Key
 
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.fields import FieldError
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
@@ -39,7 +41,7 @@ class TaskSettings:
     normal tissue together in 40%, normal tissue alone in 20%.
 
     Attributes:
-      prob_tumor: probability of ROIs of tumour (scenario 1 or 2) in a slice that has tumour. High,
+        prob_tumor: probability of ROIs of tumour (scenario 1 or 2) in a slice that has tumour. High,
         because fewer than half of the slices have any; not 1, because normal tissue has to be
         inpainted beside tumour that stays, too.
       prob_normal: probability of an ROI of normal tissue (scenario 3), independent of the above;
@@ -95,7 +97,10 @@ class TaskSettings:
 
 
 def sample_task(
-    key: jax.Array, image: jax.Array, labels: jax.Array, config: TaskSettings
+    key: Key[jax.Array, ""],
+    image: Float[AnyArray, "H W C"],
+    labels: Integer[AnyArray, "H W"],
+    config: TaskSettings,
 ) -> Condition:
     """Draws a training task for one slice, after augmentation.
 
@@ -139,13 +144,17 @@ def sample_task(
     free = ~(tumor | cavity | tumor_rois.any(axis=-1))
     use_normal = ~use_tumor | (draw_normal & (brain & free).any())
     normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[NORMAL], config)
-    masks = tumor_rois.at[..., NORMAL].set(normal_roi)
+    masks = jnp.asarray(tumor_rois).at[..., NORMAL].set(normal_roi)
     return make_condition(masks, box)
 
 
 def _sample_shapes(
-    key: jax.Array, brain: jax.Array, free: jax.Array, box: jax.Array, config: TaskSettings
-) -> jax.Array:
+    key: Key[jax.Array, ""],
+    brain: Bool[jax.Array, "H W"],
+    free: Bool[jax.Array, "H W"],
+    box: Bool[jax.Array, ""],
+    config: TaskSettings,
+) -> Bool[jax.Array, "H W"]:
     """Draws one rectangle or up to `max_circles` circles, disjoint from what is not `free`.
 
     Every candidate has its centre in free brain, and shrinks about it until it touches neither a
@@ -190,7 +199,7 @@ def _sample_shapes(
     to_border_x = jnp.minimum(center_x + 1, width - center_x) / half_width
     border_gauge = jnp.square(jnp.minimum(to_border_y, to_border_x))
 
-    def limit_within(allowed: jax.Array) -> jax.Array:
+    def limit_within(allowed: Bool[jax.Array, "H W"]) -> Float[jax.Array, " N"]:
         """Gauge [N] at which each candidate stays inside the image and inside `allowed`."""
         nearest_other = jnp.where(allowed, jnp.inf, gauge).min(axis=(1, 2))
         # A little less, for the comparisons with it may round differently.
@@ -215,7 +224,9 @@ def _sample_shapes(
     return ((gauge <= limit[:, None, None]) & chosen[:, None, None]).any(axis=0)
 
 
-def _choose_pixels(place: jax.Array, pool: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _choose_pixels(
+    place: Float[jax.Array, " N"], pool: Bool[jax.Array, "H W"]
+) -> tuple[Int[jax.Array, " N"], Int[jax.Array, " N"]]:
     """Rows and columns [N] of uniform pixels of bool `pool` [H, W], for `place` [N] in [0, 1)."""
     positions = jnp.cumsum(pool.reshape(-1))
     index = jnp.searchsorted(positions, place * positions[-1], side="right")

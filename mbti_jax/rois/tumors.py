@@ -1,8 +1,10 @@
 """ROIs made of a case's own tumor, and the label map that a repainted case has."""
 
+import functools
 from collections.abc import Collection
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 from scipy.signal import fftconvolve
 
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
@@ -23,8 +25,8 @@ _MARGIN = 0.02
 
 
 def own_tumor(
-    labels: np.ndarray,
-    brain: np.ndarray,
+    labels: UInt8[np.ndarray, "Z H W"],
+    brain: Bool[np.ndarray, "Z H W"],
     mode: str,
     box: Collection[str] = (),
     seed: int | tuple[int, ...] = 0,
@@ -67,7 +69,7 @@ def own_tumor(
     return Rois(masks, box)
 
 
-def painted_labels(labels: np.ndarray, rois: Rois) -> np.ndarray:
+def painted_labels(labels: UInt8[np.ndarray, "*shape"], rois: Rois) -> UInt8[np.ndarray, "*shape"]:
     """The label map of a case after its ROIs were repainted.
 
     Args:
@@ -93,7 +95,11 @@ def painted_labels(labels: np.ndarray, rois: Rois) -> np.ndarray:
     return out
 
 
-def moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> np.ndarray:
+def moved(
+    labels: UInt8[np.ndarray, "Z H W"],
+    free: Bool[np.ndarray, "Z H W"],
+    seed: int | tuple[int, ...],
+) -> UInt8[np.ndarray, "Z H W"]:
     """The tumor in `labels` at another place, or its mirror image; see `own_tumor`.
 
     Args:
@@ -123,11 +129,14 @@ def moved(labels: np.ndarray, free: np.ndarray, seed: int | tuple[int, ...]) -> 
     return np.where(free, out, 0)
 
 
-def _voxels_inside(shape: np.ndarray, free: np.ndarray) -> np.ndarray:
+def _voxels_inside(
+    shape: Bool[np.ndarray, "Z h w"], free: Bool[np.ndarray, "Z H W"]
+) -> Float[np.ndarray, "Y X"]:
     """How many voxels of bool [Z, h, w] are in `free` [Z, H, W], for every place of it in the slices."""
-    return sum(
-        # A correlation.
+    # Convolution with the flipped shape is correlation.
+    counts = [
         fftconvolve(where.astype(np.float32), slice_[::-1, ::-1].astype(np.float32), mode="valid")
         for where, slice_ in zip(free, shape, strict=True)
         if slice_.any()
-    )
+    ]
+    return functools.reduce(np.add, counts)

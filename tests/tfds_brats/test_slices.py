@@ -23,4 +23,5 @@ def test_bounding_box_over_leading_axes(share):
         if mask.any():
             (region,) = regionprops(mask.any((0, 1)).astype(np.uint8))
             assert bounding_box(mask) == region.bbox
-    assert bounding_box(np.zeros((2, 11, 13), bool)) is None
+    with pytest.raises(ValueError, match="empty mask"):
+        bounding_box(np.zeros((2, 11, 13), bool))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
@@ -42,13 +43,16 @@ def table(process: Process, sampling: Sampling) -> Rows:
     return Rows(t.astype(np.int32), *map(np.float32, (noise, x_0_factor, x_t_factor)))
 
 
-def start(x_T: jax.Array) -> tuple[()]:
+def start(x_T: Float[jax.Array, "B H W C"]) -> tuple[()]:
     """DDIM remembers nothing."""
     return ()
 
 
 def step(
-    carry: tuple[()], x_t: jax.Array, x_0: jax.Array, row: Rows
-) -> tuple[tuple[()], jax.Array]:
+    carry: tuple[()],
+    x_t: Float[jax.Array, "B H W C"],
+    x_0: Float[jax.Array, "B H W C"],
+    row: Rows,
+) -> tuple[tuple[()], Float[jax.Array, "B H W C"]]:
     """x_t_prev without its noise."""
     return carry, row.x_0_factor * x_0 + row.x_t_factor * x_t

@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from mbti_jax.diffusion import samplers
+from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import Apply, Guidance, Unguided
 from mbti_jax.diffusion.processes import Process
@@ -79,8 +81,8 @@ class Sampler:
     def __call__(
         self,
         params: Any,
-        x_T: jax.Array,
-        context: jax.Array,
+        x_T: AnyArray,
+        context: AnyArray,
         condition: Condition,
         keys: jax.Array,
         sampling: Sampling,
@@ -89,7 +91,7 @@ class Sampler:
         chunk: int = 10,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-    ) -> jax.Array:
+    ) -> Float[jax.Array, "B H W C"]:
         """Makes the image inside the roi.
 
         Args:
@@ -98,9 +100,9 @@ class Sampler:
             context: float32 [B, H, W, C], the image; used outside the roi only.
             condition: of B examples.
             keys: typed keys [B]. The noise of a step (eta > 0) is a function of the example's key and
-              the timestep, not of the batch or the chunks.
-            sampling: its seed and z_sigma_mm play no part here; its guidance must be given, with
-              numbers that are scalars or float [B].
+                the timestep, not of the batch or the chunks.
+            sampling: its seed and z_sigma_mm have no effect here; its guidance must be given, with
+                numbers that are scalars or float [B].
             clip: lowest and highest x_0, in the units of the image; infinite for no clipping.
             chunk: number of rows between two reports. The result does not depend on it.
             progress: called with (rows done, rows in all) after each chunk has been computed.
