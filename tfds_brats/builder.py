@@ -48,7 +48,7 @@ _RECORD_BYTES_PER_PLAIN_BYTE = 0.2
 
 
 class BratsSlices(tfds.core.ShardBasedBuilder):
-    """Axial slices of BraTS-like cases, one record a slice.
+    """Axial slices of BraTS-like cases, one record per slice.
 
     Shard-based, because TFDS's generator-based builder keeps a whole split in memory (beyond 1 GB in
     files that it needs TensorFlow for) before it writes the first shard.
@@ -67,10 +67,10 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
         """Prepares a build; `download_and_prepare` runs it.
 
         Args:
-          data_dir: folder of TFDS datasets.
-          subjects: split -> its cases, in the order of the records.
-          summary: what to note about the dataset (written as JSON, with the fingerprints).
-          workers: what reads and encodes the cases.
+            data_dir: folder of TFDS datasets.
+            subjects: split -> its cases, in the order of the records.
+            summary: what to note about the dataset (written as JSON, with the fingerprints).
+            workers: what reads and encodes the cases.
         """
         self._subjects = subjects
         self._summary = summary
@@ -147,19 +147,19 @@ def build(
     Safe to interrupt and to run again: the dataset appears as a whole or not at all.
 
     Args:
-      source: folder with the cases, at any depth.
-      convention: name of the convention that they follow, a key of `CONVENTIONS`.
-      data_dir: folder for the dataset.
-      num_workers: processes that read and encode, at least 1; None takes every core.
+        source: folder with the cases, at any depth.
+        convention: name of the convention that they follow, a key of `CONVENTIONS`.
+        data_dir: folder for the dataset.
+        num_workers: processes that read and encode, at least 1; None takes every core.
 
     Returns:
-      The folder of the dataset, to open with `SliceSource`.
+        The folder of the dataset, to open with `SliceSource`.
 
     Raises:
-      CaseError: the source, a case or the convention is unusable; the message names the file.
-      ValueError: `data_dir` holds the dataset of another source or convention, or another build is
-        writing to it, or `num_workers` is below 1.
-      OSError: the disk has too little space.
+        CaseError: the source, a case or the convention is unusable; the message names the file.
+        ValueError: `data_dir` holds the dataset of another source or convention, or another build is
+            writing to it, or `num_workers` is below 1.
+        OSError: the disk has too little space.
     """
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"num_workers must be at least 1, not {num_workers}")
@@ -249,11 +249,11 @@ def split_cases(
     """Split -> its cases, in the order given; all timepoints of a patient are in the same one.
 
     Args:
-      cases: all cases.
-      tumor_areas: mean tumour area of each; a patient is stratified by the mean over its timepoints.
+        cases: all cases.
+        tumor_areas: mean tumor area of each; a patient is stratified by the mean over its timepoints.
 
     Raises:
-      CaseError: fewer than 3 patients.
+        CaseError: fewer than 3 patients.
     """
     areas_of_patient = defaultdict(list)
     for files, area in zip(cases, tumor_areas, strict=True):

@@ -35,11 +35,11 @@ class CaseFiles:
     """Where the files of one case are.
 
     Attributes:
-      subject: name of the case; one timepoint of one patient.
-      patient: what the case's timepoints share.
-      convention: how the files are to be read.
-      images: sequence -> file (the same 4-D file for every sequence in MSD).
-      labels: the segmentation, or None.
+        subject: name of the case; one timepoint of one patient.
+        patient: what the case's timepoints share.
+        convention: how the files are to be read.
+        images: sequence -> file (the same 4-D file for every sequence in MSD).
+        labels: the segmentation, or None.
     """
 
     subject: str
@@ -54,13 +54,13 @@ class Case:
     """One case in the canonical form; X, Y, Z are the LPS axes.
 
     Attributes:
-      files: where it was read from.
-      images: sequence -> [X, Y, Z] numbers as stored (integers stay integers).
-      slope, intercept: sequence -> scaling of those numbers; value = slope * stored + intercept.
-      labels: uint8 [X, Y, Z] canonical labels, or None where none were asked for.
-      affine: float64 [4, 4], LPS voxel indices -> RAS millimetres.
-      to_disk: [3, 2] orientation; nibabel's `apply_orientation(lps_array, to_disk)` gives an array
-        in the files' own axes.
+        files: where it was read from.
+        images: sequence -> [X, Y, Z] numbers as stored (integers stay integers).
+        slope, intercept: sequence -> scaling of those numbers; value = slope * stored + intercept.
+        labels: uint8 [X, Y, Z] canonical labels, or None where none were asked for.
+        affine: float64 [4, 4], LPS voxel indices -> RAS millimeters.
+        to_disk: [3, 2] orientation; nibabel's `apply_orientation(lps_array, to_disk)` gives an array
+            in the files' own axes.
     """
 
     files: CaseFiles
@@ -104,7 +104,7 @@ class Case:
         """bool [X, Y, Z]: non-zero in any sequence that was read.
 
         Raises:
-          CaseError: no voxel is background.
+            CaseError: no voxel is background.
         """
         first, *others = self.images
         brain = self.values(first) != 0
@@ -121,7 +121,7 @@ class Case:
         """The intensity scale of one sequence.
 
         Raises:
-          CaseError: the sequence is empty or constant; the message names its file.
+            CaseError: the sequence is empty or constant; the message names its file.
         """
         if sequence not in self._scales:
             try:
@@ -144,17 +144,17 @@ def find_cases(
     """Finds the cases of a convention below a folder, at any depth.
 
     Args:
-      source: folder that holds case folders, or one case folder.
-      convention: its name, a key of `CONVENTIONS`.
-      sequences: sequences that every case must have.
-      labels: whether every case must have a segmentation.
+        source: folder that holds case folders, or one case folder.
+        convention: its name, a key of `CONVENTIONS`.
+        sequences: sequences that every case must have.
+        labels: whether every case must have a segmentation.
 
     Returns:
-      The cases in the order of their names.
+        The cases in the order of their names.
 
     Raises:
-      CaseError: an archive instead of a folder, no case found, a case that lacks a file, has one
-        twice, or is itself there twice. The message names the case and the files.
+        CaseError: an archive instead of a folder, no case found, a case that lacks a file, has one
+            twice, or is itself there twice. The message names the case and the files.
     """
     rule = get_convention(convention)
     root = Path(source)
@@ -163,7 +163,7 @@ def find_cases(
     if not root.is_dir():
         raise CaseError(f"{root} is not a folder")
     files = list(_walk(root))
-    found = _group(files, rule, with_unlabelled=not labels)
+    found = _group(files, rule, with_unlabeled=not labels)
     if not found:
         raise CaseError(_nothing_found(root, rule, files))
 
@@ -195,8 +195,8 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
     """Reads sequences of a case, and its segmentation unless `labels` is False.
 
     Raises:
-      CaseError: a file is missing or unusable, a shape or affine differs between files, a volume
-        is constant, or a label isn't in the convention. The message names the file.
+        CaseError: a file is missing or unusable, a shape or affine differs between files, a volume
+            is constant, or a label isn't in the convention. The message names the file.
     """
     volumes: dict[str, Volume] = {}
     by_path: dict[Path, Volume] = {}
@@ -231,7 +231,7 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
 
 
 def survey_case(files: CaseFiles) -> float:
-    """Mean tumour area of an axial slice of the case, in pixels.
+    """Mean tumor area of an axial slice of the case, in pixels.
 
     Reads the segmentation and the headers of the images, so that most unusable cases are found
     before hours of work; raises what `read_case` would.
@@ -331,12 +331,12 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def _group(
-    files: list[Path], rule: Convention, with_unlabelled: bool
+    files: list[Path], rule: Convention, with_unlabeled: bool
 ) -> dict[tuple[Path, str], dict[str, list[Path]]]:
     """(folder, case) -> role -> files; a role is a sequence or "labels"."""
     found: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     if rule.channels:
-        folders = ("imagesTr", "imagesTs") if with_unlabelled else ("imagesTr",)
+        folders = ("imagesTr", "imagesTs") if with_unlabeled else ("imagesTr",)
         for path in files:
             match = re.fullmatch(f"(?P<case>{rule.case_pattern}){_NIFTI}", path.name)
             folder = path.parent.resolve()
@@ -392,6 +392,6 @@ def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
     others = [
         other.name
         for other in CONVENTIONS.values()
-        if other is not rule and _group(files, other, with_unlabelled=True)
+        if other is not rule and _group(files, other, with_unlabeled=True)
     ]
     return message + (f"; the file names there are those of {' or '.join(others)}" * bool(others))

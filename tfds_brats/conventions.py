@@ -25,16 +25,16 @@ class Convention:
     """File names, sequences and labels of one release.
 
     Attributes:
-      name: the name to give on the command line, e.g. "brats2021".
-      case_pattern: regular expression of a whole case name; its group `patient` is what two
-        timepoints of one patient share.
-      case_example: a case name that matches, for messages.
-      suffixes: what follows the case name in the file of a sequence (without .nii or .nii.gz).
-      label_suffix: the same for the segmentation.
-      labels: label on disk -> canonical label; every other value is an error.
-      stray_labels: file stems of segmentations that lack the case's name; the folder has it.
-      channels: sequences along the fourth axis of one 4-D file in `imagesTr` (labels in
-        `labelsTr`); empty where every sequence has its own 3-D file.
+        name: the name to give on the command line, e.g. "brats2021".
+        case_pattern: regular expression of a whole case name; its group `patient` is what two
+            timepoints of one patient share.
+        case_example: a case name that matches, for messages.
+        suffixes: what follows the case name in the file of a sequence (without .nii or .nii.gz).
+        label_suffix: the same for the segmentation.
+        labels: label on disk -> canonical label; every other value is an error.
+        stray_labels: file stems of segmentations that lack the case's name; the folder has it.
+        channels: sequences along the fourth axis of one 4-D file in `imagesTr` (labels in
+            `labelsTr`); empty where every sequence has its own 3-D file.
     """
 
     name: str
@@ -103,7 +103,7 @@ def get_convention(name: str) -> Convention:
     """The convention of that name.
 
     Raises:
-      CaseError: there is none; the message lists the names.
+        CaseError: there is none; the message lists the names.
     """
     if name not in CONVENTIONS:
         raise CaseError(f"unknown convention {name!r}; choose one of {', '.join(CONVENTIONS)}")

@@ -39,7 +39,7 @@ AFFINE = np.array(
     [[-1.0, 0, 0, 0], [0, -1.0, 0, 239.0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
 )  # voxel -> RAS mm, as in BraTS
 
-# Signal in units of normal white matter, from medians over labelled voxels of real cases.
+# Signal in units of normal white matter, from medians over labeled voxels of real cases.
 _SIGNAL = {
     #         fluid  gray  edema necrosis enhancing
     "t1": (0.36, 0.80, 0.84, 0.62, 0.84),
@@ -47,7 +47,7 @@ _SIGNAL = {
     "t2": (3.00, 1.33, 2.00, 2.60, 2.05),
     "flair": (0.28, 1.14, 1.85, 1.45, 1.75),
 }
-# A non-enhancing core is cellular tumour, not dead tissue.
+# A non-enhancing core is cellular tumor, not dead tissue.
 _LOW_GRADE_CORE = {"t1": 0.70, "t1ce": 0.70, "t2": 2.40, "flair": 1.80}
 
 
@@ -68,16 +68,16 @@ def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], 
     """Makes one subject, which depends on (seed, subject_index) alone.
 
     Args:
-      seed: not negative.
-      subject_index: not negative.
+        seed: not negative.
+        subject_index: not negative.
 
     Returns:
-      images: int16 [240, 240, 155] by sequence name (t1, t1ce, t2, flair), LPS, 1 mm, 0 outside the
-        brain and positive inside in all four.
-      labels: uint8 of the same shape, 0, 1 necrotic or non-enhancing core, 2 edema, 4 enhancing.
+        images: int16 [240, 240, 155] by sequence name (t1, t1ce, t2, flair), LPS, 1 mm, 0 outside the
+            brain and positive inside in all four.
+        labels: uint8 of the same shape, 0, 1 necrotic or non-enhancing core, 2 edema, 4 enhancing.
 
     Raises:
-      ValueError: if a number is negative.
+        ValueError: if a number is negative.
     """
     if seed < 0 or subject_index < 0:
         raise ValueError(f"seed {seed} and subject index {subject_index} must not be negative")
@@ -158,7 +158,7 @@ def _acquire(rng: np.random.Generator, value: np.ndarray, indices: np.ndarray) -
     volume = np.full(WINDOW_SHAPE, 0.3, np.float32).ravel()
     volume[indices] = value + 1.8 * noise * rng.standard_normal(indices.size, dtype=np.float32)
     # No brain voxel is on the window's faces but the lowest, where a step down wraps to background.
-    # Each voxel mixes with its six neighbours; between slices more than within.
+    # Each voxel mixes with its six neighbors; between slices more than within.
     in_plane, through = rng.uniform(0.06, 0.12), rng.uniform(0.06, 0.15)
     real = volume[indices] * (1.0 - 4.0 * in_plane - 2.0 * through)
     rows, columns = WINDOW_SHAPE[1] * WINDOW_SHAPE[2], WINDOW_SHAPE[2]
@@ -183,18 +183,18 @@ def write_phantoms(
     can be repeated; subjects that are there are kept.
 
     Args:
-      directory: made if absent.
-      num_subjects: how many.
-      seed: of the whole set.
-      num_workers: processes; by default one a CPU core.
+        directory: made if absent.
+        num_subjects: how many.
+        seed: of the whole set.
+        num_workers: processes; one per CPU core by default.
 
     Returns:
-      The folders of the subjects, in order.
+        The folders of the subjects, in order.
 
     Raises:
-      ValueError: if the seed is negative or no subject is asked for; if the directory holds phantoms
-        of another seed or generator version, or other files.
-      ChildProcessError: if a worker process died.
+        ValueError: if the seed is negative or no subject is asked for; if the directory holds phantoms
+            of another seed or generator version, or other files.
+        ChildProcessError: if a worker process died.
     """
     if seed < 0 or num_subjects < 1:
         raise ValueError(

@@ -6,7 +6,7 @@ holds every brain with room to spare. Positions are voxel indices of the whole g
 Geometry is a *pull-back*: for every voxel of the subject we compute where in the template its tissue
 comes from. Three maps are chained, from the subject to the template:
 
-    voxel --displacement of the tumour--> healthy subject --random smooth field--> affine --> template
+    voxel --displacement of the tumor--> healthy subject --random smooth field--> affine --> template
 
 The maps are smooth, so they are evaluated on a 4 mm lattice and interpolated.
 """
@@ -27,7 +27,7 @@ WINDOW = tuple(
 )
 
 _LATTICE_STEP = 4
-_TEMPLATE_CENTRE = np.array([98.0, 117.0, 78.0])  # voxel in the mid-plane, amid the brain
+_TEMPLATE_CENTER = np.array([98.0, 117.0, 78.0])  # voxel in the mid-plane, amid the brain
 _DEPTH_STEP = 2  # mm, resolution of the template's depth map
 
 
@@ -35,11 +35,11 @@ class Template(NamedTuple):
     """ICBM152 2009a nonlinear symmetric, 197 x 233 x 189 voxels of 1 mm, RAS.
 
     Attributes:
-      gray: float32, fraction of grey matter.
-      white: float32, fraction of white matter.
-      fluid: float32, fraction of cerebrospinal fluid (the rest of the brain).
-      depth: float32 at half resolution, mm from the brain surface, positive inside.
-      origin: world coordinates (mm) of the first voxel.
+        gray: float32, fraction of gray matter.
+        white: float32, fraction of white matter.
+        fluid: float32, fraction of cerebrospinal fluid (the rest of the brain).
+        depth: float32 at half resolution, mm from the brain surface, positive inside.
+        origin: world coordinates (mm) of the first voxel.
     """
 
     gray: np.ndarray
@@ -59,7 +59,7 @@ def load_template() -> Template:
     t1 = np.asarray(t1_image.dataobj, dtype=np.float32)
     gray = np.asarray(datasets.load_mni152_gm_template(resolution=1).dataobj, dtype=np.float32)
     white = np.asarray(datasets.load_mni152_wm_template(resolution=1).dataobj, dtype=np.float32)
-    # Averaging 152 people filled most sulci with "grey matter"; the average T1 still shows them dark.
+    # Averaging 152 people filled most sulci with "gray matter"; the average T1 still shows them dark.
     sulci = np.clip((0.60 - t1) / 0.22, 0.0, 1.0) * gray
     gray = gray - sulci
     fluid = np.clip(1.0 - gray - white, 0.0, 1.0)
@@ -100,9 +100,9 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing: floa
     """float32 random field of unit variance, a cubic B-spline with normal coefficients.
 
     Args:
-      rng: source of the coefficients.
-      shape: three sizes in voxels.
-      spacing: knot distance in voxels; features are about twice as large.
+        rng: source of the coefficients.
+        shape: three sizes in voxels.
+        spacing: knot distance in voxels; features are about twice as large.
     """
     matrices = [_spline_matrix(size, spacing, 3) for size in shape]
     knots = tuple(matrix.shape[1] for matrix in matrices)
@@ -114,9 +114,9 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], spacing: floa
 
 
 def radial_pullback(
-    points: np.ndarray, centre: np.ndarray, radius: float, strength: np.ndarray | float
+    points: np.ndarray, center: np.ndarray, radius: float, strength: np.ndarray | float
 ) -> np.ndarray:
-    """Where tissue now at `points` was before a lesion at `centre` pushed it outward.
+    """Where tissue now at `points` was before a lesion at `center` pushed it outward.
 
         p_0 = c + (p - c) (1 - s exp(-|p - c|^2 / (2 radius^2)))
 
@@ -124,23 +124,23 @@ def radial_pullback(
     is one-to-one, because d|p_0| / d|p| >= 1 - s. A negative s pulls tissue inward.
 
     Args:
-      points: float [..., 3], mm.
-      centre: float [3], mm.
-      radius: mm.
-      strength: s, a number below 1 or an array [...].
+        points: float [..., 3], mm.
+        center: float [3], mm.
+        radius: mm.
+        strength: s, a number below 1 or an array [...].
     """
-    offset = points - centre
+    offset = points - center
     falloff = np.exp(-np.sum(offset**2, axis=-1) / (2.0 * radius**2))
-    return centre + offset * (1.0 - strength * falloff)[..., None]
+    return center + offset * (1.0 - strength * falloff)[..., None]
 
 
 class Head(NamedTuple):
-    """One person's anatomy before any tumour.
+    """One person's anatomy before any tumor.
 
     Attributes:
-      to_template: maps points float [..., 3] (voxel indices of the grid) to template voxel indices.
-      tissue_bias: weights of fluid, grey and white matter; more fluid means more atrophy.
-      sharpness: exponent that turns the template's soft fractions into crisp tissue.
+        to_template: maps points float [..., 3] (voxel indices of the grid) to template voxel indices.
+        tissue_bias: weights of fluid, gray and white matter; more fluid means more atrophy.
+        sharpness: exponent that turns the template's soft fractions into crisp tissue.
     """
 
     to_template: Callable[[np.ndarray], np.ndarray]
@@ -168,7 +168,7 @@ def sample_head(rng: np.random.Generator) -> Head:
     about_z = np.array([[cosine[2], -sine[2], 0], [sine[2], cosine[2], 0], [0, 0, 1]])
     # The template is RAS and the grid LPS, so the first two axes turn round.
     linear = np.diag([-1.0, -1.0, 1.0]) @ np.diag(1.0 / scale) @ about_x @ about_y @ about_z
-    centre = np.array([118.5, 127.5, 68.0]) + rng.normal(0.0, [1.0, 2.5, 1.5])
+    center = np.array([118.5, 127.5, 68.0]) + rng.normal(0.0, [1.0, 2.5, 1.5])
 
     shape = lattice_points().shape[:3]
     # Slow fields shape the head, fast ones the gyri; slopes stay below 1, so nothing folds.
@@ -184,7 +184,7 @@ def sample_head(rng: np.random.Generator) -> Head:
         flat = (points.reshape(-1, 3) - WINDOW_START) / _LATTICE_STEP
         shift = [ndimage.map_coordinates(f, flat.T, order=1, mode="nearest") for f in fields]
         moved = points + np.stack(shift, axis=-1).reshape(points.shape)
-        template = (moved - centre) @ linear.T + _TEMPLATE_CENTRE
+        template = (moved - center) @ linear.T + _TEMPLATE_CENTER
         for side in (-1, 1):
             ventricle = np.array([98.0 + side * 14.0, 122.0, 90.0])
             template = radial_pullback(template, ventricle, 16.0, ventricle_strength)
@@ -208,10 +208,10 @@ class Tissue(NamedTuple):
     """Anatomy on the window, all float32 but `brain`.
 
     Attributes:
-      brain: bool, what skull-stripping leaves.
-      depth: mm below the brain surface.
-      side: mm from the mid-plane, measured in the template; its sign tells the hemispheres apart.
-      fluid, gray, white: fractions that add up to 1 in the brain and are 0 outside.
+        brain: bool, what skull-stripping leaves.
+        depth: mm below the brain surface.
+        side: mm from the mid-plane, measured in the template; its sign tells the hemispheres apart.
+        fluid, gray, white: fractions that add up to 1 in the brain and are 0 outside.
     """
 
     brain: np.ndarray
@@ -225,12 +225,12 @@ class Tissue(NamedTuple):
 def sample_tissue(
     rng: np.random.Generator, head: Head, before_tumor: Callable[[np.ndarray], np.ndarray]
 ) -> Tissue:
-    """Reads the template through `head` and through the tumour's displacement.
+    """Reads the template through `head` and through the tumor's displacement.
 
     Args:
-      rng: source of the ragged edge of skull-stripping and of the small folds.
-      head: the person.
-      before_tumor: pull-back of the mass effect, points [..., 3] -> points [..., 3].
+        rng: source of the ragged edge of skull-stripping and of the small folds.
+        head: the person.
+        before_tumor: pull-back of the mass effect, points [..., 3] -> points [..., 3].
     """
     template = load_template()
     lattice = head.to_template(before_tumor(lattice_points()))
@@ -238,11 +238,11 @@ def sample_tissue(
     # Skull-stripping cuts a little deeper here and there.
     ragged = 0.5 * smooth_field(rng, WINDOW_SHAPE, 14) + 0.5 * smooth_field(rng, WINDOW_SHAPE, 5)
     brain = depth > rng.uniform(0.3, 1.2) + ragged
-    # Every neighbour of a brain voxel lies in the window, but for the cut at the bottom of the grid.
+    # Every neighbor of a brain voxel lies in the window, but for the cut at the bottom of the grid.
     brain[0] = brain[-1] = brain[:, 0] = brain[:, -1] = brain[:, :, -1] = False
 
     points = [upsample(lattice[..., axis], WINDOW_SHAPE, _LATTICE_STEP, 1) for axis in range(3)]
-    side = points[0] - np.float32(_TEMPLATE_CENTRE[0])
+    side = points[0] - np.float32(_TEMPLATE_CENTER[0])
     points = np.stack([axis[brain] for axis in points])
     brain_indices = np.flatnonzero(brain)
     # Log-odds noise at the scale of a gyrus makes folds and sulci differ from person to person.

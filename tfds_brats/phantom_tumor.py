@@ -5,7 +5,7 @@ The time of arrival T solves the Eikonal equation
 
     |grad T| = 1 / speed(tissue)
 
-the travelling-wave limit of the reaction-diffusion models of glioma growth (Swanson et al. 2000, Cell
+the traveling-wave limit of the reaction-diffusion models of glioma growth (Swanson et al. 2000, Cell
 Prolif. 33:317; Konukoglu et al. 2010, IEEE Trans. Med. Imaging 29:77). Edema runs the same equation
 again from the surface of the core, fast in white matter, slow in cortex and hardly at all through
 fluid, which gives the fingers between the gyri and stops it at fissures and ventricles.
@@ -35,10 +35,10 @@ _FASTEST = 0.7  # least slowness, which bounds how far a front gets
 
 
 class Focus(NamedTuple):
-    """One centre of growth: position in grid voxels, radius in mm, and a matrix [3, 3] that maps
+    """One center of growth: position in grid voxels, radius in mm, and a matrix [3, 3] that maps
     offsets in mm onto the unit ball when divided by the radius (its determinant is 1)."""
 
-    centre: np.ndarray
+    center: np.ndarray
     radius: float
     shape: np.ndarray
 
@@ -47,12 +47,12 @@ class TumorPlan(NamedTuple):
     """What is decided before growth.
 
     Attributes:
-      kind: 'ring' (necrosis in an enhancing rim), 'solid' (small, enhancing throughout) or
-        'low-grade' (non-enhancing core with at most a few enhancing specks).
-      foci: one to three.
-      push: strength of the mass effect, below 1.
-      edema_width: mm that edema travels in white matter.
-      rim: thickness of the enhancing rim in mm.
+        kind: 'ring' (necrosis in an enhancing rim), 'solid' (small, enhancing throughout) or
+            'low-grade' (non-enhancing core with at most a few enhancing specks).
+        foci: one to three.
+        push: strength of the mass effect, below 1.
+        edema_width: mm that edema travels in white matter.
+        rim: thickness of the enhancing rim in mm.
     """
 
     kind: str
@@ -63,13 +63,13 @@ class TumorPlan(NamedTuple):
 
 
 class Tumor(NamedTuple):
-    """A grown tumour on the window.
+    """A grown tumor on the window.
 
     Attributes:
-      labels: uint8, 0, 1 necrosis, 2 edema, 4 enhancing.
-      core: float32 0..1, share of a voxel that is core (necrosis or enhancing).
-      necrosis: float32 0..1, share of the core that is necrosis.
-      edema: float32 0..1, how much the tissue outside the core is swollen.
+        labels: uint8, 0, 1 necrosis, 2 edema, 4 enhancing.
+        core: float32 0..1, share of a voxel that is core (necrosis or enhancing).
+        necrosis: float32 0..1, share of the core that is necrosis.
+        edema: float32 0..1, how much the tissue outside the core is swollen.
     """
 
     labels: np.ndarray
@@ -79,7 +79,7 @@ class Tumor(NamedTuple):
 
 
 def plan_tumor(rng: np.random.Generator, head: Head) -> TumorPlan:
-    """Chooses kind, size and place; the centre lies in the white matter of the cerebrum."""
+    """Chooses kind, size and place; the center lies in the white matter of the cerebrum."""
     kind = rng.choice(["ring", "solid", "low-grade"], p=[0.66, 0.12, 0.22])
     if kind == "ring":
         radius, push = rng.uniform(8.0, 28.0), rng.uniform(0.3, 0.6)
@@ -102,12 +102,12 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> TumorPlan:
     cerebrum = (world[:, 2] > -20) & ((world[:, 1] > -30) | (world[:, 2] > 4))
     allowed = (white > 0.6) & cerebrum & (depth > 0.45 * radius + 4)
     candidates = points[allowed]
-    # A height first, else most tumours would sit in the wide white matter above the ventricles.
+    # A height first, else most tumors would sit in the wide white matter above the ventricles.
     height = rng.choice(np.unique(candidates[:, 2]))
     foci = [_sample_focus(rng, candidates[candidates[:, 2] == height], radius)]
     if kind == "ring" and rng.random() < 0.25:
         for _ in range(rng.integers(1, 3)):
-            distance = np.linalg.norm(candidates - foci[0].centre, axis=1)
+            distance = np.linalg.norm(candidates - foci[0].center, axis=1)
             near = candidates[(distance > 1.4 * radius) & (distance < 1.4 * radius + 20)]
             if len(near):
                 foci.append(_sample_focus(rng, near, rng.uniform(3.0, max(4.0, 0.5 * radius))))
@@ -115,11 +115,11 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> TumorPlan:
 
 
 def _sample_focus(rng: np.random.Generator, candidates: np.ndarray, radius: float) -> Focus:
-    centre = candidates[rng.integers(len(candidates))] + rng.uniform(-2.0, 2.0, 3)
+    center = candidates[rng.integers(len(candidates))] + rng.uniform(-2.0, 2.0, 3)
     rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     stretch = np.exp(rng.normal(0.0, 0.2, 3))
     stretch /= np.prod(stretch) ** (1 / 3)
-    return Focus(centre, radius, np.diag(1.0 / stretch) @ rotation)
+    return Focus(center, radius, np.diag(1.0 / stretch) @ rotation)
 
 
 def before_tumor(points: np.ndarray, plan: TumorPlan, head: Head) -> np.ndarray:
@@ -130,7 +130,7 @@ def before_tumor(points: np.ndarray, plan: TumorPlan, head: Head) -> np.ndarray:
     depth = template_depth(head.to_template(points))
     give = 1.0 - np.exp(-np.clip(depth, 0.0, None) / 6.0)
     for focus in plan.foci:
-        points = radial_pullback(points, focus.centre, 1.25 * focus.radius, plan.push * give)
+        points = radial_pullback(points, focus.center, 1.25 * focus.radius, plan.push * give)
     return points
 
 
@@ -138,13 +138,13 @@ def arrival_time(start: np.ndarray, slowness: np.ndarray, limit: float) -> np.nd
     """Time at which a front from `start` reaches each point, by shortest paths on a lattice.
 
     Args:
-      start: float32 [x, y, z], time at the sources, infinity elsewhere.
-      slowness: float32 [x, y, z], 1 / speed in time per lattice step.
-      limit: the front is followed up to this time.
+        start: float32 [x, y, z], time at the sources, infinity elsewhere.
+        slowness: float32 [x, y, z], 1 / speed in time per lattice step.
+        limit: the front is followed up to this time.
 
     Returns:
-      float32 [x, y, z]; at least the arrival time up to `limit`, larger or infinite beyond. Paths
-      run over the 26 neighbours, so distances are overestimated by at most 13 per cent.
+        float32 [x, y, z]; at least the arrival time up to `limit`, larger or infinite beyond. Paths
+        run over the 26 neighbors, so distances are overestimated by at most 13 percent.
     """
     time = np.pad(start, 1, constant_values=np.inf).astype(np.float32)
     cost = np.pad(slowness, 1, constant_values=np.inf).astype(np.float32)
@@ -193,15 +193,15 @@ def grow_tumor(rng: np.random.Generator, plan: TumorPlan, tissue: Tissue) -> Tum
         strand = np.abs(smooth_field(rng, shape, 6.0)) + max(0.0, rng.normal(0.0, 0.1))
         inside += np.where(level < 0, 4.0 * np.clip(0.22 - strand, 0.0, None) * rim, 0.0)
 
-    travelled = _edema_time(rng, plan, local, coarse, level, shape)
+    traveled = _edema_time(rng, plan, local, coarse, level, shape)
     core = _sigmoid(-level / 0.5) * local.brain
     necrosis = _sigmoid(-inside / np.float32(0.6 if radius > 6 else 0.4))
-    # Swelling is worst at the tumour and fades at the front.
-    edema = _sigmoid((plan.edema_width - travelled) / 1.8) * local.brain
-    edema *= 1.0 - 0.35 * np.clip(travelled / plan.edema_width, 0.0, 1.0)
+    # Swelling is worst at the tumor and fades at the front.
+    edema = _sigmoid((plan.edema_width - traveled) / 1.8) * local.brain
+    edema *= 1.0 - 0.35 * np.clip(traveled / plan.edema_width, 0.0, 1.0)
 
     labels = np.zeros(shape, np.uint8)
-    labels[(travelled < plan.edema_width) & (local.fluid < 0.4)] = EDEMA
+    labels[(traveled < plan.edema_width) & (local.fluid < 0.4)] = EDEMA
     labels[core > 0.5] = ENHANCING
     labels[(core > 0.5) & (necrosis > 0.5)] = NECROSIS
     labels[~local.brain] = 0
@@ -209,13 +209,13 @@ def grow_tumor(rng: np.random.Generator, plan: TumorPlan, tissue: Tissue) -> Tum
 
 
 def _growth_box(plan: TumorPlan) -> tuple[slice, ...]:
-    """Part of the window that the tumour can reach; sizes are odd, so a 2 mm lattice ends on it."""
+    """Part of the window that the tumor can reach; sizes are odd, so a 2 mm lattice ends on it."""
     low, high = np.array(WINDOW_SHAPE), np.zeros(3, int)
     for focus in plan.foci:
         # Stretched ellipsoid, then edema at its fastest.
         reach = 1.8 * focus.radius + plan.edema_width / _FASTEST + 6
-        low = np.minimum(low, np.floor(focus.centre - WINDOW_START - reach).astype(int))
-        high = np.maximum(high, np.ceil(focus.centre - WINDOW_START + reach).astype(int))
+        low = np.minimum(low, np.floor(focus.center - WINDOW_START - reach).astype(int))
+        high = np.maximum(high, np.ceil(focus.center - WINDOW_START + reach).astype(int))
     low = np.clip(low, 0, None)
     high = np.minimum(high, WINDOW_SHAPE)
     high -= (high - low + 1) % 2
@@ -245,7 +245,7 @@ def _core_level(
     start = np.full(coarse.brain.shape, np.inf, np.float32)
     for focus in plan.foci:
         distance = focus.radius * np.linalg.norm(
-            (points - focus.centre) @ focus.shape.T / focus.radius, axis=-1
+            (points - focus.center) @ focus.shape.T / focus.radius, axis=-1
         )
         # Time is counted so that every focus reaches its own radius at time 0.
         seed = distance - focus.radius
@@ -264,7 +264,7 @@ def _core_level(
 
 
 def _falx(tissue: Tissue) -> np.ndarray:
-    """Bool: the mid-plane, but for the white matter of the corpus callosum, which tumours do cross."""
+    """Bool: the mid-plane, but for the white matter of the corpus callosum, which tumors do cross."""
     return (np.abs(tissue.side) < 1.5) & (tissue.white < 0.7)
 
 

@@ -22,9 +22,9 @@ class RecordIndex(NamedTuple):
     """What index arithmetic needs to know of every record of a split, in record order.
 
     Attributes:
-      subject, patient: str [N].
-      slice_index: int32 [N], the slice's position along the LPS z axis of its volume.
-      brain_area, tumor_area: int32 [N], pixels.
+        subject, patient: str [N].
+        slice_index: int32 [N], the slice's position along the LPS z axis of its volume.
+        brain_area, tumor_area: int32 [N], pixels.
     """
 
     subject: np.ndarray
@@ -50,11 +50,11 @@ class SliceSource:
         """Opens a dataset that `tfds_brats.builder.build` made.
 
         Args:
-          dataset_dir: what `build` returned, or the `data_dir` it was given.
-          split: "train", "validation" or "test".
+            dataset_dir: what `build` returned, or the `data_dir` it was given.
+            split: "train", "validation" or "test".
 
         Raises:
-          ValueError: no such split, or no dataset there.
+            ValueError: no such split, or no dataset there.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -98,16 +98,16 @@ class SliceSource:
         """Reads record i, decoding the named sequences and the labels.
 
         Returns:
-          codes: uint16 [H, W, C]; 0 is background.
-          gain, bias: float32 [C]; image = where(codes == 0, -1, gain * codes + bias).
-          code_slope, code_offset: float64 [C]; value = code_slope * codes + code_offset.
-          labels: uint8 [H, W], canonical.
-          brain_box: int32 [4], (y0, x0, y1, x1), half-open, of the whole volume's brain.
-          subject: str.
-          slice_index: int.
+            codes: uint16 [H, W, C]; 0 is background.
+            gain, bias: float32 [C]; image = where(codes == 0, -1, gain * codes + bias).
+            code_slope, code_offset: float64 [C]; value = code_slope * codes + code_offset.
+            labels: uint8 [H, W], canonical.
+            brain_box: int32 [4], (y0, x0, y1, x1), half-open, of the whole volume's brain.
+            subject: str.
+            slice_index: int.
 
         Raises:
-          ValueError: an unknown sequence, or a damaged file.
+            ValueError: an unknown sequence, or a damaged file.
         """
         unknown = [sequence for sequence in sequences if sequence not in SEQUENCES]
         if unknown or not sequences:

@@ -33,13 +33,13 @@ class SubjectRecords(NamedTuple):
     """The records of one subject.
 
     Attributes:
-      subject, patient: names.
-      records: one dict a kept slice, bottom to top, with the features of the TFDS dataset.
-      slice_index, brain_area, tumor_area: int32 [N], of the kept slices; areas in pixels.
-      brain_box: int32 [4] = (y0, x0, y1, x1), half-open, of the whole volume's brain.
-      code_slope, code_offset: float64 [C], codes to values in the file's units.
-      gain, bias: float32 [C], codes to the model's image.
-      digest: hex digest of everything above, images decoded.
+        subject, patient: names.
+        records: one dict per kept slice, bottom to top, with the features of the TFDS dataset.
+        slice_index, brain_area, tumor_area: int32 [N], of the kept slices; areas in pixels.
+        brain_box: int32 [4] = (y0, x0, y1, x1), half-open, of the whole volume's brain.
+        code_slope, code_offset: float64 [C], codes to values in the file's units.
+        gain, bias: float32 [C], codes to the model's image.
+        digest: hex digest of everything above, images decoded.
     """
 
     subject: str
@@ -60,7 +60,7 @@ def encode_subject(files: CaseFiles) -> SubjectRecords:
     """Reads a case and encodes its slices.
 
     Raises:
-      CaseError: the case is unusable; the message names the file.
+        CaseError: the case is unusable; the message names the file.
     """
     return encode_case(read_case(files))
 

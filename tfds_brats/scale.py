@@ -45,11 +45,11 @@ def fit_scale(values: np.ndarray, brain: np.ndarray) -> IntensityScale:
     """Fits the scale of one sequence of one volume.
 
     Args:
-      values: [...] values of the volume in the file's units.
-      brain: [...] bool, the brain of any sequence; voxels that are zero in this one don't count.
+        values: [...] values of the volume in the file's units.
+        brain: [...] bool, the brain of any sequence; voxels that are zero in this one don't count.
 
     Raises:
-      ValueError: the brain is empty, constant or not finite in this sequence.
+        ValueError: the brain is empty, constant or not finite in this sequence.
     """
     inside = values[brain]
     inside = inside[inside != 0]
@@ -86,9 +86,9 @@ def encode(stored: np.ndarray, brain: np.ndarray, slope=1.0, intercept=0.0) -> C
     other numbers are rounded to steps of their range in the brain / 65534.
 
     Args:
-      stored: [...] finite integers or floats; value = slope * stored + intercept.
-      brain: [...] bool, the brain of any sequence, not empty; everything else gets code 0.
-      slope, intercept: scaling of the stored numbers.
+        stored: [...] finite integers or floats; value = slope * stored + intercept.
+        brain: [...] bool, the brain of any sequence, not empty; everything else gets code 0.
+        slope, intercept: scaling of the stored numbers.
     """
     inside = stored[brain]
     low, high = inside.min().item(), inside.max().item()

@@ -1,4 +1,4 @@
-"""Which patient is in which split: 8:1:1, stratified by tumour area."""
+"""Which patient is in which split: 8:1:1, stratified by tumor area."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ _MIN_PATIENTS = 3
 def split_patients(tumor_area: Mapping[str, float]) -> dict[str, str]:
     """Assigns patients to train, validation and test at 8:1:1.
 
-    The patients, sorted by tumour area, are cut into as many quantiles as a split of a tenth has
+    The patients, sorted by tumor area, are cut into as many quantiles as a split of a tenth has
     members (about ten patients each); every quantile gives one patient to validation and one to
     test. Who that is follows from a hash of the patient's name, so it depends neither on the order
     of the input nor on a seed. Fewer than 15 patients are one quantile, so that each split has one.
 
     Args:
-      tumor_area: patient -> mean tumour area, in any unit.
+        tumor_area: patient -> mean tumor area, in any unit.
 
     Returns:
-      patient -> "train", "validation" or "test".
+        patient -> "train", "validation" or "test".
 
     Raises:
-      ValueError: fewer than 3 patients.
+        ValueError: fewer than 3 patients.
     """
     if len(tumor_area) < _MIN_PATIENTS:
         raise ValueError(

@@ -11,10 +11,10 @@ class SplitCounts(NamedTuple):
     """Counts of one split; an image is one sequence of one slice.
 
     Attributes:
-      patients, subjects, slices, tumor_slices: what the records hold.
-      images: slices times sequences.
-      doubled_images: images when every slice with tumour is taken twice.
-      tumor_share: share of slices (not doubled) that hold tumour.
+        patients, subjects, slices, tumor_slices: what the records hold.
+        images: slices times sequences.
+        doubled_images: images when every slice with tumor is taken twice.
+        tumor_share: share of slices (not doubled) that hold tumor.
     """
 
     patients: int
@@ -42,10 +42,10 @@ def count_split(index: RecordIndex) -> SplitCounts:
 
 
 def format_table(indices: Mapping[str, RecordIndex]) -> str:
-    """The counts of every split (name -> index) as text, one line a split."""
+    """The counts of every split (name -> index) as text, one line per split."""
     lines = [
         f"{'split':<12}{'patients':>9}{'subjects':>9}{'slices':>9}{'images':>10}"
-        f"{'with tumour':>13}{'doubled':>10}"
+        f"{'with tumor':>13}{'doubled':>10}"
     ]
     for split, index in indices.items():
         counts = count_split(index)

@@ -55,12 +55,12 @@ class Volume:
     """One file in LPS.
 
     Attributes:
-      data: [X, Y, Z] or [X, Y, Z, C], the stored numbers in their native-endian dtype;
-        value = slope * data + intercept.
-      slope, intercept: scl_slope and scl_inter (1 and 0 where the file has none).
-      affine: [4, 4] float64, LPS voxel indices -> RAS millimetres.
-      to_disk: [3, 2] nibabel orientation; `apply_orientation(lps_array, to_disk)` restores the
-        file's own axes.
+        data: [X, Y, Z] or [X, Y, Z, C], the stored numbers in their native-endian dtype;
+            value = slope * data + intercept.
+        slope, intercept: scl_slope and scl_inter (1 and 0 where the file has none).
+        affine: [4, 4] float64, LPS voxel indices -> RAS millimeters.
+        to_disk: [3, 2] nibabel orientation; `apply_orientation(lps_array, to_disk)` restores the
+            file's own axes.
     """
 
     data: np.ndarray
@@ -74,8 +74,8 @@ def read_volume(path: Path) -> Volume:
     """Reads a .nii or .nii.gz file in LPS.
 
     Raises:
-      CaseError: unreadable, truncated or corrupt; too large; not real numbers; NaN or infinity; an
-        affine that is missing, singular or ambiguous. The message names the file.
+        CaseError: unreadable, truncated or corrupt; too large; not real numbers; NaN or infinity; an
+            affine that is missing, singular or ambiguous. The message names the file.
     """
     content = read_content(path)
     try:
@@ -111,7 +111,7 @@ def read_content(path: Path) -> bytearray:
     announces: a few kilobytes can unpack to more than the memory holds.
 
     Raises:
-      CaseError: unreadable, or larger than `MAX_VOXELS` or its own header allow.
+        CaseError: unreadable, or larger than `MAX_VOXELS` or its own header allow.
     """
     with _opened(path) as (file, image):
         size = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize
@@ -132,7 +132,7 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine that `read_volume` would give, from the header alone (a quick check).
 
     Raises:
-      CaseError: as `read_volume`, as far as the header tells.
+        CaseError: as `read_volume`, as far as the header tells.
     """
     with _opened(path) as (_, image):
         pass

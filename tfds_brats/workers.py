@@ -47,7 +47,7 @@ class Workers:
         function's exceptions are raised here.
 
         Raises:
-          ChildProcessError: a worker process died.
+            ChildProcessError: a worker process died.
         """
         with tqdm(total=len(items), desc=label, unit="subject", dynamic_ncols=True) as bar:
             for result in self._results(function, items):

@@ -29,7 +29,7 @@ def noise_for(
     samples: Sequence[int] | AnyArray,
     slice_indices: Sequence[int] | AnyArray,
     shape: Sequence[int],
-) -> tuple[Float[jax.Array, "B H W C"], Key[jax.Array, " B"]]:
+) -> tuple[Float[jax.Array, "B ..."], Key[jax.Array, " B"]]:
     """Start noise and step keys of a batch, each example's from its own numbers alone.
 
     Args:
@@ -77,7 +77,7 @@ def start_noise(
     slice_indices: Sequence[int] | AnyArray,
     shape: Sequence[int],
     z_sigma: float = 0.0,
-) -> tuple[Float[jax.Array, "B H W C"], Key[jax.Array, " B"]]:
+) -> tuple[Float[jax.Array, "B ..."], Key[jax.Array, " B"]]:
     """Start noise and step keys, see `noise_for`; the start noise is correlated along the slices.
 
     The noise that steps add with eta > 0 stays independent from slice to slice.

@@ -32,7 +32,7 @@ from mbti_jax.fields import FieldError
 
 # Images [B, H, W, C] or [H, W, C], all of one shape; the times and ROIs that go with them.
 Image = Float[AnyArray, "*image"]
-Times = Num[AnyArray, "*batch"]
+Times = Num[AnyArray, "*batch"] | np.number
 Roi = Shaped[AnyArray, "*space 1"]
 
 

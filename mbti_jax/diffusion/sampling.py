@@ -1,6 +1,7 @@
 """`Sampling`: how samples are drawn, as one value."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class Sampling:
 
     num_steps: int = 50
     sampler: str = "ddim"
-    spacing: str | tuple[int, ...] = "trailing"
+    spacing: str | Sequence[Any] = "trailing"
     eta: float = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0

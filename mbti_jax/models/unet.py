@@ -191,7 +191,7 @@ class UNet(nn.Module):
         h = GroupNorm(self.num_groups, name="out_0")(h)
         channels = self.out_channels * self.patch_size**2
         h = conv3x3(channels, dtype, "out_2")(h)
-        return depth_to_space(h, self.patch_size).astype(jnp.float32)
+        return jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32)
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""
@@ -256,8 +256,8 @@ def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
 
 
 def space_to_depth(
-    x: Float[jax.Array, "B H W C"], patch_size: int
-) -> Float[jax.Array, "B H//{patch_size} W//{patch_size} C*{patch_size}**2"]:
+    x: Float[AnyArray, "B H W C"], patch_size: int
+) -> Float[AnyArray, "B H//{patch_size} W//{patch_size} C*{patch_size}**2"]:
     """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
     batch, height, width, channels = x.shape
     p = patch_size
@@ -266,8 +266,8 @@ def space_to_depth(
 
 
 def depth_to_space(
-    x: Float[jax.Array, "B h w D"], patch_size: int
-) -> Float[jax.Array, "B h*{patch_size} w*{patch_size} D//{patch_size}**2"]:
+    x: Float[AnyArray, "B h w D"], patch_size: int
+) -> Float[AnyArray, "B h*{patch_size} w*{patch_size} D//{patch_size}**2"]:
     """[B, H/p, W/p, p p C] -> [B, H, W, C], the inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     p = patch_size

@@ -8,7 +8,7 @@ A task is a mask for each kind of ROI and, for each, a class value:
 | 1 | necrotic core | 1 |
 | 2 | edema | 2 |
 | 3 | enhancement | 3 |
-| 4 | mixed tumour | 1, 2 or 3 |
+| 4 | mixed tumor | 1, 2 or 3 |
 
 Training draws tasks with `sample_task`, inference states them as `regions.Rois`; both end in
 `regions.make_condition`. Everything works on one example with static shapes, for use
@@ -37,33 +37,33 @@ class TaskSettings:
     """How often each task is drawn in training, and how large ROIs of normal tissue are.
 
     The paper says which tasks exist but not how often each is drawn, so every number here is our
-    choice. With the defaults a slice with tumour trains tumour alone in 40% of draws, tumour and
+    choice. With the defaults a slice with tumor trains tumor alone in 40% of draws, tumor and
     normal tissue together in 40%, normal tissue alone in 20%.
 
     Attributes:
-        prob_tumor: probability of ROIs of tumour (scenario 1 or 2) in a slice that has tumour. High,
-        because fewer than half of the slices have any; not 1, because normal tissue has to be
-        inpainted beside tumour that stays, too.
-      prob_normal: probability of an ROI of normal tissue (scenario 3), independent of the above;
-        drawn regardless wherever there is no ROI of tumour. 1/2: as often with as without.
-      prob_mixed: probability that the ROIs of tumour are one mixed ROI (scenario 2) and not one for
-        each component (scenario 1). 1/2: no task is preferred.
-      prob_box: probability of a bounding box instead of a free-form ROI, drawn for every tumour
-        channel. 1/2: every combination of modes is equally likely.
-      prob_normal_box: probability that the ROI of normal tissue is a rectangle, not circles. 1/2.
-      max_circles: circles are between 1 and this many, uniformly; they may overlap, which gives
-        outlines that are not round. There is one rectangle, since a box channel is one box.
-      min_radius: least radius of a circle, in units of the radius of the disk that has the slice's
-        brain area; a rectangle has the area of a circle.
-      max_radius: largest radius, likewise; radii are uniform in between. At inference this ROI
-        covers a tumour that is to go, and in BraTS slices the radius of the disk of the tumour's
-        area is 0.07 to 0.52 of the brain's between the 5th and 95th percentile, 0.36 in the median.
-      max_aspect: rectangles' height / width is log-uniform in [1 / max_aspect, max_aspect].
-      min_brain_fraction: least share of brain among the pixels of a circle or rectangle.
-      num_candidates: how many places are tried, all at once.
+        prob_tumor: probability of ROIs of tumor (scenario 1 or 2) in a slice that has tumor. High,
+            because fewer than half of the slices have any; not 1, because normal tissue has to be
+            inpainted beside tumor that stays, too.
+        prob_normal: probability of an ROI of normal tissue (scenario 3), independent of the above;
+            drawn regardless wherever there is no ROI of tumor. 1/2: as often with as without.
+        prob_mixed: probability that the ROIs of tumor are one mixed ROI (scenario 2) and not one for
+            each component (scenario 1). 1/2: no task is preferred.
+        prob_box: probability of a bounding box instead of a free-form ROI, drawn for every tumor
+            channel. 1/2: every combination of modes is equally likely.
+        prob_normal_box: probability that the ROI of normal tissue is a rectangle, not circles. 1/2.
+        max_circles: circles are between 1 and this many, uniformly; they may overlap, which gives
+            outlines that are not round. There is one rectangle, since a box channel is one box.
+        min_radius: least radius of a circle, in units of the radius of the disk that has the slice's
+            brain area; a rectangle has the area of a circle.
+        max_radius: largest radius, likewise; radii are uniform in between. At inference this ROI
+            covers a tumor that is to go, and in BraTS slices the radius of the disk of the tumor's
+            area is 0.07 to 0.52 of the brain's between the 5th and 95th percentile, 0.36 in the median.
+        max_aspect: rectangles' height / width is log-uniform in [1 / max_aspect, max_aspect].
+        min_brain_fraction: least share of brain among the pixels of a circle or rectangle.
+        num_candidates: how many places are tried, all at once.
 
     Raises:
-      ValueError: a probability or fraction outside [0, 1], or an impossible size or count.
+        ValueError: a probability or fraction outside [0, 1], or an impossible size or count.
     """
 
     prob_tumor: float = 0.8
@@ -104,19 +104,19 @@ def sample_task(
 ) -> Condition:
     """Draws a training task for one slice, after augmentation.
 
-    Tumour in channels 1-3 or 4 and normal tissue in channel 0 are drawn independently, but one of
-    them is always there: the ROI is never empty. Channel 0 shares no pixel with tumour, a resection
-    cavity or an ROI of tumour. Only a box around tumour may contain a cavity.
+    Tumor in channels 1-3 or 4 and normal tissue in channel 0 are drawn independently, but one of
+    them is always there: the ROI is never empty. Channel 0 shares no pixel with tumor, a resection
+    cavity or an ROI of tumor. Only a box around tumor may contain a cavity.
 
     Args:
-      key: typed PRNG key of this example.
-      image: float32 [H, W, C]; brain is where any sequence differs from -1.
-      labels: uint8 [H, W]: 0, 1 necrotic core, 2 edema, 3 enhancement, 4 resection cavity.
-      config: probabilities and sizes.
+        key: typed PRNG key of this example.
+        image: float32 [H, W, C]; brain is where any sequence differs from -1.
+        labels: uint8 [H, W]: 0, 1 necrotic core, 2 edema, 3 enhancement, 4 resection cavity.
+        config: probabilities and sizes.
 
     Returns:
-      The `Condition` of one example. Without brain outside tumor and cavity (a slice no dataset should
-      hold) channel 0 falls back to background, and to anything at all if there is none.
+        The `Condition` of one example. Without brain outside tumor and cavity (a slice no dataset
+        should hold) channel 0 falls back to background, and to anything at all if there is none.
     """
     choices_key, shapes_key = jax.random.split(key)
     # One draw for all choices: each call of a generator costs compilation time.
@@ -157,26 +157,26 @@ def _sample_shapes(
 ) -> Bool[jax.Array, "H W"]:
     """Draws one rectangle or up to `max_circles` circles, disjoint from what is not `free`.
 
-    Every candidate has its centre in free brain, and shrinks about it until it touches neither a
+    Every candidate has its center in free brain, and shrinks about it until it touches neither a
     pixel that is not free nor the image's border. It is valid if it is then still of the least
     size and mostly brain. The first valid ones are taken. If none is, the candidates shrink further,
-    until they hold nothing but free brain, and the largest is taken; it still holds its centre.
+    until they hold nothing but free brain, and the largest is taken; it still holds its center.
 
     Args:
-      key: typed PRNG key.
-      brain: bool [H, W].
-      free: bool [H, W], pixels that the shapes may contain.
-      box: bool, rectangle or circles.
-      config: sizes and counts.
+        key: typed PRNG key.
+        brain: bool [H, W].
+        free: bool [H, W], pixels that the shapes may contain.
+        box: bool, rectangle or circles.
+        config: sizes and counts.
 
     Returns:
-      bool [H, W], with at least one pixel.
+        bool [H, W], with at least one pixel.
     """
     candidates_key, count_key = jax.random.split(key)
     height, width = brain.shape
     place, size, elongation = jax.random.uniform(candidates_key, (3, config.num_candidates))
 
-    # Where centres may lie: the first of these that is not empty.
+    # Where centers may lie: the first of these that is not empty.
     pool = jnp.where((brain & free).any(), brain & free, jnp.where(free.any(), free, True))
     center_y, center_x = _choose_pixels(place, pool)
 

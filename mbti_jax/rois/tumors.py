@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from scipy.signal import fftconvolve
 
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
@@ -25,7 +25,7 @@ _MARGIN = 0.02
 
 
 def own_tumor(
-    labels: UInt8[np.ndarray, "Z H W"],
+    labels: Integer[np.ndarray, "Z H W"],
     brain: Bool[np.ndarray, "Z H W"],
     mode: str,
     box: Collection[str] = (),
@@ -69,7 +69,9 @@ def own_tumor(
     return Rois(masks, box)
 
 
-def painted_labels(labels: UInt8[np.ndarray, "*shape"], rois: Rois) -> UInt8[np.ndarray, "*shape"]:
+def painted_labels(
+    labels: Integer[np.ndarray, "*shape"], rois: Rois
+) -> UInt8[np.ndarray, "*shape"]:
     """The label map of a case after its ROIs were repainted.
 
     Args:
@@ -96,10 +98,10 @@ def painted_labels(labels: UInt8[np.ndarray, "*shape"], rois: Rois) -> UInt8[np.
 
 
 def moved(
-    labels: UInt8[np.ndarray, "Z H W"],
+    labels: Integer[np.ndarray, "Z H W"],
     free: Bool[np.ndarray, "Z H W"],
     seed: int | tuple[int, ...],
-) -> UInt8[np.ndarray, "Z H W"]:
+) -> Integer[np.ndarray, "Z H W"]:
     """The tumor in `labels` at another place, or its mirror image; see `own_tumor`.
 
     Args:

@@ -375,7 +375,7 @@ def test_two_builds_at_once_are_an_error(tmp_path):
 
 def test_table_counts(dummy):
     indices = {split: SliceSource(dummy, split).index for split in SPLITS}
-    # Of the six slices of a dummy subject four have enough brain, and three of these tumour.
+    # Of the six slices of a dummy subject four have enough brain, and three of these tumor.
     for split, subjects in [("train", 3), ("validation", 1), ("test", 1)]:
         counts = count_split(indices[split])
         assert (counts.patients, counts.subjects) == (subjects, subjects)

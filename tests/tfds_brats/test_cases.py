@@ -94,9 +94,9 @@ def test_reads_msd(tmp_path):
         np.testing.assert_array_equal(case.images[sequence], images[sequence])
     # MSD: 1 edema, 2 non-enhancing, 3 enhancing.
     np.testing.assert_array_equal(case.labels, np.resize([0, 2, 1, 3], SHAPE))
-    unlabelled = find_cases(tmp_path, "msd", labels=False)
-    assert [files.subject for files in unlabelled] == ["BRATS_001", "BRATS_485"]
-    assert unlabelled[1].labels is None
+    unlabeled = find_cases(tmp_path, "msd", labels=False)
+    assert [files.subject for files in unlabeled] == ["BRATS_001", "BRATS_485"]
+    assert unlabeled[1].labels is None
 
 
 def test_reads_the_stray_name_of_case_355(tmp_path):

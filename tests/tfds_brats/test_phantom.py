@@ -109,8 +109,8 @@ def test_subjects_depend_on_seed_and_index_alone(subject, written):
     for name, volume in {**images, "seg": labels}.items():
         path = folders[index] / f"{folders[index].name}_{name}.nii.gz"
         np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), volume)
-    neighbour = folders[1 - min(index, 1)]
-    other = np.asarray(nib.load(neighbour / f"{neighbour.name}_t1.nii.gz").dataobj)
+    neighbor = folders[1 - min(index, 1)]
+    other = np.asarray(nib.load(neighbor / f"{neighbor.name}_t1.nii.gz").dataobj)
     assert np.mean((other != 0) != (images["t1"] != 0)) > 0.001
 
 
@@ -185,30 +185,30 @@ def test_other_seed_version_or_content_is_an_error(tmp_path, quick_phantom):
 
 
 def test_mass_effect_pushes_outward_as_its_formula_says():
-    centre, radius, strength = np.array([3.0, -2.0, 5.0]), 12.0, 0.5
+    center, radius, strength = np.array([3.0, -2.0, 5.0]), 12.0, 0.5
     rng = np.random.default_rng(0)
-    points = centre + rng.normal(0.0, 12.0, (200, 3))
+    points = center + rng.normal(0.0, 12.0, (200, 3))
 
     def displacement(x):
-        return x - phantom_anatomy.radial_pullback(x, centre, radius, strength)
+        return x - phantom_anatomy.radial_pullback(x, center, radius, strength)
 
     step = 1e-4
     divergence = sum(
         (displacement(points + step * axis) - displacement(points - step * axis)) @ axis
         for axis in np.eye(3)
     ) / (2 * step)
-    squared = np.sum((points - centre) ** 2, axis=1)
+    squared = np.sum((points - center) ** 2, axis=1)
     falloff = strength * np.exp(-squared / (2 * radius**2))
     np.testing.assert_allclose(divergence, falloff * (3 - squared / radius**2), atol=1e-6)
-    outward = np.sum(displacement(points) * (points - centre), axis=1)
+    outward = np.sum(displacement(points) * (points - center), axis=1)
     assert (outward > 0).all()
-    line = centre + np.linspace(0, 60, 601)[:, None] * [0.6, 0.0, 0.8]
+    line = center + np.linspace(0, 60, 601)[:, None] * [0.6, 0.0, 0.8]
     shift = np.linalg.norm(displacement(line), axis=1)
     assert np.argmax(shift) == pytest.approx(10 * radius, abs=1)
     assert shift.max() == pytest.approx(strength * radius * np.exp(-0.5), rel=1e-4)
     # One-to-one: points keep their order along a ray.
     origin = np.linalg.norm(
-        phantom_anatomy.radial_pullback(line, centre, radius, 0.95) - centre, axis=1
+        phantom_anatomy.radial_pullback(line, center, radius, 0.95) - center, axis=1
     )
     assert (np.diff(origin) > 0).all()
 
@@ -222,8 +222,8 @@ def test_mass_effect_moves_the_brain_but_not_its_surface():
     shift = points - phantom_tumor.before_tumor(points, plan, head)
     size = np.linalg.norm(shift, axis=-1)
     assert (size[depth <= 0] == 0).all()
-    near = (np.linalg.norm(points - focus.centre, axis=-1) < 30) & (depth > 4)
-    outward = np.sum(shift * (points - focus.centre), axis=-1)[near]
+    near = (np.linalg.norm(points - focus.center, axis=-1) < 30) & (depth > 4)
+    outward = np.sum(shift * (points - focus.center), axis=-1)[near]
     assert (outward > 0).all()
     assert 4.0 < size.max() <= 0.5 * 1.25 * 20.0 * np.exp(-0.5)
 
@@ -246,7 +246,7 @@ def test_edema_prefers_white_matter_and_spares_fluid():
     assert edema.sum() > 3000
     assert tissue.white[edema].mean() > 1.2 * tissue.white[around].mean()
     assert tissue.fluid[edema].mean() < 0.3 * tissue.fluid[around].mean()
-    # A rim encloses the necrosis: nearly all of its neighbours outside itself are enhancing.
+    # A rim encloses the necrosis: nearly all of its neighbors outside itself are enhancing.
     necrosis = tumor.labels == 1
     border = ndimage.binary_dilation(necrosis) & ~necrosis
     assert np.mean(tumor.labels[border] == 4) > 0.6

@@ -40,7 +40,7 @@ def test_every_patient_is_in_one_split_at_8_1_1(area):
 @settings(max_examples=100, deadline=None)
 @given(patients)
 def test_stratified_by_area(area):
-    """The k-th smallest tumour of validation and of test lies in the k-th of as many quantiles."""
+    """The k-th smallest tumor of validation and of test lies in the k-th of as many quantiles."""
     splits = split_patients(area)
     rank = {name: i for i, name in enumerate(sorted(area, key=lambda name: (area[name], name)))}
     for split in ("validation", "test"):
@@ -56,7 +56,7 @@ def test_only_the_order_of_the_areas_matters(area):
     assert split_patients({name: 2 * value for name, value in area.items()}) == split_patients(area)
 
 
-# Patient -> mean tumour areas of its timepoints.
+# Patient -> mean tumor areas of its timepoints.
 timepoints = st.dictionaries(
     st.integers(0, 99999), st.lists(st.floats(0, 1e4), min_size=1, max_size=4), min_size=3
 )
