@@ -1,4 +1,4 @@
-"""What `import mbti_jax` costs a program that only paints: no web page, no data sets, no training data."""
+"""What a program that only inpaints loads with `mbti_jax`: no web page, no tools for training data."""
 
 import json
 import subprocess

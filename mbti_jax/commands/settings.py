@@ -38,7 +38,8 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
         raise FieldError(unknown[0], f"is no setting; there are {', '.join(sorted(names))}")
     values = dict(given)
     for name in names & set(config):
-        kind, value = _dataclass_in(hints[name]), config[name]
+        kind = _dataclass_in(hints[name])
+        value: Any = config[name]
         if kind is not None and (isinstance(value, Mapping) or _is_config(value)):
             try:
                 value = from_config(kind, value)

@@ -52,7 +52,7 @@ class Request(NamedTuple):
     """
 
     params: Any
-    context: jax.Array
+    context: AnyArray
     condition: Condition
     keys: jax.Array
     guidance: Guidance
