@@ -63,7 +63,7 @@ def case_files(tmp_path) -> list[Path]:
 
 @pytest.fixture
 def png(tmp_path) -> Path:
-    """A grey slice of 16 bits."""
+    """A gray slice of 16 bits."""
     from tiny_inpainter import make_slice
 
     path = tmp_path / "slice.png"

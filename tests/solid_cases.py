@@ -1,4 +1,4 @@
-"""Brains and tumours as solid bodies, large enough for masks of 800 voxels; arrays [X, Y, Z]."""
+"""Brains and tumors as solid bodies, large enough for masks of 800 voxels; arrays [X, Y, Z]."""
 
 import numpy as np
 

@@ -89,7 +89,7 @@ def loss_out_grads(model: UNet):
 
 
 def quick_jit(function, **options):
-    """jit with LLVM's optimisations off: networks this small take far longer to compile than run."""
+    """jit with LLVM's optimizations off: networks this small take far longer to compile than run."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 

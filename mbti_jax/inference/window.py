@@ -3,8 +3,8 @@
 The rule, the same as in training. The network sees a window of the slice: `window` mm high and wide
 (training slices have 1 mm pixels), so `window / pixel_size` pixels.
 
-1. Where the slice is smaller than the window it is padded with background, centre on centre.
-2. Where it is larger, the window is centred on the brain (of the whole volume, where that is known),
+1. Where the slice is smaller than the window it is padded with background, center on center.
+2. Where it is larger, the window is centered on the brain (of the whole volume, where that is known),
    as far as the slice allows; on brain and ROI together if the ROI would reach out of it.
 3. If these do not fit either, the window grows until they do, keeping its proportions.
 4. The window is area-averaged to the network's size S x S.

@@ -1,6 +1,6 @@
 """Hyper-parameters of a guided-diffusion UNet, from the names and shapes of its tensors.
 
-What leaves no trace in the tensors - heads, their order, the groups of the normalisation, the size
+What leaves no trace in the tensors - heads, their order, the groups of the normalization, the size
 of the images - cannot be found this way.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures a person can look at: grey slices, coloured ROIs, sheets and figures."""
+"""Pictures a person can look at: gray slices, colored ROIs, sheets and figures."""
 
 import os
 import textwrap
@@ -23,7 +23,7 @@ def gray(image: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
 
 
 def with_rois(picture: np.ndarray, roi_masks: np.ndarray, fill: float = 0.35) -> np.ndarray:
-    """Colours each ROI channel: its area tinted by `fill`, its outline in full colour.
+    """Colors each ROI channel: its area tinted by `fill`, its outline in full color.
 
     Args:
         picture: uint8 [H, W, 3].
@@ -92,7 +92,7 @@ def figure(
     title: str = "",
     footnote: str = "",
 ) -> Path:
-    """Writes a labeled grid of pictures as PNG, with the colours of the ROI channels explained.
+    """Writes a labeled grid of pictures as PNG, with the colors of the ROI channels explained.
 
     Args:
         path: file to write; written beside and renamed.

@@ -103,7 +103,7 @@ class Actions:
         num_steps,
         guidance_weight,
         request: gr.Request,
-        progress=gr.Progress(),  # noqa: B008 (Gradio recognises it by its default)
+        progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
         _loaded(session)
         session.begin()

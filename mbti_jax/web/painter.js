@@ -46,7 +46,7 @@ function take() {
   box = new Set(value.box);
   for (const side of element.querySelectorAll(".side")) side.hidden = !value.sides;
   done = []; undone = []; last = null;
-  // Whole screen pixels for each pixel of the slice, so that none is drawn wider than its neighbour.
+  // Whole screen pixels for each pixel of the slice, so that none is drawn wider than its neighbor.
   scale = Math.max(1, Math.ceil(720 / Math.max(height, width)));
   canvas.width = width * scale; canvas.height = height * scale;
   canvas.style.aspectRatio = width + " / " + height * value.aspect;

@@ -27,7 +27,7 @@ def strict_types():
 
 
 def a_network(params, x, t, class_vector):
-    """Any network: mixes neighbours, and image, masks, time and class all matter."""
+    """Any network: mixes neighbors, and image, masks, time and class all matter."""
     image, masks = x[..., :CHANNELS], x[..., CHANNELS:]
     near = image + jnp.roll(image, 1, axis=1) - jnp.roll(image, 1, axis=2)
     classes = jnp.sum(masks * class_vector[:, None, None, :], axis=-1, keepdims=True)

@@ -41,13 +41,13 @@ def test_window_holds_brain_and_roi(shape, data, pixel):
 
 
 def test_window_is_that_of_training():
-    # 240 pixels, brain 20 ... 200 and 50 ... 190: centred at 110 and 120.
+    # 240 pixels, brain 20 ... 200 and 50 ... 190: centered at 110 and 120.
     window = place((240, 240), (20, 50, 200, 190), window=192, image_size=64)
     assert (window.rows, window.columns) == (range(14, 206), range(24, 216))
     # Smaller than the window: padded on both sides.
     window = place((240, 240), (20, 50, 200, 190), window=256, image_size=256)
     assert (window.rows, window.columns) == (range(-8, 248), range(-8, 248))
-    # Half-millimetre pixels: twice as many.
+    # Half-millimeter pixels: twice as many.
     window = place(
         (480, 480), (40, 100, 400, 380), window=192, image_size=64, pixel_size=(0.5,) * 2
     )

@@ -1,4 +1,4 @@
-"""Grey values, colours of the ROIs, sheets, and figures that are whole or not there."""
+"""Gray values, colors of the ROIs, sheets, and figures that are whole or not there."""
 
 import numpy as np
 import PIL.Image
@@ -18,7 +18,7 @@ def test_gray_maps_the_range_linearly_and_clips():
     assert pictures.gray(np.array([[5.0, 15.0]]), low=5, high=15)[0, :, 1].tolist() == [0, 255]
 
 
-def test_every_channel_has_a_colour_of_its_own():
+def test_every_channel_has_a_color_of_its_own():
     assert set(pictures.COLORS) == set(CHANNELS)
     assert len(set(pictures.COLORS.values())) == len(CHANNELS)
 

@@ -112,8 +112,8 @@ def test_group_norm_against_float64_and_flax(mean):
     x = (mean + rng.standard_normal((2, 5, 7, 12)) * np.geomspace(0.1, 10, 12)).astype(np.float32)
     weight, bias = rng.standard_normal((2, 2, 12))
     groups = x.astype(np.float64).reshape(2, 35, 4, 3)
-    centred = groups - groups.mean((1, 3), keepdims=True)
-    normed = (centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
+    centered = groups - groups.mean((1, 3), keepdims=True)
+    normed = (centered / np.sqrt((centered**2).mean((1, 3), keepdims=True) + 1e-5)).reshape(x.shape)
     expected = normed * weight[:, None, None, :] + bias[:, None, None, :]
     got = group_norm(x, weight.astype(np.float32), bias.astype(np.float32), num_groups=4)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 if mean == 0 else 3e-3)

@@ -269,7 +269,7 @@ def test_shapes_are_anywhere_in_the_brain_and_as_many_as_asked():
 
     assert all(ndimage.label(mask)[1] == 1 for mask in rectangles)
     centers = np.array([np.argwhere(mask).mean(0) for mask in rectangles]) - 31.5
-    # In a disk the squared distance from its centre and the direction are uniform.
+    # In a disk the squared distance from its center and the direction are uniform.
     squared = (centers**2).sum(1) / _BRAIN_RADIUS**2
     directions = np.arctan2(*centers.T) / (2 * np.pi) % 1
     assert stats.kstest(squared, "uniform").pvalue > 1e-3

@@ -143,7 +143,7 @@ def test_a_slice_that_is_not_finite(tmp_path, value):
         load([tmp_path / "slice.npy"], tmp_path)
 
 
-def test_constant_and_coloured_pictures(tmp_path):
+def test_constant_and_colored_pictures(tmp_path):
     Image.fromarray(np.full((40, 36), 7, np.uint8)).save(tmp_path / "flat.png")
     with pytest.raises(ValueError, match="constant"):
         load([tmp_path / "flat.png"], tmp_path)
