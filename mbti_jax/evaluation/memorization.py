@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.evaluation.patch_search import Patch, distance_at, search
 from mbti_jax.evaluation.report import table
 from mbti_jax.evaluation.resynthesis import (
@@ -29,7 +30,7 @@ from mbti_jax.evaluation.resynthesis import (
     components_and_normal,
     title,
 )
-from mbti_jax.evaluation.slices import LabeledSlices, evenly_spaced
+from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
