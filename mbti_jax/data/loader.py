@@ -217,14 +217,28 @@ def fixed_batches(
     `padded_size` (default: `batch_size`).
     """
     padded_size = batch_size if padded_size is None else padded_size
-    count = min(num_batches * batch_size, len(examples))
-    numbers = np.linspace(0, len(examples) - 1, count).round().astype(int)
+    numbers = evenly_spaced(len(examples), num_batches * batch_size, with_ends=True)
     batches = []
-    for start in range(0, count, batch_size):
+    for start in range(0, len(numbers), batch_size):
         items = [examples[i] for i in numbers[start : start + batch_size]]
         items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (padded_size - len(items))
         batches.append(stack(items))
     return batches
+
+
+def evenly_spaced(total: int, count: int, *, with_ends: bool = False) -> np.ndarray:
+    """At most `count` numbers, evenly spaced from 0 to `total` - 1.
+
+    Args:
+        total: how many there are to choose from.
+        count: how many to choose.
+        with_ends: from the first to the last one; otherwise the middle of each of `count` equal
+            stretches.
+    """
+    count = min(count, total)
+    if with_ends:
+        return np.linspace(0, total - 1, count).round().astype(int)
+    return ((np.arange(count) + 0.5) * total / count).astype(int)
 
 
 def stack(items: Sequence[Batch]) -> Batch:

@@ -2,7 +2,7 @@
 
 Segmenters trained on real slices segment repainted ones. Their label maps are compared with the request,
 and the scores with those of real slices with the same tumors. The ratio of the two is what counts, since
-a segmenter of one sequence misses what the sequence does not show, whoever made the image.
+a segmenter of one sequence misses what the sequence does not show, in real images too.
 """
 
 import dataclasses

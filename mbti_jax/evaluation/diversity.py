@@ -63,21 +63,23 @@ def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict
     tasks = []
     for kind in resynthesis.KINDS:
         for box in (False, True):
-            found = resynthesize(workbench, kind, box, **dataclasses.asdict(settings))
+            repainted = resynthesize(workbench, kind, box, **dataclasses.asdict(settings))
             title = resynthesis.title(kind, box)
             picture = f"{kind}_{'box' if box else 'free_form'}.png"
-            _draw(folder / picture, found, workbench.sequences, title)
-            sequences = measure(found, workbench.sequences, workbench.seed)
-            tasks.append({"task": title, **found.sizes, "picture": picture, "sequences": sequences})
+            _draw(folder / picture, repainted, workbench.sequences, title)
+            sequences = measure(repainted, workbench.sequences, workbench.seed)
+            tasks.append(
+                {"task": title, **repainted.sizes, "picture": picture, "sequences": sequences}
+            )
     weight = workbench.inpainter.default_guidance_weight
     return {"num_steps": settings.num_steps, "guidance_weight": weight, "tasks": tasks}
 
 
-def measure(found: Resynthesis, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
+def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Diversity in every sequence.
 
     Args:
-        found: with at least two samples per slice.
+        repainted: with at least two samples per slice.
         sequences: names of the channels.
         seed: of the intervals' resampling.
 
@@ -89,15 +91,15 @@ def measure(found: Resynthesis, sequences: tuple[str, ...], seed: int) -> dict[s
     Raises:
         ValueError: fewer than two samples.
     """
-    samples, subjects = found.samples, found.slices.subjects
+    samples, subjects = repainted.samples, repainted.slices.subjects
     if len(samples) < 2:
         raise ValueError("diversity needs at least two samples of a slice; set num_samples")
     out = {}
     for channel, sequence in enumerate(sequences):
         rows = []
-        for n, inside in enumerate(found.roi):
+        for n, inside in enumerate(repainted.roi):
             drawn = samples[:, n, ..., channel]
-            real = found.slices.images[n, ..., channel]
+            real = repainted.slices.images[n, ..., channel]
             variance, squared_error = variance_and_error(drawn, real, inside)
             rows.append(
                 {
@@ -177,9 +179,9 @@ def tables(result: Mapping[str, Any]) -> str:
     rows, links = [], []
     for task in result["tasks"]:
         size = f"{task['num_slices']} ({task['num_subjects']})"
-        for sequence, found in task["sequences"].items():
-            means = [cell(found[name], digits=3) for name in ("ssim", "ssim_real", "sd")]
-            ratio = found["spread_to_error"]
+        for sequence, scores in task["sequences"].items():
+            means = [cell(scores[name], digits=3) for name in ("ssim", "ssim_real", "sd")]
+            ratio = scores["spread_to_error"]
             rows.append([task["task"], size, sequence, *means])
             rows[-1].append("-" if ratio is None else f"{ratio:.2f}")
         links.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
@@ -202,16 +204,20 @@ Windows of SSIM at the ROI's border see the same context in all samples, which m
 diverse. Samples may differ as they should and still be wrong: see fidelity."""
 
 
-def _draw(path: Path, found: Resynthesis, sequences: tuple[str, ...], title: str) -> None:
+def _draw(path: Path, repainted: Resynthesis, sequences: tuple[str, ...], title: str) -> None:
     """The slice with the largest ROI: original, samples and their standard deviation, by sequence."""
-    n = int(found.roi.sum((1, 2)).argmax())
-    inside, masks, image = found.roi[n], found.condition.roi_masks[n], found.slices.images[n]
-    samples = found.samples[:_SHOWN_SAMPLES, n]
+    n = int(repainted.roi.sum((1, 2)).argmax())
+    inside, masks, image = (
+        repainted.roi[n],
+        repainted.condition.roi_masks[n],
+        repainted.slices.images[n],
+    )
+    samples = repainted.samples[:_SHOWN_SAMPLES, n]
     window = pictures.around(inside)
     cells = []
     for channel in range(len(sequences)):
         whole = pictures.enlarge(pictures.gray(image[..., channel]))
-        spread = standard_deviation(found.samples[:, n, ..., channel], inside)
+        spread = standard_deviation(repainted.samples[:, n, ..., channel], inside)
         cells.append(
             [
                 pictures.with_rois(whole, pictures.enlarge(masks), fill=0.0),

@@ -62,19 +62,19 @@ def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[
     return {
         "num_steps": settings.num_steps,
         "guidance_weight": workbench.inpainter.default_guidance_weight,
-        "sizes": {resynthesis.title(kind): found.sizes for kind, found in sets.items()},
+        "sizes": {resynthesis.title(kind): repainted.sizes for kind, repainted in sets.items()},
         "features": {
             resynthesis.title(kind): feature_distances(
-                found, segmenters, settings.num_subsets, workbench.seed
+                repainted, segmenters, settings.num_subsets, workbench.seed
             )
-            for kind, found in sets.items()
+            for kind, repainted in sets.items()
         },
         "intensities": intensity_distances(values, workbench.sequences, workbench.seed),
     }
 
 
 def feature_distances(
-    found: Resynthesis, segmenters: Mapping[str, Segmenter], num_subsets: int, seed: int
+    repainted: Resynthesis, segmenters: Mapping[str, Segmenter], num_subsets: int, seed: int
 ) -> dict[str, Any]:
     """Distances of the distributions of a segmenter's bottleneck features, sequence by sequence.
 
@@ -85,7 +85,7 @@ def feature_distances(
     standardized over all real slices, since their units mean nothing.
 
     Args:
-        found: the first sample of each slice is used.
+        repainted: the first sample of each slice is used.
         segmenters: by sequence, in the order of the channels.
         num_subsets: random halves of the sets for the kernel distance's standard error.
         seed: of the halves.
@@ -95,7 +95,7 @@ def feature_distances(
         `num_features` and by sequence, under `real`, `synthetic` and `fill` (each ROI filled with its
         surrounding's mean), `frechet`, `kernel` and `kernel_error`.
     """
-    slices, roi = found.slices, found.roi
+    slices, roi = repainted.slices, repainted.roi
     if len(np.unique(slices.subjects)) < 2:
         return {"refused": "the slices are of one subject, so there is no other to compare with"}
     in_a = halves(slices.subjects)
@@ -105,18 +105,18 @@ def feature_distances(
         real = slices.images[..., channel]
         features = {"real": network.features(real, roi)}
         num_features = features["real"].shape[1]
-        least = VECTORS_PER_FEATURE * num_features
-        if min(counts) < least:
+        minimum = VECTORS_PER_FEATURE * num_features
+        if min(counts) < minimum:
             return {
                 "refused": f"with {num_features} features each half of the subjects needs at least "
-                f"{least} slices ({VECTORS_PER_FEATURE} a feature); there are {counts[0]} and "
+                f"{minimum} slices ({VECTORS_PER_FEATURE} a feature); there are {counts[0]} and "
                 f"{counts[1]}"
             }
         filled = [
             surrounding_mean(image, inside, brain)
             for image, inside, brain in zip(real, roi, slices.brain, strict=True)
         ]
-        features["synthetic"] = network.features(found.samples[0, ..., channel], roi)
+        features["synthetic"] = network.features(repainted.samples[0, ..., channel], roi)
         features["fill"] = network.features(np.stack(filled), roi)
         features = _standardized(features, by="real")
         by_sequence[sequence] = {
@@ -158,13 +158,13 @@ def intensities(
     """
     out = {}
     for tissue in ("normal", *COMPONENTS):
-        found = normal if tissue == "normal" else components
-        inside = found.condition.roi_masks[..., CHANNELS.index(tissue)] > 0
+        repainted = normal if tissue == "normal" else components
+        inside = repainted.condition.roi_masks[..., CHANNELS.index(tissue)] > 0
         out[tissue] = {}
-        for subject in np.unique(found.slices.subjects):
-            chosen = inside & (found.slices.subjects == subject)[:, None, None]
+        for subject in np.unique(repainted.slices.subjects):
+            chosen = inside & (repainted.slices.subjects == subject)[:, None, None]
             if chosen.sum() >= _MIN_PIXELS:
-                pair = (found.slices.images[chosen], found.samples[0][chosen])
+                pair = (repainted.slices.images[chosen], repainted.samples[0][chosen])
                 out[tissue][str(subject)] = pair
     return out
 
@@ -259,19 +259,19 @@ slices of a subject are not.
 Intensities say nothing about shape and texture."""
 
 
-def _feature_table(task: str, found: Mapping[str, Any]) -> str:
-    if "refused" in found:
-        return f"No FID or KID for {task}: {found['refused']}."
+def _feature_table(task: str, distances: Mapping[str, Any]) -> str:
+    if "refused" in distances:
+        return f"No FID or KID for {task}: {distances['refused']}."
     rows = []
-    for sequence, by_set in found["sequences"].items():
+    for sequence, by_set in distances["sequences"].items():
         sets = [by_set[name] for name in ("real", "synthetic", "fill")]
         rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
         kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
         rows.append([sequence, "KID", *kernel])
     columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]
     return (
-        f"{task.capitalize()}: {found['counts'][0]} and {found['counts'][1]} slices, "
-        f"{found['num_features']} features.\n\n{table(columns, rows, num_text=2)}"
+        f"{task.capitalize()}: {distances['counts'][0]} and {distances['counts'][1]} slices, "
+        f"{distances['num_features']} features.\n\n{table(columns, rows, num_text=2)}"
     )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
 from mbti_jax.evaluation.metrics import axial_slice_metrics, brats_inpainting_metrics
 from mbti_jax.evaluation.report import images_seen, table
-from mbti_jax.evaluation.slices import evenly_spaced
 from mbti_jax.evaluation.statistics import (
     cell,
     mean_with_interval,

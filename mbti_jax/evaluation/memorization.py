@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.evaluation.patch_search import Patch, distance_at, search
 from mbti_jax.evaluation.report import table
 from mbti_jax.evaluation.resynthesis import (
@@ -29,7 +30,7 @@ from mbti_jax.evaluation.resynthesis import (
     components_and_normal,
     title,
 )
-from mbti_jax.evaluation.slices import LabeledSlices, evenly_spaced
+from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
@@ -73,28 +74,28 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
             "it may have copied cannot be searched"
         }
     rows, pairs, searched = [], [], {}
-    for kind, found in components_and_normal(workbench, settings).items():
-        found = choose(found, settings.num_rois, settings.min_area)
+    for kind, repainted in components_and_normal(workbench, settings).items():
+        repainted = choose(repainted, settings.num_rois, settings.min_area)
         training = workbench.slices(
             "train", settings.num_training_slices, with_tumor=kind != "normal"
         )
         searched[title(kind)] = {
             "num_slices": len(training),
             "num_subjects": len(np.unique(training.subjects)),
-            "num_rois": len(found.slices),
+            "num_rois": len(repainted.slices),
         }
         for channel, sequence in enumerate(workbench.sequences):
-            matches = nearest(found, training, channel, f"{title(kind)}, {sequence}")
-            compared = compare(matches, found.slices.subjects, workbench.seed)
+            matches = nearest(repainted, training, channel, f"{title(kind)}, {sequence}")
+            compared = compare(matches, repainted.slices.subjects, workbench.seed)
             rows.append({"task": title(kind), "sequence": sequence, **compared})
             for pair in pair_rows(matches, compared):
-                pairs.append(pair | {"channel": channel, "found": found, "in": training})
+                pairs.append(pair | {"channel": channel, "repainted": repainted, "in": training})
     pairs = sorted(pairs, key=lambda pair: pair["to_threshold"])[: settings.num_pairs]
     _draw(folder / "closest.png", pairs, workbench.sequences)
     return result | {"searched": searched, "rows": rows, "num_pairs": len(pairs)}
 
 
-def choose(found: Resynthesis, count: int, min_area: int) -> Resynthesis:
+def choose(repainted: Resynthesis, count: int, min_area: int) -> Resynthesis:
     """At most `count` of the slices, evenly spaced among those whose ROI is large enough.
 
     A few pixels look like a few pixels of many training slices.
@@ -102,19 +103,19 @@ def choose(found: Resynthesis, count: int, min_area: int) -> Resynthesis:
     Raises:
         ValueError: no ROI has `min_area` pixels.
     """
-    large = np.flatnonzero(found.roi.sum((1, 2)) >= min_area)
+    large = np.flatnonzero(repainted.roi.sum((1, 2)) >= min_area)
     if not len(large):
         raise ValueError(f"no ROI has {min_area} pixels; repaint more slices or set min_area")
-    return found[large[evenly_spaced(len(large), count)]]
+    return repainted[large[evenly_spaced(len(large), count)]]
 
 
 def nearest(
-    found: Resynthesis, training: LabeledSlices, channel: int, name: str = "search"
+    repainted: Resynthesis, training: LabeledSlices, channel: int, name: str = "search"
 ) -> dict[str, dict[str, np.ndarray]]:
     """The nearest training patch of the repainted and of the real tissue in each ROI.
 
     Args:
-        found: P slices and their first samples.
+        repainted: P slices and their first samples.
         training: slices to search in.
         channel: which sequence.
         name: of the progress bar.
@@ -124,10 +125,10 @@ def nearest(
         slice, `mirrored` and `corner` of the nearest place, [P].
     """
     images = {
-        "synthetic": found.samples[0, ..., channel],
-        "real": found.slices.images[..., channel],
+        "synthetic": repainted.samples[0, ..., channel],
+        "real": repainted.slices.images[..., channel],
     }
-    regions, haystack = found.roi, training.images[..., channel]
+    regions, haystack = repainted.roi, training.images[..., channel]
     _, group = np.unique(training.subjects, return_inverse=True)
     out = {}
     for source, slices in tqdm(images.items(), desc=name, leave=False):
@@ -255,9 +256,9 @@ def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -
     """Repainted and training slice, their patches, and the difference, a row for each pair."""
     cells, labels = [], []
     for pair in pairs:
-        found, n, channel = pair["found"], pair["n"], pair["channel"]
-        sample, masks = found.samples[0, n, ..., channel], found.condition.roi_masks[n]
-        patch = Patch.cut(sample, found.roi[n])
+        repainted, n, channel = pair["repainted"], pair["n"], pair["channel"]
+        sample, masks = repainted.samples[0, n, ..., channel], repainted.condition.roi_masks[n]
+        patch = Patch.cut(sample, repainted.roi[n])
         height, width = patch.values.shape
         other, (y, x) = pair["in"].images[pair["row"], ..., channel], pair["corner"]
         if pair["mirrored"]:

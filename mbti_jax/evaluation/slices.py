@@ -1,4 +1,4 @@
-"""Slices of a dataset as the model sees them, and which of them to use."""
+"""Slices of a dataset as the model sees them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -98,18 +98,3 @@ def component_areas(source: SliceSource, record: int) -> list[int]:
     """Pixels of each tumor component in a record."""
     labels = source.read(record, source.sequences[:1])["labels"]
     return [int(np.count_nonzero(labels == label)) for label in COMPONENTS.values()]
-
-
-def evenly_spaced(total: int, count: int, *, with_ends: bool = False) -> np.ndarray:
-    """At most `count` numbers, evenly spaced from 0 to `total` - 1.
-
-    Args:
-        total: how many there are to choose from.
-        count: how many to choose.
-        with_ends: from the first to the last one; otherwise the middle of each of `count` equal
-            stretches.
-    """
-    count = min(count, total)
-    if with_ends:
-        return np.linspace(0, total - 1, count).round().astype(int)
-    return ((np.arange(count) + 0.5) * total / count).astype(int)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
-from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, evenly_spaced
+from mbti_jax.evaluation.slices import LabeledSlices, SliceReader
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
