@@ -48,6 +48,17 @@ class CaseFiles:
     images: Mapping[str, Path]
     labels: Path | None
 
+    @property
+    def segmentation(self) -> Path:
+        """`labels`, where they have to exist.
+
+        Raises:
+            CaseError: the case has none.
+        """
+        if self.labels is None:
+            raise CaseError(f"{self.subject}: has no segmentation")
+        return self.labels
+
 
 @dataclass(frozen=True)
 class Case:
@@ -83,6 +94,17 @@ class Case:
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size along X, Y, Z in mm."""
         return tuple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
+
+    @property
+    def segmentation(self) -> np.ndarray:
+        """`labels`, where they have to exist.
+
+        Raises:
+            CaseError: none were read.
+        """
+        if self.labels is None:
+            raise CaseError(f"{self.subject}: its segmentation was not read")
+        return self.labels
 
     def values(self, sequence: str) -> np.ndarray:
         """[X, Y, Z] values in the file's units; exactly 0 is background.

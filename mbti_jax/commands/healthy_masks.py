@@ -55,14 +55,14 @@ def main(config: ConfigDict, workdir: str) -> None:
     shapes = read_shapes(donors)
     pool = digest([[shape.share, np.packbits(shape.mask).tolist()] for shape in shapes])
     for number, files in enumerate(tqdm(cases, desc="healthy masks", unit="case")):
-        inputs = {path.name: file_digest(path) for path in (files.images["t1"], files.labels)}
+        inputs = {path.name: file_digest(path) for path in (files.images["t1"], files.segmentation)}
         # A case's mask depends on its place in the folder, so that is part of the request.
         request = {"seed": [settings.seed, number], "shapes_sha256": pool, "inputs": inputs}
         target = Path(workdir) / files.subject
         if not is_done(target / RECORD, request):
             case = read_case(files, ("t1",))
             try:
-                mask = healthy_mask(case.labels, case.brain, shapes, request["seed"])
+                mask = healthy_mask(case.segmentation, case.brain, shapes, request["seed"])
             except ValueError as error:
                 raise ValueError(f"{files.subject}: {error}") from error
             with new_folder(target) as partial:

@@ -28,9 +28,8 @@ def main(config: ConfigDict, workdir: str) -> None:
         ValueError, OSError: input that cannot be used, or a result that cannot be written.
     """
     weight = config.guidance_weight
-    sampling = Sampling(
-        guidance=None if weight < 0 else weight, **{name: config[name] for name in _SAMPLING}
-    )
+    drawn = {name: config[name] for name in _SAMPLING}
+    sampling = from_config(Sampling, drawn, guidance=None if weight < 0 else weight)
     fields = {name: config[name] for name in config if name not in (*_SAMPLING, *_MODEL)}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
     inpainter = Inpainter.load(config.checkpoint, config.batch_size)

@@ -144,7 +144,7 @@ class Inpainter:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         *,
         num_samples: int = 1,
-        intensity_range: tuple[float, float] | Sequence[tuple[float, float]] | None = None,
+        intensity_range: Sequence[float] | Sequence[tuple[float, float]] | None = None,
         slice_index: int = 0,
         brain_box: Sequence[int] | None = None,
         pixel_size: float | tuple[float, float] = 1.0,
@@ -360,14 +360,13 @@ class Inpainter:
             raise ValueError(f"images have shape {images.shape}, the model wants {expected}")
         if not condition.roi.any(axis=(1, 2, 3)).all():
             raise ValueError("an example has an empty ROI: there is nothing to inpaint")
-        if slice_indices is None:
-            slice_indices = np.zeros(num_examples, int)
         # Row by row of the result: sample, example, sequence.
         count = len(samples) * len(images)
         image_of = np.tile(np.arange(len(images)), len(samples))
         example_of = image_of // (len(images) // num_examples)
         sample_of = np.repeat(np.asarray(samples), len(images))
-        slice_of = np.asarray(slice_indices)[example_of]
+        indices = np.zeros(num_examples, int) if slice_indices is None else slice_indices
+        slice_of = np.asarray(indices)[example_of]
         out = np.empty((count, *expected[1:]), np.float32)
         starts = range(0, count, self.batch_size)
         for number, first in enumerate(starts):
@@ -387,11 +386,18 @@ class Inpainter:
                 if progress is not None:
                     progress(number * total + done, len(starts) * total)
 
+            noise, context, conditions, keys = jax.device_put(
+                batch, sharding.batch_sharding(self._mesh)
+            )
+            low, high = self.metadata["inference"]["x_0_bounds"]
             result = self._sampler(
                 self._params,
-                *jax.device_put(batch, sharding.batch_sharding(self._mesh)),
+                noise,
+                context,
+                conditions,
+                keys,
                 sampling,
-                clip=tuple(self.metadata["inference"]["x_0_bounds"]),
+                clip=(low, high),
                 chunk=self._report_every,
                 progress=report,
                 cancel=cancel,
@@ -453,7 +459,7 @@ class Inpainter:
         shape: tuple[int, int],
         brain_box: Sequence[int],
         roi_box: Sequence[int],
-        pixel_size: float | tuple[float, float],
+        pixel_size: float | Sequence[float],
     ) -> Window:
         return Window.place(
             shape,

@@ -89,7 +89,7 @@ def read_roi_volume(
     if shift > AFFINE_TOLERANCE:
         raise CaseError(f"{path}: its affine differs from that of the images by {shift:.3g} mm")
     if (volume.slope, volume.intercept) != (1, 0):
-        data = np.float32(volume.slope * data.astype(np.float64) + volume.intercept)
+        data = (volume.slope * data.astype(np.float64) + volume.intercept).astype(np.float32)
     try:
         return Rois.of(to_slices(data), shape[::-1], box, labels)
     except ValueError as error:

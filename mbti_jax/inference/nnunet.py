@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from mbti_jax.inference.files import paint_sample
@@ -24,7 +23,7 @@ from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import write_case
 from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.io.files import write_json
-from mbti_jax.io.nifti import write_label_map
+from mbti_jax.io.nifti import load_image, write_label_map
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tumors import painted_labels
 from tfds_brats.cases import CaseFiles, read_case
@@ -74,7 +73,7 @@ def _make_cases(
     total: int,
 ) -> None:
     """Makes the samples of one case that do not exist; `jobs` are their numbers in a set of `total`."""
-    inputs = [*files.images.values(), files.labels, settings.roi_path(files)]
+    inputs = [*files.images.values(), files.segmentation, settings.roi_path(files)]
     fields = settings.record(inpainter, "roi_labels", "tumor", "box")
     request = make_request(inpainter, inputs, **fields)
     case = None
@@ -92,7 +91,7 @@ def _make_cases(
             )
         rois = settings.rois(case, sample)
         # Before hours of sampling, since it refuses what has no label map.
-        labels = painted_labels(to_slices(case.labels), rois)
+        labels = painted_labels(to_slices(case.segmentation), rois)
         result, continuity = paint_sample(inpainter, case, rois, settings, sample)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial.") as partial:
@@ -118,7 +117,7 @@ def _make_cases(
 
 def _check_grid(paths: Any) -> None:
     """Raises CaseError unless all files have one shape, spacing and affine."""
-    images = {path: nib.load(path) for path in paths}
+    images = {path: load_image(path) for path in paths}
     first, *others = images
     for path in others:
         same_shape = images[path].shape == images[first].shape

@@ -109,7 +109,7 @@ class InpaintSettings:
 
     def roi_path(self, files: CaseFiles) -> Path:
         """The file that the ROIs of a case come from: its ROI map, or its segmentation."""
-        return Path(self.roi.replace(SUBJECT, files.subject)) if self.roi else files.labels
+        return Path(self.roi.replace(SUBJECT, files.subject)) if self.roi else files.segmentation
 
     def rois(self, case: Case, sample: int) -> Rois:
         """The ROIs of a sample of a case.
@@ -123,7 +123,7 @@ class InpaintSettings:
         seed = (self.sampling.seed, sample)
         brain = to_slices(case.brain)
         try:
-            return own_tumor(to_slices(case.labels), brain, self.tumor, self.box, seed)
+            return own_tumor(to_slices(case.segmentation), brain, self.tumor, self.box, seed)
         except ValueError as error:
             raise CaseError(f"{case.subject}: {error}") from error
 

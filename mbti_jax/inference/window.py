@@ -153,7 +153,8 @@ class Window:
 
     @cached_property
     def _weights(self) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(_weights_back(self.image_size, len(s)) for s in (self.rows, self.columns))
+        rows, columns = (_weights_back(self.image_size, len(s)) for s in (self.rows, self.columns))
+        return rows, columns
 
     def record(self) -> dict:
         """The window in JSON values, for the provenance record."""

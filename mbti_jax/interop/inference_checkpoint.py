@@ -31,7 +31,7 @@ from mbti_jax.interop.tensors import read_safetensors
 from mbti_jax.io.files import file_digest
 from mbti_jax.models.contract import upgrade
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import param_shapes
+from mbti_jax.models.unet import flat_shapes
 
 FORMAT = "mbti-jax inference checkpoint"
 FORMAT_VERSION = 1
@@ -130,7 +130,7 @@ def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
         model = Pipeline.from_contract(config["contract"]).model
         if config["names"] == "guided_diffusion":
             return from_guided_diffusion(tensors, model), config
-        shapes = {"/".join(k): v.shape for k, v in flatten_dict(param_shapes(model)).items()}
+        shapes = {"/".join(k): v.shape for k, v in flat_shapes(model).items()}
         check_names_and_shapes({name: value.shape for name, value in tensors.items()}, shapes)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{directory}/{_CONFIG} lacks or has an unknown field: {error}") from error

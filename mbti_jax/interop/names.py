@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbti_jax.models.unet import UNet, param_shapes
+from mbti_jax.models.unet import UNet, flat_shapes
 
 # 1x1 convolutions are matrix products here; PyTorch keeps their window axes.
 _WINDOW_AXES = {"skip_connection": (1, 1), "qkv": (1,), "proj_out": (1,)}
@@ -52,7 +52,7 @@ def from_guided_diffusion(state_dict: Mapping[str, np.ndarray], model: UNet) -> 
     Raises:
         ValueError: listing every missing, unexpected and misshapen tensor.
     """
-    template = flatten_dict(param_shapes(model))
+    template = flat_shapes(model)
     paths = {_torch_name(path): path for path in template}
     shapes = {name: _torch_shape(path, template[path].shape) for name, path in paths.items()}
     check_names_and_shapes({k: np.shape(v) for k, v in state_dict.items()}, shapes)

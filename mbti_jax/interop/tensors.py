@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -177,7 +177,7 @@ def _read_torch(path: Path, key: str) -> dict[str, np.ndarray]:
                 if byteorder != b"little":
                     raise ValueError(f"{path} has {byteorder!r} byte order; only little is read")
             with archive.open(index) as file:
-                content = _unpickle(file)
+                content = _unpickle(cast(BinaryIO, file))
             refs = _select(content, key, path)
             return {
                 name: _to_array(ref, archive.read(f"{root}data/{ref.storage.record}"))

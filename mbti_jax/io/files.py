@@ -57,7 +57,7 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
         beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
     """Writes a file, complete or not at all, compressed if its name ends in .gz.
 
     The compressed file has no time stamp, so the same content gives the same bytes.

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -62,9 +63,14 @@ def write_nifti_like(
     return clipped
 
 
+def load_image(path: Path) -> nib.Nifti1Image:
+    """A NIfTI file (NIfTI-2 is a kind of it for nibabel)."""
+    return cast(nib.Nifti1Image, nib.load(path))
+
+
 def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.ndarray) -> None:
     """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`."""
-    reference = nib.load(like)
+    reference = load_image(like)
     image = nib.Nifti1Image(apply_orientation(labels, to_disk), reference.affine)
     # The same codes, so that viewers take both for the same space.
     image.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)
@@ -73,7 +79,7 @@ def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.nd
     write_bytes(target, image.to_bytes())
 
 
-def _header(content: bytes) -> nib.Nifti1Header:
+def _header(content: bytes | bytearray) -> nib.Nifti1Header:
     """NIfTI-1 or, by the size of its header, NIfTI-2."""
     file = io.BytesIO(content)
     is_nifti2 = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))

@@ -228,6 +228,11 @@ def param_shapes(model: UNet) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), condition)["params"]
 
 
+def flat_shapes(model: UNet) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """`param_shapes` by path."""
+    return cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flatten_dict(param_shapes(model)))
+
+
 def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
     """Freshly initialized parameters of `model`. Pure; jit it.
 
@@ -241,7 +246,7 @@ def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
     Returns:
         Nested dict of float32 arrays.
     """
-    flat = cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flatten_dict(param_shapes(model)))
+    flat = flat_shapes(model)
     drawn = [path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in ZERO_INIT]
     ends = np.cumsum([flat[path].size for path in drawn])
     noise = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)

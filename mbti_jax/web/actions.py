@@ -107,7 +107,7 @@ class Actions:
     ):
         _loaded(session)
         session.begin()
-        self._running[request.session_hash] = session
+        self._running[str(request.session_hash)] = session
         note = (
             "" if self._has_compiled else " (the first run compiles the model: up to a minute more)"
         )
@@ -134,7 +134,7 @@ class Actions:
             )
         finally:
             session.end()
-            self._running.pop(request.session_hash, None)
+            self._running.pop(str(request.session_hash), None)
         sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
         warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
         return result, sentence + warnings, _paths(result, 0)
@@ -145,7 +145,7 @@ class Actions:
 
     def leave(self, request: gr.Request):
         """The tab was closed: nobody waits for the run."""
-        if session := self._running.get(request.session_hash):
+        if session := self._running.get(str(request.session_hash)):
             session.cancel()
 
     def show(self, session, result, number, sequence, sample):

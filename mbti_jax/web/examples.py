@@ -53,7 +53,7 @@ class Examples:
             raise ValueError(f"unknown example {title!r}; examples are {', '.join(EXAMPLES)}")
         mode, box = EXAMPLES[title]
         session = volume_session(self.case, inpainter, new_session_folder(root))
-        labels = to_slices(self.case.labels)
+        labels = to_slices(self.case.segmentation)
         largest = int(is_tumor(labels).sum((1, 2)).argmax())
         rois = own_tumor(labels, session.brain, mode)
         session.paint(largest, rois[largest].label_map(), box)

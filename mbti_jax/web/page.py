@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+from gradio import themes
 
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.web import painter
@@ -72,9 +73,14 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
 
 def appearance() -> dict[str, Any]:
     """Theme and style, as arguments of `launch`; fonts are the system's, so nothing is fetched."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     style = (resources.files("mbti_jax.web") / "page.css").read_text("utf-8")
-    return {"theme": gr.themes.Soft(primary_hue="teal", neutral_hue="slate", **fonts), "css": style}
+    theme = themes.Soft(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    return {"theme": theme, "css": style}
 
 
 def _header(inpainter: Inpainter) -> str:

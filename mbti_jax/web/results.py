@@ -22,6 +22,7 @@ from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
+from tfds_brats.cases import Case
 from tfds_brats.slices import bounding_box
 
 # As the default of configs/inpaint.py: how far along z neighboring slices share their noise.
@@ -97,12 +98,13 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as target:
         if session.case is None:
+            image = session.slice_image
             if sequences != session.sequences:
                 raise ValueError("the sequences of a single slice are repainted all together")
             # A single slice has no neighbors to share its noise with.
             sampling = dataclasses.replace(sampling, z_sigma_mm=0.0)
             inpainted = inpainter.inpaint(
-                session.image, rois[0], sampling, num_samples=num_samples, **options
+                image, rois[0], sampling, num_samples=num_samples, **options
             )
             values, warnings = _write_slice(inpainter, session, inpainted, target)
         else:
@@ -110,7 +112,7 @@ def run(
                 session.case, rois, sampling, samples=range(num_samples), sequences=sequences,
                 **options,
             )  # fmt: skip
-            values, warnings = _write_volumes(inpainter, session, samples, target)
+            values, warnings = _write_volumes(inpainter, session, session.case, samples, target)
     files = _files(folder, num_samples)
     archive = folder / f"{session.name}-inpainted.zip"
     with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
@@ -157,10 +159,14 @@ def uncertainty(
 
 
 def _write_volumes(
-    inpainter: Inpainter, session: Session, samples: Sequence[InpaintedVolume], folder: Path
+    inpainter: Inpainter,
+    session: Session,
+    case: Case,
+    samples: Sequence[InpaintedVolume],
+    folder: Path,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Writes repainted volumes; returns what `Result` holds of them."""
-    case, title = session.case, preview_title(session.name, inpainter)
+    title = preview_title(session.name, inpainter)
     for number, sample in enumerate(samples):
         target = folder / f"sample_{number:03d}"
         target.mkdir()
@@ -190,7 +196,7 @@ def _write_slice(
         write_sequences(target, session.files, image)
         write_slice(target / "rois.png", inpainted.rois.label_map())
         one = dataclasses.replace(inpainted, images=image[None])
-        draw_slice(target / "preview.png", session.image, one, title)
+        draw_slice(target / "preview.png", session.slice_image, one, title)
         record = {**inpainted.provenance, **_request(session), "sample": number}
         write_json(target / RECORD, record)
     images = inpainted.images
@@ -210,7 +216,7 @@ def _files(folder: Path, num_samples: int) -> list[list[Path]]:
 
 def _close_up(session: Session, result: Result, picture: np.ndarray) -> np.ndarray:
     """Brain and ROIs with a margin, enlarged; the same part in all slices."""
-    shown = session.brain.any(0) | result.roi.any(0)
+    shown = np.logical_or(session.brain.any(0), result.roi.any(0))
     y0, x0, y1, x1 = bounding_box(shown)
     y0, x0 = max(y0 - _MARGIN, 0), max(x0 - _MARGIN, 0)
     return pictures.enlarge(picture[y0 : y1 + _MARGIN, x0 : x1 + _MARGIN], _LEAST_SIDE)

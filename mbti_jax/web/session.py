@@ -49,12 +49,23 @@ class Session:
     busy: bool = False
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
+    @property
+    def slice_image(self) -> np.ndarray:
+        """`image`, where it is a single slice that was loaded.
+
+        Raises:
+            ValueError: volumes were loaded.
+        """
+        if self.image is None:
+            raise ValueError(f"{self.name} holds volumes")
+        return self.image
+
     @cached_property
     def volumes(self) -> dict[str, np.ndarray]:
         """Sequence -> [Z, H, W] in the file's units, row 0 anterior, column 0 the patient's right."""
         if self.case is not None:
             return {name: to_slices(self.case.values(name)) for name in self.sequences}
-        channels = np.moveaxis(np.atleast_3d(self.image), -1, 0)
+        channels = np.moveaxis(np.atleast_3d(self.slice_image), -1, 0)
         return {name: channel[None] for name, channel in zip(self.sequences, channels, strict=True)}
 
     @cached_property

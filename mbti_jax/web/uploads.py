@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def _check_unpacked(path: Path, limits: Limits) -> None:
                             f"{path.name}: has more than {limits.volume_mb} MB after "
                             "decompression; that is not taken"
                         )
-        except (OSError, EOFError, gzip.zlib.error) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(
                 f"{path.name}: cannot be decompressed ({error}); it is truncated or damaged"
             ) from error
