@@ -16,8 +16,12 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Shapes and types of arrays that these modules annotate are checked at every call (or trace). Before
-# anything imports them; whole numbers are real numbers (PEP 484).
-CHECKED = ("diffusion", "rois", "models", "data.augment", "data.crop", "data.preprocess")
+# anything imports them; whole numbers are real numbers (PEP 484). `diffusion.sampling` checks itself.
+DIFFUSION = ("condition", "guidance", "noise", "processes", "samplers", "schedule")
+CHECKED = (
+    *(f"diffusion.{name}" for name in DIFFUSION),
+    *("rois", "models", "data.augment", "data.crop", "data.preprocess"),
+)
 install_import_hook(
     [f"mbti_jax.{name}" for name in CHECKED],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",

@@ -69,10 +69,10 @@ class SliceSource:
             self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
         builder = tfds.builder_from_directory(self._dataset_dir)
         # All images come out encoded, and `read` decodes the ones it was asked for.
-        # TFDS makes a class of this function, which pyright cannot see.
-        skip_decoding = tfds.decode.SkipDecoding()  # pyright: ignore[reportCallIssue]
-        skip = dict.fromkeys((*SEQUENCES, "labels"), skip_decoding)
-        self._records = builder.as_data_source(split, decoders=skip)
+        skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
+        # TFDS's decorator of this method hides its parameters from pyright.
+        records = builder.as_data_source(split, decoders=skip)  # pyright: ignore[reportCallIssue]
+        self._records = records
 
     def __reduce__(self):
         return SliceSource, (self._dataset_dir, self._split)

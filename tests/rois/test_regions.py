@@ -45,7 +45,7 @@ def test_255_is_a_mask_but_two_grays_are_not():
 @pytest.mark.parametrize(
     ("given", "labels", "sentence"),
     [
-        ({"tumor": mask(0)}, None, "unknown ROI 'tumor'; ROIs are normal"),
+        ({"tumour": mask(0)}, None, "unknown ROI 'tumour'; ROIs are normal"),
         ({"tumor": np.ones((3, 3))}, None, r"has shape \(3, 3\), the image \(9, 8\)"),
         ({"tumor": mask(0) & False}, None, "ROI is empty"),
         ({}, None, "ROI is empty"),
