@@ -121,9 +121,8 @@ def _check_grid(paths: Any) -> None:
     first, *others = images
     for path in others:
         same_shape = images[path].shape == images[first].shape
-        if not same_shape or not np.allclose(
-            images[path].affine, images[first].affine, atol=AFFINE_TOLERANCE
-        ):
+        affines = [np.asarray(images[name].affine) for name in (path, first)]
+        if not (same_shape and np.allclose(*affines, atol=AFFINE_TOLERANCE)):
             raise CaseError(f"{path.name}: shape or affine differs from that of {first.name}")
 
 

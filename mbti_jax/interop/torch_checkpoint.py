@@ -12,7 +12,7 @@ from mbti_jax.rois.kinds import NUM_KINDS
 
 def describe(
     state_dict: Mapping[str, np.ndarray], fields: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
     """The contract of the model in a state dict, and the tensors that it needs.
 
     The second half of the output channels of a network that also learns the variance is left out:

@@ -133,7 +133,7 @@ def figure(
                 axis.set_ylabel(rows[r], fontsize=10)
     fig.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
     handles = [
-        Patch(color=[part / 255 for part in color], label=name.replace("_", " "))
+        Patch(color="#{:02x}{:02x}{:02x}".format(*color), label=name.replace("_", " "))
         for name, color in COLORS.items()
     ]
     place = {"loc": "upper left", "bbox_to_anchor": (0, (bottom - 0.02) / height)}
