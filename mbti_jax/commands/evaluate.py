@@ -9,17 +9,9 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
-from mbti_jax.evaluation import (
-    control,
-    diversity,
-    downstream,
-    fidelity,
-    guidance_sweep,
-    healthy,
-    memorization,
-    report,
-    steps_sweep,
-)
+from mbti_jax.evaluation import control, diversity, downstream, fidelity, healthy, memorization
+from mbti_jax.evaluation.report import header, machine, write_report
+from mbti_jax.evaluation.sweeps import GUIDANCE, STEPS, GuidanceSettings, StepsSettings
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.inference.inpainter import Inpainter
@@ -30,7 +22,7 @@ from tfds_brats.phantom import PhantomSettings
 
 
 class Part(Protocol):
-    """What a part of the evaluation is: a module with these functions."""
+    """What a part of the evaluation is: a module or an object with these functions."""
 
     def run(self, workbench: Workbench, settings: Any, folder: Path) -> dict[str, Any]:
         """Results in JSON values; `settings` are the part's own, pictures go to `folder`."""
@@ -45,8 +37,8 @@ class Part(Protocol):
 PARTS: dict[str, Part] = {
     "healthy": healthy,
     "control": control,
-    "guidance": guidance_sweep,
-    "steps": steps_sweep,
+    "guidance": GUIDANCE,
+    "steps": STEPS,
     "diversity": diversity,
     "fidelity": fidelity,
     "memorization": memorization,
@@ -80,8 +72,8 @@ class EvaluateSettings:
     parts: tuple[str, ...]
     healthy: healthy.HealthySettings
     control: control.ControlSettings
-    guidance: guidance_sweep.GuidanceSweepSettings
-    steps: steps_sweep.StepsSweepSettings
+    guidance: GuidanceSettings
+    steps: StepsSettings
     diversity: diversity.DiversitySettings
     fidelity: fidelity.FidelitySettings
     memorization: memorization.MemorizationSettings
@@ -112,7 +104,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         folder, settings.phantom, settings.source, settings.convention, settings.data_dir
     )
     workbench = Workbench(inpainter, dataset, folder / "samples", settings.seed)
-    head = report.header(workbench)
+    head = header(workbench)
     common = {
         "checkpoint": inpainter.checkpoint,
         "dataset": {split: workbench.source(split).fingerprint for split in ("train", "test")},
@@ -129,22 +121,18 @@ def main(config: ConfigDict, workdir: str) -> None:
             with new_folder(folder / name) as target:
                 result = PARTS[name].run(workbench, part_settings, target)
                 seconds = time.perf_counter() - start
-                part = {"seconds": seconds, "machine": report.machine(), "result": result}
+                part = {"seconds": seconds, "machine": machine(), "result": result}
                 write_json(target / _RESULT, {"request": request, **part})
             print(f"== {name}: {seconds:.0f} s", flush=True)
         # After each part, so that a run that is stopped leaves a report of the parts it finished.
-        _write_report(folder, head, _plain(common))
+        results = [folder / name / _RESULT for name in PARTS]
+        done = [path for path in results if is_done(path, _plain(common))]
+        parts = {path.parent.name: json.loads(path.read_text()) for path in done}
+        sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
+        write_report(folder, head, parts, "\n\n".join(sections))
     print(f"\n{folder / 'report.md'}")
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:
     """As it is read back from JSON."""
     return json.loads(json.dumps(request))
-
-
-def _write_report(folder: Path, head: dict[str, Any], common: dict[str, Any]) -> None:
-    """The report of all finished parts, of this run or an earlier one."""
-    done = [name for name in PARTS if is_done(folder / name / _RESULT, common)]
-    parts = {name: json.loads((folder / name / _RESULT).read_text()) for name in done}
-    text = "\n\n".join(PARTS[name].tables(part["result"]).strip() for name, part in parts.items())
-    report.write(folder, head, parts, text)

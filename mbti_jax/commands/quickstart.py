@@ -150,10 +150,8 @@ def draw_figure(
     marks = pictures.enlarge(np.maximum(*(task.roi_masks[0] for task in conditions[1:])))
     cells = []
     for channel in range(len(inpainter.sequences)):
-        before, *after = (
-            pictures.enlarge(pictures.gray(image[..., channel]))
-            for image in (slices.images[0], *painted)
-        )
+        shown = [pictures.gray(image[..., channel]) for image in (slices.images[0], *painted)]
+        before, *after = map(pictures.enlarge, shown)
         cells.append([before, pictures.with_rois(before, marks, fill=0.15), *after])
     return pictures.figure(
         path,
@@ -167,12 +165,9 @@ def draw_figure(
 
 def _record_that_shows_most(source: SliceSource) -> int:
     """The record that shows all components best."""
-
-    def score(record: int) -> float:
-        areas = component_areas(source, record)
-        return min(areas) + 0.01 * sum(areas)
-
-    return max(np.argsort(-source.index.tumor_area)[:32].tolist(), key=score)
+    largest = np.argsort(-source.index.tumor_area)[:32].tolist()
+    areas = {record: component_areas(source, record) for record in largest}
+    return max(areas, key=lambda record: min(areas[record]) + 0.01 * sum(areas[record]))
 
 
 def healthy_tissue_errors(
@@ -204,16 +199,9 @@ def healthy_tissue_errors(
             progress=progress,
         )
     candidates = {"one sample": painted[0], f"mean of {repeats}": painted.mean(0)}
-    for name, fill in {
-        "surrounding mean": baselines.surrounding_mean,
-        "Telea (OpenCV)": baselines.telea,
-    }.items():
-        candidates[name] = np.stack(
-            [
-                np.stack([fill(channel, roi, brain) for channel in np.moveaxis(image, -1, 0)], -1)
-                for image, roi, brain in zip(images, rois, brains, strict=True)
-            ]
-        )
-    return {
-        name: float(np.abs(result - images)[rois].mean() / 2) for name, result in candidates.items()
-    }
+    fills = {"surrounding mean": baselines.surrounding_mean, "Telea (OpenCV)": baselines.telea}
+    for name, fill in fills.items():
+        candidates[name] = np.empty_like(images)
+        for n, channel in np.ndindex(len(images), images.shape[-1]):
+            candidates[name][n, ..., channel] = fill(images[n, ..., channel], rois[n], brains[n])
+    return {name: float(np.abs(x - images)[rois].mean() / 2) for name, x in candidates.items()}

@@ -88,11 +88,9 @@ def biharmonic(image: np.ndarray, roi: np.ndarray, brain: np.ndarray) -> np.ndar
         raise ValueError("the ROI leaves nothing to continue from")
     if not roi.any():
         return image.copy()
-    box = bounding_box(roi)
+    y0, x0, y1, x1 = bounding_box(roi)
     reach = _BIHARMONIC_REACH
-    rows = slice(max(box[0] - reach, 0), box[2] + reach)
-    columns = slice(max(box[1] - reach, 0), box[3] + reach)
-    part = image[rows, columns].astype(np.float64)
-    filled = image.copy()
-    filled[rows, columns] = inpaint_biharmonic(part, roi[rows, columns], split_into_regions=True)
+    part = np.s_[max(y0 - reach, 0) : y1 + reach, max(x0 - reach, 0) : x1 + reach]
+    filled, image64 = image.copy(), image[part].astype(np.float64)
+    filled[part] = inpaint_biharmonic(image64, roi[part], split_into_regions=True)
     return np.where(roi, filled, image)

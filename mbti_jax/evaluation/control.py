@@ -6,32 +6,21 @@ a segmenter of one sequence misses what the sequence does not show, in real imag
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation.control_tasks import (
-    KINDS,
-    ControlTask,
-    ControlTaskSettings,
-    make_control_task,
-    score,
-    segment,
-    transplant,
-)
-from mbti_jax.evaluation.report import table
+from mbti_jax.evaluation import control_tasks as tasks
+from mbti_jax.evaluation import report, statistics
 from mbti_jax.evaluation.segmenter import real_segmenters
-from mbti_jax.evaluation.statistics import cell, mean_with_interval, ratio_of_means
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.kinds import KINDS as ROI_KINDS
 
-# Below it a segmenter does not see the component on real slices either, and the ratio means nothing.
-MIN_REAL_SCORE = 0.3
 _PLACES = {
     "own": "where the slice has its tumor",
     "elsewhere": "a transplanted tumor in a slice without",
@@ -39,7 +28,7 @@ _PLACES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlSettings(ControlTaskSettings):
+class ControlSettings(tasks.ControlTaskSettings):
     """Settings of the part.
 
     Attributes:
@@ -51,43 +40,35 @@ class ControlSettings(ControlTaskSettings):
 
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
     """Measures components, boxes and removal, and draws best, median and worst of each task."""
-    segmenters = real_segmenters(workbench, settings.segmenter)
+    segmenters, min_area = real_segmenters(workbench, settings.segmenter), settings.min_area
     slices, hosts = settings.slices(workbench)
-    hosts, transplanted = transplant(slices.labels, hosts, workbench.seed)
+    hosts, transplanted = tasks.transplant(slices.labels, hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
-    min_area = settings.min_area
     rows, names = [], []
-    for kind, asked in KINDS.items():
-        tasks = {"own": make_control_task(kind, slices, slices.labels, min_area)}
+    for kind, asked in tasks.KINDS.items():
+        own = tasks.make_control_task(kind, slices, slices.labels, min_area)
+        real = own.scores(tasks.segment(segmenters, own.slices.images))
+        places = {"own": own}
         if kind != "removal":
-            tasks["elsewhere"] = make_control_task(kind, hosts, transplanted, min_area)
-        own = tasks["own"].slices
-        real = _scores(tasks["own"], segment(segmenters, own.images), min_area)
-        for place, task in tasks.items():
+            places["elsewhere"] = tasks.make_control_task(kind, hosts, transplanted, min_area)
+        for place, task in places.items():
             name = f"{asked.title}, {place}"
             (painted,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
-            segmented = segment(segmenters, painted)
-            scores = _scores(task, segmented, min_area)
-            subjects = (task.slices.subjects, own.subjects)
-            rows += [
-                {"kind": kind, "place": place, "sequence": sequence, "score": score_name}
-                | compare(
-                    scores[sequence][score_name],
-                    real[sequence][score_name],
-                    *subjects,
-                    workbench.seed,
-                )
-                for sequence in workbench.sequences
-                for score_name in asked.scores
-            ]
+            segmented = tasks.segment(segmenters, painted)
+            scores = task.scores(segmented)
+            for sequence in workbench.sequences:
+                for score in asked.scores:
+                    pair = (scores[sequence][score], task.slices.subjects)
+                    real_pair = (real[sequence][score], own.slices.subjects)
+                    row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
+                    rows.append(row | compare(pair, real_pair, workbench.seed))
             names.append(f"{kind}_{place}.png")
             title = asked.title[0].upper() + asked.title[1:]
             if kind != "removal":
                 title += f"; {_PLACES[place]}"
             _draw(folder / names[-1], task, painted, segmented, scores, title)
     return {
-        "num_steps": settings.num_steps,
-        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        **workbench.record(settings.num_steps),
         "segmenter": dataclasses.asdict(settings.segmenter),
         "min_area": min_area,
         "sizes": {
@@ -99,42 +80,24 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
     }
 
 
-def compare(
-    painted: np.ndarray,
-    real: np.ndarray,
-    painted_subjects: np.ndarray,
-    real_subjects: np.ndarray,
-    seed: int,
-) -> dict[str, Any]:
+def compare(painted: statistics.Sample, real: statistics.Sample, seed: int) -> dict[str, Any]:
     """Scores of repainted slices compared with those of real slices.
 
     Args:
-        painted: float [N], NaN for slices without a score.
-        real: float [M], NaN for slices without a score.
-        painted_subjects: [N].
-        real_subjects: [M].
+        painted: (scores, subjects), float [N] and [N]; NaN for slices without a score.
+        real: (scores, subjects), float [M] and [M].
         seed: of the intervals' resampling.
 
     Returns:
         `painted` and `real`: {"mean", "low", "high", "count"}, or None without any score; and `ratio` of
         their means {"mean", "low", "high"}, None where the mean of the real slices is below
-        `MIN_REAL_SCORE`.
+        `control_tasks.MIN_REAL_SCORE`.
     """
-    out: dict[str, Any] = {
-        "painted": mean_with_interval(painted, painted_subjects, seed),
-        "real": mean_with_interval(real, real_subjects, seed),
-        "ratio": None,
-    }
-    if out["painted"] and out["real"] and out["real"]["mean"] >= MIN_REAL_SCORE:
-        scored, real_scored = ~np.isnan(painted), ~np.isnan(real)
-        out["ratio"] = ratio_of_means(
-            painted[scored],
-            painted_subjects[scored],
-            real[real_scored],
-            real_subjects[real_scored],
-            seed,
-        )
-    return out
+    a, b = (statistics.mean_with_interval(*sample, seed) for sample in (painted, real))
+    ratio = None
+    if a and b and b["mean"] >= tasks.MIN_REAL_SCORE:
+        ratio = statistics.ratio_of_means(*map(statistics.known, (painted, real)), seed)
+    return {"painted": a, "real": b, "ratio": ratio}
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -145,11 +108,11 @@ def tables(result: Mapping[str, Any]) -> str:
     sequences = list(dict.fromkeys(row["sequence"] for row in result["scores"]))
     columns = ["slices", "real", "own place", "ratio", "elsewhere", "ratio"]
 
-    def cells(kind: str, sequence: str, score_name: str, label: str) -> list[str]:
-        rows = [by_key[kind, place, sequence, score_name] for place in _PLACES]
+    def cells(kind: str, sequence: str, score: str, label: str) -> list[Any]:
+        rows = [by_key[kind, place, sequence, score] for place in _PLACES]
         count = 0 if rows[0]["painted"] is None else rows[0]["painted"]["count"]
-        scores = [text for row in rows for text in (cell(row["painted"]), cell(row["ratio"]))]
-        return [sequence, label, str(count), cell(rows[0]["real"]), *scores]
+        numbers = [row[name] for row in rows for name in ("painted", "ratio")]
+        return [sequence, label, count, rows[0]["real"], *numbers]
 
     components = [
         cells("components", sequence, name, name.replace("_", " "))
@@ -157,16 +120,16 @@ def tables(result: Mapping[str, Any]) -> str:
         for name in COMPONENTS
     ]
     boxes = [
-        cells(kind, sequence, score_name, f"{KINDS[kind].title.split(',')[0]}: {label}")
+        cells(kind, sequence, score, f"{tasks.KINDS[kind].title.split(',')[0]}: {label}")
         for kind in ("tumor_box", "edema_box")
-        for score_name, label in (("iou", "IoU"), ("share", "share that is tumor"))
+        for score, label in (("iou", "IoU"), ("share", "share that is tumor"))
         for sequence in sequences
     ]
-    removal = []
-    for sequence in sequences:
-        row = by_key["removal", "own", sequence, "share"]
-        count = str(row["painted"]["count"])
-        removal.append([sequence, count, cell(row["real"]), cell(row["painted"])])
+    removal = [
+        [row["sequence"], row["painted"]["count"], row["real"], row["painted"]]
+        for row in result["scores"]
+        if row["kind"] == "removal"
+    ]
     images = "\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"])
     return f"""## Tumor control
 
@@ -183,10 +146,10 @@ with 95% intervals over subjects.
 ### Free-form components: Dice with the request
 
 Components of at least {result["min_area"]} pixels. Ratio: painted / real; - where the segmenter's
-Dice on real slices is below {MIN_REAL_SCORE:g}: the sequence (or a segmenter of this size) does not
-show the component, and the ratio would mean nothing.
+Dice on real slices is below {tasks.MIN_REAL_SCORE:g}: the sequence (or a segmenter of this size) does
+not show the component, and the ratio would mean nothing.
 
-{table(["sequence", "component", *columns], components, num_text=2)}
+{report.table(["sequence", "component", *columns], components, num_text=2)}
 
 ### Boxes: IoU of the requested box with the box around what was segmented
 
@@ -194,11 +157,11 @@ The second score is how much of the box is tumor. A box says where, not what: th
 edges, while any share of it may be tumor. Connected parts below {result["min_area"]} pixels do not count
 for the box.
 
-{table(["sequence", "request", *columns], boxes, num_text=2)}
+{report.table(["sequence", "request", *columns], boxes, num_text=2)}
 
 ### Removal: share of the former tumor that is still segmented as tumor
 
-{table(["sequence", "slices", "before", "after"], removal)}
+{report.table(["sequence", "slices", "before", "after"], removal)}
 
 {images}
 
@@ -206,25 +169,17 @@ Best, median and worst by the mean score over sequences. None of this says that 
 flat patch of the right brightness would be segmented, too (see fidelity)."""
 
 
-def _scores(
-    task: ControlTask, segmented: Mapping[str, np.ndarray], min_area: int
-) -> dict[str, dict[str, np.ndarray]]:
-    return {sequence: score(task, labels, min_area) for sequence, labels in segmented.items()}
-
-
 def _draw(
     path: Path,
-    task: ControlTask,
+    task: tasks.ControlTask,
     painted: np.ndarray,
     segmented: Mapping[str, np.ndarray],
     scores: Mapping[str, Mapping[str, np.ndarray]],
     title: str,
 ) -> None:
     """Request, and by sequence result and segmentation, of the best, median and worst slice."""
-    ranked_by: Sequence[str] = KINDS[task.kind].scores
-    if task.kind != "components":
-        ranked_by = ranked_by[:1]
-    # Every slice of a task has a score.
+    ranked_by = COMPONENTS if task.kind == "components" else tasks.KINDS[task.kind].scores[:1]
+    # Every slice of a task has a tasks.score.
     means = np.nanmean([scores[q][name] for q in segmented for name in ranked_by], axis=0)
     ranked = np.argsort(-means if task.kind != "removal" else means)
     chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]

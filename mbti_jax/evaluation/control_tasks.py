@@ -20,6 +20,9 @@ from mbti_jax.rois.tumors import moved, own_tumor
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import EDEMA
 
+# Below it a segmenter does not see the component on real slices either, and the ratio means nothing.
+MIN_REAL_SCORE = 0.3
+
 
 @dataclasses.dataclass(frozen=True)
 class ControlKind:
@@ -27,7 +30,7 @@ class ControlKind:
 
     Attributes:
         title: in words.
-        scores: names of its scores, see `score`.
+        scores: names of its scores, see `ControlTask.score`.
         mode: what is painted where the tumor is, a key of `tumors.MODES`.
         box: names of the ROIs that are bounding boxes.
         scored_roi: name of the ROI in which the share of tumor is scored.
@@ -79,11 +82,7 @@ class ControlTaskSettings:
 
     def slices(self, workbench: Workbench) -> tuple[LabeledSlices, LabeledSlices]:
         """Slices with tumor, and slices without."""
-        with_tumor = workbench.slices("test", self.num_slices, with_tumor=True)
-        without = workbench.slices(
-            "test", self.num_slices, with_tumor=False, min_area=self.min_brain_area
-        )
-        return with_tumor, without
+        return workbench.with_and_without_tumor("test", self.num_slices, self.min_brain_area)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,12 +95,51 @@ class ControlTask:
         labels: uint8 [N, S, S], the label map that is asked for; with boxes and in removal, the tumor
             that the boxes and ROIs were drawn around.
         condition: of the slices.
+        min_area: pixels. A smaller component is not scored, since a pixel more or less at its border
+            would decide, and smaller connected parts do not count in boxes.
     """
 
     kind: str
     slices: LabeledSlices
     labels: np.ndarray
     condition: Condition
+    min_area: int
+
+    def scores(self, segmented: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        """`score` of each sequence's label maps."""
+        return {sequence: self.score(labels) for sequence, labels in segmented.items()}
+
+    def score(self, segmented: np.ndarray) -> dict[str, np.ndarray]:
+        """Scores of what a segmenter finds in each slice.
+
+        Args:
+            segmented: uint8 [N, S, S].
+
+        Returns:
+            float64 [N] by score, NaN for slices without a score. For components: Dice of what was
+            segmented with what was asked for, by name. For boxes: `iou` of the requested box with the
+            box around the segmented tumor, or edema; 0 where there is none; and `share` of the
+            requested box that was segmented as tumor. For removal: `share` of the ROI that was
+            segmented as tumor.
+        """
+        if self.kind == "components":
+
+            def component_dice(mine: np.ndarray, asked: np.ndarray) -> float:
+                return dice(mine, asked) if np.count_nonzero(asked) >= self.min_area else np.nan
+
+            return {
+                name: np.array(list(map(component_dice, segmented == label, self.labels == label)))
+                for name, label in COMPONENTS.items()
+            }
+        kind = KINDS[self.kind]
+        rois = self.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
+        shares = [(mine > 0)[roi].mean() for mine, roi in zip(segmented, rois, strict=True)]
+        scores = {"share": np.array(shares)}
+        if "iou" in kind.scores:
+            regions = segmented == EDEMA if self.kind == "edema_box" else segmented > 0
+            boxes = [box_around(region, self.min_area) for region in regions]
+            scores["iou"] = np.array(list(map(intersection_over_union, boxes, rois)))
+        return scores
 
 
 def make_control_task(
@@ -128,7 +166,7 @@ def make_control_task(
         raise ValueError(f"no slice holds what is needed for {asked.title}; use more slices")
     slices, labels = slices[suitable], labels[suitable]
     rois = own_tumor(labels, slices.brain, asked.mode, asked.box)
-    return ControlTask(kind, slices, labels, rois.condition())
+    return ControlTask(kind, slices, labels, rois.condition(), min_area)
 
 
 def transplant(
@@ -157,11 +195,10 @@ def transplant(
             if not tumors[donor].any():
                 continue
             try:
-                placed = moved(tumors[donor][None], brain[None], (seed, row))[0]
+                transplanted += list(moved(tumors[donor][None], brain[None], (seed, row)))
             except ValueError:
                 continue
             rows.append(row)
-            transplanted.append(placed)
             break
     if not rows:
         raise ValueError("no tumor fits into the brain of any slice without tumor")
@@ -174,43 +211,3 @@ def segment(segmenters: Mapping[str, Segmenter], images: np.ndarray) -> dict[str
         sequence: segmenter.labels(images[..., channel])
         for channel, (sequence, segmenter) in enumerate(segmenters.items())
     }
-
-
-def score(task: ControlTask, segmented: np.ndarray, min_area: int) -> dict[str, np.ndarray]:
-    """Scores of what a segmenter finds in each slice of a task.
-
-    Args:
-        task: N slices.
-        segmented: uint8 [N, S, S].
-        min_area: pixels. A smaller component is not scored, since a pixel more or less at its border
-            would decide, and smaller connected parts do not count in boxes.
-
-    Returns:
-        float64 [N] by score, NaN for slices without a score. For components: Dice of what was segmented
-        with what was asked for, by name. For boxes: `iou` of the requested box with the box around the
-        segmented tumor, or edema; 0 where there is none; and `share` of the requested box that was
-        segmented as tumor. For removal: `share` of the ROI that was segmented as tumor.
-    """
-    if task.kind == "components":
-        return {
-            name: np.array(
-                [
-                    dice(mine == label, asked == label)
-                    if np.count_nonzero(asked == label) >= min_area
-                    else np.nan
-                    for mine, asked in zip(segmented, task.labels, strict=True)
-                ]
-            )
-            for name, label in COMPONENTS.items()
-        }
-    kind = KINDS[task.kind]
-    rois = task.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
-    shares = np.array([(mine > 0)[roi].mean() for mine, roi in zip(segmented, rois, strict=True)])
-    if "iou" not in kind.scores:
-        return {"share": shares}
-    regions = segmented == EDEMA if task.kind == "edema_box" else segmented > 0
-    ious = [
-        intersection_over_union(box_around(region, min_area), roi)
-        for region, roi in zip(regions, rois, strict=True)
-    ]
-    return {"iou": np.array(ious), "share": shares}

@@ -10,6 +10,7 @@ so the ratio sqrt((R + 1) / R * variance) / error is 1 for samples that differ a
 for samples that are too alike, above 1 for samples that are too different.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from itertools import combinations
@@ -19,10 +20,9 @@ from typing import Any
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from mbti_jax.evaluation import resynthesis
-from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.resynthesis import Resynthesis, resynthesize
-from mbti_jax.evaluation.statistics import cell, mean_with_interval
+from mbti_jax.evaluation import report, resynthesis
+from mbti_jax.evaluation.resynthesis import Resynthesis
+from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
 from mbti_jax.io import pictures
@@ -63,7 +63,9 @@ def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict
     tasks = []
     for kind in resynthesis.KINDS:
         for box in (False, True):
-            repainted = resynthesize(workbench, kind, box, **dataclasses.asdict(settings))
+            repainted = resynthesis.resynthesize(
+                workbench, kind, box, **dataclasses.asdict(settings)
+            )
             title = resynthesis.title(kind, box)
             picture = f"{kind}_{'box' if box else 'free_form'}.png"
             _draw(folder / picture, repainted, workbench.sequences, title)
@@ -71,8 +73,7 @@ def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict
             tasks.append(
                 {"task": title, **repainted.sizes, "picture": picture, "sequences": sequences}
             )
-    weight = workbench.inpainter.default_guidance_weight
-    return {"num_steps": settings.num_steps, "guidance_weight": weight, "tasks": tasks}
+    return {**workbench.record(settings.num_steps), "tasks": tasks}
 
 
 def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -96,27 +97,21 @@ def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> di
         raise ValueError("diversity needs at least two samples of a slice; set num_samples")
     out = {}
     for channel, sequence in enumerate(sequences):
-        rows = []
+        drawn, real = samples[..., channel], repainted.slices.images[..., channel]
+        values = collections.defaultdict(list)
         for n, inside in enumerate(repainted.roi):
-            drawn = samples[:, n, ..., channel]
-            real = repainted.slices.images[n, ..., channel]
-            variance, squared_error = variance_and_error(drawn, real, inside)
-            rows.append(
-                {
-                    "ssim": pairwise_ssim(drawn, inside),
-                    "ssim_real": float(np.mean([ssim(x, real, inside) for x in drawn])),
-                    "sd": float(standard_deviation(drawn, inside)[inside].mean()),
-                    "variance": variance,
-                    "squared_error": squared_error,
-                }
-            )
-        columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+            of_slice = drawn[:, n]
+            values["ssim"].append(pairwise_ssim(of_slice, inside))
+            values["ssim_real"].append(np.mean([ssim(x, real[n], inside) for x in of_slice]))
+            values["sd"].append(standard_deviation(of_slice, inside)[inside].mean())
+            values["errors"].append(variance_and_error(of_slice, real[n], inside))
+        variances, errors = zip(*values.pop("errors"), strict=True)
+        error = np.mean(errors)
         out[sequence] = {
-            name: mean_with_interval(columns[name], subjects, seed)
-            for name in ("ssim", "ssim_real", "sd")
+            name: mean_with_interval(np.array(column, np.float64), subjects, seed)
+            for name, column in values.items()
         }
-        error = columns["squared_error"].mean()
-        spread = (len(samples) + 1) / len(samples) * columns["variance"].mean()
+        spread = (len(samples) + 1) / len(samples) * np.mean(variances)
         out[sequence]["spread_to_error"] = float(np.sqrt(spread / error)) if error else None
     return out
 
@@ -134,11 +129,7 @@ def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     """
     y0, x0, y1, x1 = bounding_box(inside)
     # No window of the region's pixels reaches further, so the rest need not be computed.
-    height, width = inside.shape
-    cut = (
-        slice(max(y0 - _MARGIN, 0), min(y1 + _MARGIN, height)),
-        slice(max(x0 - _MARGIN, 0), min(x1 + _MARGIN, width)),
-    )
+    cut = np.s_[max(y0 - _MARGIN, 0) : y1 + _MARGIN, max(x0 - _MARGIN, 0) : x1 + _MARGIN]
     _, similarity = structural_similarity(
         a[cut].astype(np.float64),
         b[cut].astype(np.float64),
@@ -180,12 +171,12 @@ def tables(result: Mapping[str, Any]) -> str:
     for task in result["tasks"]:
         size = f"{task['num_slices']} ({task['num_subjects']})"
         for sequence, scores in task["sequences"].items():
-            means = [cell(scores[name], digits=3) for name in ("ssim", "ssim_real", "sd")]
             ratio = scores["spread_to_error"]
-            rows.append([task["task"], size, sequence, *means])
-            rows[-1].append("-" if ratio is None else f"{ratio:.2f}")
+            means = [scores[name] for name in ("ssim", "ssim_real", "sd")]
+            spread = None if ratio is None else f"{ratio:.2f}"
+            rows.append([task["task"], size, sequence, *means, spread])
         links.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
-    columns = ["task", "slices (subjects)", "sequence", "SSIM of pairs", "SSIM with real", "SD"]
+    columns = ["task", "slices (subjects)", "sequence", "SSIM of pairs", "SSIM with real"]
     text = "\n".join(links)
     return f"""## Diversity
 
@@ -196,7 +187,7 @@ mean of the ROI's pixels, in the model's units (brains span about 2). Spread / e
 samples differ from each other as the real slice differs from them, below 1 where they are too
 alike. Means over slices with 95% intervals over subjects.
 
-{table([*columns, "spread / error"], rows, num_text=3)}
+{report.table([*columns, "SD", "spread / error"], rows, num_text=3, digits=3)}
 
 {text}
 

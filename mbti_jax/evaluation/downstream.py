@@ -12,21 +12,16 @@ from typing import Any
 import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation.control_tasks import make_control_task, score, transplant
-from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.segmenter import (
-    SegmenterSettings,
-    cached_segmenter,
-    check_held_out,
-    training_slices,
-)
+from mbti_jax.evaluation import report, segmenter
+from mbti_jax.evaluation.control_tasks import make_control_task, transplant
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference
+from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
+_DIFFERENCES = tuple(f"{name} - real" for name in SETS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +44,7 @@ class DownstreamSettings:
     num_test_slices: int
     min_area: int
     min_brain_area: int
-    segmenter: SegmenterSettings
+    segmenter: segmenter.SegmenterSettings
 
     def __post_init__(self):
         whole_numbers(self, least=1)
@@ -57,8 +52,8 @@ class DownstreamSettings:
 
 def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dict[str, Any]:
     """Trains and tests the segmenters; writes nothing to `folder`."""
-    check_held_out(workbench.patients("train"), workbench.patients("test"))
-    real = training_slices(workbench, settings.num_slices)
+    segmenter.check_held_out(workbench.patients("train"), workbench.patients("test"))
+    real = segmenter.training_slices(workbench, settings.num_slices)
     synthetic = synthetic_slices(workbench, settings)
     mixed = LabeledSlices.concatenate([real, synthetic])
     sets = dict(zip(SETS, (real, synthetic, mixed), strict=True))
@@ -66,26 +61,26 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     test = make_control_task("components", slices, slices.labels, settings.min_area)
     rows = []
     for channel, sequence in enumerate(workbench.sequences):
-        scores: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in SETS}
-        for name, learned_from in sets.items():
-            for seed in range(settings.num_seeds):
-                network = cached_segmenter(
-                    workbench.folder,
-                    learned_from.images[..., channel],
-                    learned_from.labels,
-                    settings.segmenter,
-                    seed,
-                    f"{sequence}, {name}, seed {seed}",
-                )
-                segmented = network.labels(test.slices.images[..., channel])
-                scores[name].append(score(test, segmented, settings.min_area))
+
+        def test_scores(name: str, seed: int, channel: int = channel, sequence: str = sequence):
+            network = segmenter.cached_segmenter(
+                workbench.folder,
+                sets[name].images[..., channel],
+                sets[name].labels,
+                settings.segmenter,
+                seed,
+                f"{sequence}, {name}, seed {seed}",
+            )
+            return test.score(network.labels(test.slices.images[..., channel]))
+
+        seeds = range(settings.num_seeds)
+        scores = {name: [test_scores(name, seed) for seed in seeds] for name in SETS}
         for component in COMPONENTS:
             dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
             summary = summarize(dice, test.slices.subjects, workbench.seed)
             rows.append({"sequence": sequence, "component": component} | summary)
     return {
-        "num_steps": settings.num_steps,
-        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        **workbench.record(settings.num_steps),
         "num_seeds": settings.num_seeds,
         "min_area": settings.min_area,
         "segmenter": dataclasses.asdict(settings.segmenter),
@@ -107,21 +102,18 @@ def synthetic_slices(workbench: Workbench, settings: DownstreamSettings) -> Labe
     the model alone decides what is where in them.
     """
     third, min_area = settings.num_slices // 3, settings.min_area
-    with_tumor = workbench.slices("train", third, with_tumor=True)
-    hosts = workbench.slices("train", third, with_tumor=False, min_area=settings.min_brain_area)
+    with_tumor, hosts = workbench.with_and_without_tumor("train", third, settings.min_brain_area)
+    moved = transplant(with_tumor.labels, hosts, workbench.seed)
     tasks = (
         make_control_task("components", with_tumor, with_tumor.labels, min_area),
-        make_control_task(
-            "components", *transplant(with_tumor.labels, hosts, workbench.seed), min_area
-        ),
+        make_control_task("components", *moved, min_area),
         make_control_task("removal", with_tumor, with_tumor.labels, min_area),
     )
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
     parts = []
     for task in tasks:
-        (images,) = workbench.repaint(
-            task.slices, task.condition, sampling, name=f"training slices, {task.kind}"
-        )
+        name = f"training slices, {task.kind}"
+        (images,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
         labels = np.zeros_like(task.labels) if task.kind == "removal" else task.labels
         parts.append(dataclasses.replace(task.slices, images=images, labels=labels))
     return LabeledSlices.concatenate(parts)
@@ -142,10 +134,9 @@ def summarize(
         its interval over subjects, and the standard deviation of the seeds' means (None for one seed).
         For "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
     """
-    names = [*SETS, "synthetic - real", "mixed - real"]
     scored = np.isfinite(dice["real"][0])
     if not scored.any():
-        return dict.fromkeys(names)
+        return dict.fromkeys([*SETS, *_DIFFERENCES])
     subjects = subjects[scored]
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
@@ -153,9 +144,9 @@ def summarize(
         by_seed = dice[name].mean(1)
         spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
         out[name] = mean_with_interval(dice[name].mean(0), subjects, seed) | {"seed_sd": spread}
-    for name in SETS[1:]:
+    for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
         means = (dice[name].mean(0), dice["real"].mean(0))
-        out[f"{name} - real"] = paired_difference(*means, subjects, seed)
+        out[difference] = paired_difference(*means, subjects, seed)
     return out
 
 
@@ -172,12 +163,10 @@ def tables(result: Mapping[str, Any]) -> str:
         if row["real"] is not None:
             by_set = [row[name]["seed_sd"] for name in SETS]
             sds = ", ".join("-" if sd is None else f"{sd:.2f}" for sd in by_set)
-        means = [cell(row[name]) for name in SETS]
-        differences = [cell(row[f"{name} - real"]) for name in SETS[1:]]
         component = row["component"].replace("_", " ")
+        means, differences = [row[name] for name in SETS], [row[name] for name in _DIFFERENCES]
         rows.append([row["sequence"], component, *means, sds, *differences])
-    columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})"]
-    columns += [f"{name} - real" for name in SETS[1:]]
+    columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})", *_DIFFERENCES]
     return f"""## Downstream use
 
 Dice of segmenters on real slices of test subjects ({result["test_slices"]} slices of
@@ -188,7 +177,7 @@ segmenters learn for {trained["num_steps"]} steps of {trained["batch_size"]} sli
 {result["num_seeds"]} seeds and slices with 95% intervals over subjects; the SD is that of the
 seeds' means. Components of at least {result["min_area"]} pixels.
 
-{table(columns, rows, num_text=2)}
+{report.table(columns, rows, num_text=2)}
 
 The synthetic slices use label maps, and outside the ROIs the tissue, of the same training subjects, so
 they add no new anatomy. Segmenters of this size and so few updates do not show what a large one would

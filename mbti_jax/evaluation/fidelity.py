@@ -10,22 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.stats import wasserstein_distance
 
-from mbti_jax.evaluation import resynthesis, segmenter
+from mbti_jax.evaluation import distances, report, resynthesis, segmenter
 from mbti_jax.evaluation.baselines import surrounding_mean
-from mbti_jax.evaluation.distances import frechet_distance, half_subset_error, kernel_distance
-from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.resynthesis import (
-    Resynthesis,
-    ResynthesisSettings,
-    components_and_normal,
-)
-from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
-from mbti_jax.evaluation.statistics import cell, mean_with_interval
+from mbti_jax.evaluation.resynthesis import Resynthesis
+from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
@@ -41,7 +33,7 @@ _BINS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class FidelitySettings(ResynthesisSettings):
+class FidelitySettings(resynthesis.ResynthesisSettings):
     """Settings of the part.
 
     Attributes:
@@ -50,18 +42,17 @@ class FidelitySettings(ResynthesisSettings):
     """
 
     num_subsets: int
-    segmenter: RealSegmenterSettings
+    segmenter: segmenter.RealSegmenterSettings
 
 
 def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[str, Any]:
     """Measures components and normal tissue, and draws histograms of their intensities."""
     segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
-    sets = components_and_normal(workbench, settings)
+    sets = resynthesis.components_and_normal(workbench, settings)
     values = intensities(sets["components"], sets["normal"])
     _draw_histograms(folder / "histograms.png", values, workbench.sequences)
     return {
-        "num_steps": settings.num_steps,
-        "guidance_weight": workbench.inpainter.default_guidance_weight,
+        **workbench.record(settings.num_steps),
         "sizes": {resynthesis.title(kind): repainted.sizes for kind, repainted in sets.items()},
         "features": {
             resynthesis.title(kind): feature_distances(
@@ -74,7 +65,10 @@ def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[
 
 
 def feature_distances(
-    repainted: Resynthesis, segmenters: Mapping[str, Segmenter], num_subsets: int, seed: int
+    repainted: Resynthesis,
+    segmenters: Mapping[str, segmenter.Segmenter],
+    num_subsets: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Distances of the distributions of a segmenter's bottleneck features, sequence by sequence.
 
@@ -112,12 +106,9 @@ def feature_distances(
                 f"{minimum} slices ({VECTORS_PER_FEATURE} a feature); there are {counts[0]} and "
                 f"{counts[1]}"
             }
-        filled = [
-            surrounding_mean(image, inside, brain)
-            for image, inside, brain in zip(real, roi, slices.brain, strict=True)
-        ]
+        filled = np.stack(list(map(surrounding_mean, real, roi, slices.brain)))
         features["synthetic"] = network.features(repainted.samples[0, ..., channel], roi)
-        features["fill"] = network.features(np.stack(filled), roi)
+        features["fill"] = network.features(filled, roi)
         features = _standardized(features, by="real")
         by_sequence[sequence] = {
             name: _crosswise(features["real"], other, in_a, num_subsets, seed)
@@ -159,25 +150,24 @@ def intensities(
     out = {}
     for tissue in ("normal", *COMPONENTS):
         repainted = normal if tissue == "normal" else components
+        slices, out[tissue] = repainted.slices, {}
         inside = repainted.condition.roi_masks[..., CHANNELS.index(tissue)] > 0
-        out[tissue] = {}
-        for subject in np.unique(repainted.slices.subjects):
-            chosen = inside & (repainted.slices.subjects == subject)[:, None, None]
+        for subject in np.unique(slices.subjects):
+            chosen = inside & (slices.subjects == subject)[:, None, None]
             if chosen.sum() >= _MIN_PIXELS:
-                pair = (repainted.slices.images[chosen], repainted.samples[0][chosen])
-                out[tissue][str(subject)] = pair
+                out[tissue][str(subject)] = slices.images[chosen], repainted.samples[0][chosen]
     return out
 
 
 def intensity_distances(
-    values: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    pixels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
     sequences: tuple[str, ...],
     seed: int,
 ) -> list[dict[str, Any]]:
     """Wasserstein-1 distances between distributions of intensities, in the model's units.
 
     Args:
-        values: see `intensities`.
+        pixels: see `intensities`.
         sequences: names of the channels.
         seed: of the choice of partners and of the intervals' resampling.
 
@@ -188,10 +178,10 @@ def intensity_distances(
         `mean_with_interval`. None where fewer than two subjects have the tissue.
     """
     rows = []
-    for tissue, by_subject in values.items():
+    for tissue, by_subject in pixels.items():
         subjects = np.array(list(by_subject))
         order = np.random.default_rng(seed).permutation(len(subjects))
-        num_partners = min(_MAX_PARTNERS, len(subjects) - 1)
+        count = min(_MAX_PARTNERS, len(subjects) - 1)
         for channel, sequence in enumerate(sequences):
             row = {"tissue": tissue, "sequence": sequence, "num_subjects": len(subjects)}
             rows.append(row | {"pooled": None, "own": None, "between": None})
@@ -201,21 +191,15 @@ def intensity_distances(
             real, synthetic = ([pair[i][:, channel] for pair in pairs] for i in (0, 1))
             own = [wasserstein_distance(a, b) for a, b in zip(real, synthetic, strict=True)]
             # Each with the next ones around a circle.
+            circle = real + real
             between = [
-                np.mean(
-                    [
-                        wasserstein_distance(values, real[(n + step) % len(real)])
-                        for step in range(1, num_partners + 1)
-                    ]
-                )
-                for n, values in enumerate(real)
+                np.mean([wasserstein_distance(real[n], other) for other in circle[n + 1 :][:count]])
+                for n in range(len(real))
             ]
-            rows[-1] |= {
-                "num_pixels": sum(map(len, real)),
-                "pooled": float(wasserstein_distance(*map(np.concatenate, (real, synthetic)))),
-                "own": mean_with_interval(np.array(own), np.arange(len(own)), seed),
-                "between": mean_with_interval(np.array(between), np.arange(len(between)), seed),
-            }
+            pooled = wasserstein_distance(*map(np.concatenate, (real, synthetic)))
+            rows[-1] |= {"num_pixels": sum(map(len, real)), "pooled": float(pooled)}
+            for name, values in (("own", own), ("between", between)):
+                rows[-1][name] = mean_with_interval(np.array(values), np.arange(len(values)), seed)
     return rows
 
 
@@ -224,12 +208,9 @@ def tables(result: Mapping[str, Any]) -> str:
     features = "\n\n".join(_feature_table(*item) for item in result["features"].items())
     rows = []
     for row in result["intensities"]:
-        cells = ["too few subjects", "-", "-"]
-        if row["pooled"] is not None:
-            between = [cell(row[name], digits=3) for name in ("own", "between")]
-            cells = [f"{row['pooled']:.3f}", *between]
-        tissue = row["tissue"].replace("_", " ")
-        rows.append([tissue, row["sequence"], row["num_subjects"], *cells])
+        pooled = "too few subjects" if row["pooled"] is None else f"{row['pooled']:.3f}"
+        tissue, means = row["tissue"].replace("_", " "), (pooled, row["own"], row["between"])
+        rows.append([tissue, row["sequence"], row["num_subjects"], *means])
     columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
     return f"""## Fidelity of the distribution
 
@@ -248,7 +229,7 @@ Wasserstein distance between the intensities inside the ROI, in the model's unit
 2): real against repainted pixels of all subjects pooled, of the same subject, and, for reference,
 real pixels of one subject against those of others. Means over subjects with 95% intervals.
 
-{table(columns, rows, num_text=2)}
+{report.table(columns, rows, num_text=2, digits=3)}
 
 ![Intensities inside the ROIs](fidelity/histograms.png)
 
@@ -259,19 +240,19 @@ slices of a subject are not.
 Intensities say nothing about shape and texture."""
 
 
-def _feature_table(task: str, distances: Mapping[str, Any]) -> str:
-    if "refused" in distances:
-        return f"No FID or KID for {task}: {distances['refused']}."
+def _feature_table(task: str, measured: Mapping[str, Any]) -> str:
+    if "refused" in measured:
+        return f"No FID or KID for {task}: {measured['refused']}."
     rows = []
-    for sequence, by_set in distances["sequences"].items():
+    for sequence, by_set in measured["sequences"].items():
         sets = [by_set[name] for name in ("real", "synthetic", "fill")]
         rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
         kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
         rows.append([sequence, "KID", *kernel])
     columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]
     return (
-        f"{task.capitalize()}: {distances['counts'][0]} and {distances['counts'][1]} slices, "
-        f"{distances['num_features']} features.\n\n{table(columns, rows, num_text=2)}"
+        f"{task.capitalize()}: {measured['counts'][0]} and {measured['counts'][1]} slices, "
+        f"{measured['num_features']} features.\n\n{report.table(columns, rows, num_text=2)}"
     )
 
 
@@ -280,15 +261,17 @@ def _crosswise(
 ) -> dict[str, float]:
     """Distances of A's real features to B's others and of B's real ones to A's others, averaged."""
     real_a, real_b, other_a, other_b = real[in_a], real[~in_a], other[in_a], other[~in_a]
+    frechet = distances.frechet_distance(real_a, other_b)
 
     def kernel(a, b):
-        return (kernel_distance(real_a[a], other_b[b]) + kernel_distance(real_b[b], other_a[a])) / 2
+        a_to_b = distances.kernel_distance(real_a[a], other_b[b])
+        return (a_to_b + distances.kernel_distance(real_b[b], other_a[a])) / 2
 
     sizes = (len(real_a), len(real_b))
     return {
-        "frechet": (frechet_distance(real_a, other_b) + frechet_distance(real_b, other_a)) / 2,
+        "frechet": (frechet + distances.frechet_distance(real_b, other_a)) / 2,
         "kernel": kernel(slice(None), slice(None)),
-        "kernel_error": half_subset_error(kernel, sizes, num_subsets, seed),
+        "kernel_error": distances.half_subset_error(kernel, sizes, num_subsets, seed),
     }
 
 
@@ -321,6 +304,5 @@ def _draw_histograms(path: Path, values, sequences: tuple[str, ...]) -> None:
     handles = [Patch(color="0.75", label="real"), Patch(fill=False, ec="C3", label="repainted")]
     fig.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     fig.supxlabel("intensity in the model's units", fontsize=9)
-    FigureCanvasAgg(fig)
     with replacing(path) as partial:
         fig.savefig(partial, format="png", dpi=110)

@@ -28,6 +28,9 @@ _MOVE_RANDOM = "move random"
 # How many places are tried for a tumor whose box must not touch what is removed.
 _MAX_PLACES = 32
 
+# Settings that all figures depend on.
+_REQUESTED = ("split", "min_component_area", "seed", "num_steps", "spacing", "eta")
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -127,44 +130,30 @@ class FigureSettings:
 
     def sampling(self, prediction: Prediction) -> Sampling:
         """How a prediction is sampled."""
-        return Sampling(
-            self.num_steps,
-            spacing=self.spacing,
-            eta=self.eta,
-            guidance=prediction.guidance_weight,
-            seed=prediction.seed,
-        )
+        weight, seed = prediction.guidance_weight, prediction.seed
+        common = Sampling(self.num_steps, spacing=self.spacing, eta=self.eta)
+        return dataclasses.replace(common, guidance=weight, seed=seed)
 
     def _known(self) -> dict[str, Figure]:
-        seed, weight = self.seed, self.guidance_weight
+        def shown(
+            mode: str, *box: str, seed: int = self.seed, weight: float = self.guidance_weight
+        ) -> Prediction:
+            return Prediction(mode, box, seed, weight)
 
         def free_form_and_box(mode: str, box: str) -> tuple[Prediction, ...]:
-            return tuple(Prediction(mode, boxes, seed, weight) for boxes in ((), (box,)))
+            return shown(mode), shown(mode, box)
 
-        rising_weight = tuple(
-            Prediction("random", ("tumor",), seed, float(value)) for value in self.weights
-        )
-        other_seeds = tuple(
-            Prediction("random", ("tumor",), seed + number, weight)
-            for number in range(self.num_seeds)
-        )
-        both = (
-            Prediction("move", (), seed, weight),
-            Prediction("move", ("normal", "edema"), seed, weight),
-            Prediction(_MOVE_RANDOM, ("tumor",), seed, weight),
-        )
+        rising = tuple(shown("random", "tumor", weight=float(w)) for w in self.weights)
+        others = tuple(shown("random", "tumor", seed=self.seed + n) for n in range(self.num_seeds))
+        both = shown("move"), shown("move", "normal", "edema"), shown(_MOVE_RANDOM, "tumor")
+        choice = "Tumor with components of the model's choice"
+        instead = "Tumorless tissue instead of the tumor"
         figures = (
             Figure("3", "Components in given ROIs", free_form_and_box("replace", "edema")),
-            Figure(
-                "4",
-                "Tumor with components of the model's choice",
-                free_form_and_box("random", "tumor"),
-            ),
-            Figure(
-                "5", "Tumorless tissue instead of the tumor", free_form_and_box("remove", "normal")
-            ),
-            Figure("6", "One seed, rising guidance weight", rising_weight),
-            Figure("7", "Different seeds", other_seeds),
+            Figure("4", choice, free_form_and_box("random", "tumor")),
+            Figure("5", instead, free_form_and_box("remove", "normal")),
+            Figure("6", "One seed, rising guidance weight", rising),
+            Figure("7", "Different seeds", others),
             Figure("1b", "Removal and insertion in the same pass", both),
         )
         return {figure.name: figure for figure in figures}
@@ -205,12 +194,7 @@ def draw_figures(
         request = {
             "checkpoint": inpainter.checkpoint,
             "dataset": source.fingerprint,
-            "split": settings.split,
-            "min_component_area": settings.min_component_area,
-            "seed": settings.seed,
-            "num_steps": settings.num_steps,
-            "spacing": settings.spacing,
-            "eta": settings.eta,
+            **{name: getattr(settings, name) for name in _REQUESTED},
             "predictions": [prediction.record() for prediction in figure.predictions],
         }
         exists = is_done(record, request) and path.is_file()
@@ -314,14 +298,12 @@ def _paint(
 ) -> list[np.ndarray]:
     """For each prediction its samples, float32 [rows, S, S, C], with a progress bar over all."""
     images = content.images(inpainter)
-    out = []
+    count, out = len(figure.predictions), []
     with progress_bar(f"figure {figure.name}") as progress:
-        for number, (rois, prediction) in enumerate(
-            zip(content.rois, figure.predictions, strict=True)
-        ):
+        for prediction, rois in zip(figure.predictions, content.rois, strict=True):
 
-            def report(done: int, total: int, number: int = number) -> None:
-                progress(number * total + done, len(figure.predictions) * total)
+            def report(done: int, total: int, number: int = len(out)) -> None:
+                progress(number * total + done, count * total)
 
             (painted,) = inpainter.sample(
                 images,
@@ -339,7 +321,7 @@ def _draw(
     inpainter: Inpainter,
     figure: Figure,
     content: Content,
-    painted: Sequence[np.ndarray],
+    painted: list,
     num_steps: int,
 ) -> None:
     def shown(images: np.ndarray) -> list[np.ndarray]:
@@ -374,21 +356,16 @@ def _draw(
 def _record(inpainter: Inpainter, figure: Figure, content: Content) -> dict[str, Any]:
     """The provenance record of a figure."""
     slices = content.slices
-    rows = zip(
-        inpainter.sequences, content.records, slices.subjects, slices.slice_indices, strict=True
-    )
+    rows = {
+        "sequence": inpainter.sequences,
+        "subject": map(str, slices.subjects),
+        "slice_index": map(int, slices.slice_indices),
+        "record": content.records,
+    }
     return provenance.record(
         inpainter.checkpoint,
         figure=figure.heading,
-        rows=[
-            {
-                "sequence": sequence,
-                "subject": str(subject),
-                "slice_index": int(slice_index),
-                "record": record,
-            }
-            for sequence, record, subject, slice_index in rows
-        ],
+        rows=[dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)],
         predictions=[
             {**prediction.record(), "rois": [row.record() for row in rois]}
             for prediction, rois in zip(figure.predictions, content.rois, strict=True)

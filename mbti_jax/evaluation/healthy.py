@@ -6,6 +6,7 @@ the healthy mask is scored. All methods fill the same voxels.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import baselines
+from mbti_jax.evaluation import baselines, healthy_masks, metrics, report, statistics
 from mbti_jax.evaluation.cache import array_digest, cached
-from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
-from mbti_jax.evaluation.metrics import axial_slice_metrics, brats_inpainting_metrics
-from mbti_jax.evaluation.report import images_seen, table
-from mbti_jax.evaluation.statistics import (
-    cell,
-    mean_with_interval,
-    paired_difference,
-    summary,
-)
+from mbti_jax.evaluation.healthy_masks import HealthyMask
+from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
@@ -91,24 +84,22 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         ValueError: a case without T1 or without a place for a mask; a regressor that is not one, or was
             trained on other data.
     """
-    shape_cases = workbench.cases("train")
-    chosen = evenly_spaced(len(shape_cases), settings.num_shape_cases, with_ends=True)
-    shapes = read_shapes([shape_cases[n] for n in chosen])
-    regressor = None
+    donors = spread(workbench.cases("train"), settings.num_shape_cases)
+    shapes = healthy_masks.read_shapes(donors)
+    models, regressor = [workbench.inpainter], None
     if settings.regressor:
         regressor = load_regressor(settings.regressor, workbench.inpainter)
-    models = [model for model in (workbench.inpainter, regressor) if model is not None]
+        models.append(regressor)
     joint = [name for model in models if model.num_channels > 1 for name in model.sequences]
     sequences = tuple(dict.fromkeys(["t1", *joint]))
     volumes, slices, shown = [], [], []
-    cases = workbench.cases("test")
-    cases = [cases[n] for n in evenly_spaced(len(cases), settings.num_cases, with_ends=True)]
+    cases = spread(workbench.cases("test"), settings.num_cases)
     for number, files in enumerate(tqdm(cases, desc="healthy tissue", unit="case")):
         case = read_case(files, sequences)
         # As in the challenge, the brain is that of T1.
         brain = case.values("t1") != 0
         try:
-            mask = healthy_mask(case.labels, brain, shapes, (workbench.seed, number))
+            mask = healthy_masks.healthy_mask(case.labels, brain, shapes, (workbench.seed, number))
         except ValueError as error:
             raise ValueError(f"{files.subject}: {error}") from error
         voided = voided_case(case, mask)
@@ -118,12 +109,12 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         for method, values in painted.items():
             arrays = (np.where(mask.whole, values, t1), t1, t1_voided, mask.healthy)
             row = {"subject": files.subject, "method": method}
-            volumes.append({**row, **brats_inpainting_metrics(*arrays)})
-            by_slice = axial_slice_metrics(*arrays)
+            volumes.append({**row, **metrics.brats_inpainting_metrics(*arrays)})
+            by_slice = metrics.axial_slice_metrics(*arrays)
             area = (mask.healthy & brain).sum((0, 1))
             large = [k for k in by_slice if area[k] >= _MIN_AREA] or [int(area.argmax())]
-            for n in evenly_spaced(len(large), settings.slices_per_case, with_ends=True):
-                slices.append({**row, "slice": large[n], **by_slice[large[n]]})
+            for k in spread(large, settings.slices_per_case):
+                slices.append({**row, "slice": k, **by_slice[k]})
         if len(shown) < _NUM_PICTURES:
             shown.append(_picture_row(case, voided, mask, painted))
     pictures.figure(
@@ -242,24 +233,25 @@ def compared(
         Metric -> method -> `mean`, `median`, `sd`, `count`, `low`, `high`, and `minus`: reference ->
         `mean`, `low`, `high` of the paired difference method - reference.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    metrics = [name for name in rows[0] if name not in ("subject", "method", "slice")]
-    of_method = {m: [row for row in rows if row["method"] == m] for m in methods}
-    subjects = np.array([row["subject"] for row in of_method[methods[0]]])
-    out = {}
-    for metric in metrics:
-        values = {m: np.array([row[metric] for row in of_method[m]]) for m in methods}
-        out[metric] = {}
-        for method in methods:
-            out[metric][method] = {
-                **summary(values[method]),
-                **mean_with_interval(values[method], subjects, seed),
+    of_method: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        of_method.setdefault(row["method"], []).append(row)
+    subjects = np.array([row["subject"] for row in next(iter(of_method.values()))])
+    out: dict[str, dict[str, Any]] = {}
+    for metric in (name for name in rows[0] if name not in ("subject", "method", "slice")):
+        values = {m: np.array([row[metric] for row in of_method[m]]) for m in of_method}
+        out[metric] = {
+            method: {
+                **statistics.summary(mine),
+                **statistics.mean_with_interval(mine, subjects, seed),
                 "minus": {
-                    reference: paired_difference(values[method], values[reference], subjects, seed)
-                    for reference in references
-                    if reference != method
+                    name: statistics.paired_difference(mine, values[name], subjects, seed)
+                    for name in references
+                    if name != method
                 },
             }
+            for method, mine in values.items()
+        }
     return out
 
 
@@ -301,22 +293,21 @@ the model paints.
 
 What this does not show: squared error and SSIM reward the average of all possible images, which a
 regressor or a mean of samples approximates and a single sharp sample does not; neither says how
-realistic
-a sample looks. Other sequences than T1 are not scored here."""
+realistic a sample looks. Other sequences than T1 are not scored here."""
 
 
 def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:
-    out = []
-    for metric in (name for name in _SHOWN if name in results):
-        digits = _SHOWN[metric]
+    out, minus = [], [f"minus {reference}" for reference in references]
+    for metric, digits in _SHOWN.items():
         rows = []
-        for method, numbers in results[metric].items():
-            differences = [cell(numbers["minus"].get(name), digits) for name in references]
-            sd = "-" if numbers["sd"] is None else f"{numbers['sd']:.{digits}f}"
+        for method, numbers in results.get(metric, {}).items():
+            differences = [numbers["minus"].get(name) for name in references]
+            sd = None if numbers["sd"] is None else f"{numbers['sd']:.{digits}f}"
             median = f"{numbers['median']:.{digits}f}"
-            rows.append([method, cell(numbers, digits), median, sd, *differences])
-        minus = [f"minus {reference}" for reference in references]
-        out.append(table([f"`{metric}`", "mean", "median", "SD", *minus], rows))
+            rows.append([method, numbers, median, sd, *differences])
+        if rows:
+            columns = [f"`{metric}`", "mean", "median", "SD", *minus]
+            out.append(report.table(columns, rows, digits=digits))
     return "\n\n".join(out)
 
 
@@ -339,19 +330,15 @@ def _inpainted(
         "sampling": sampling.record(),
     }
     rois = Rois.of({"normal": to_slices(roi)}, to_slices(roi).shape)
+    inpaint = functools.partial(
+        inpainter.inpaint_volume, voided, rois, sampling, sequences=sequences
+    )
     for sample in range(num_samples):
 
         def compute(sample: int = sample) -> dict[str, np.ndarray]:
             name = f"{voided.subject}, sample {sample}"
             with progress_bar(name, leave=False) as progress:
-                (volume,) = inpainter.inpaint_volume(
-                    voided,
-                    rois,
-                    sampling,
-                    samples=(sample,),
-                    sequences=sequences,
-                    progress=progress,
-                )
+                (volume,) = inpaint(samples=(sample,), progress=progress)
             return {"t1": from_slices(volume.values["t1"])[roi].astype(np.float32)}
 
         out = np.zeros(roi.shape)
@@ -366,13 +353,10 @@ def _picture_row(
     t1, scale = case.values("t1"), voided.scale("t1")
     k = int((mask.healthy & (t1 != 0)).sum((0, 1)).argmax())
     y0, x0, y1, x1 = bounding_box(to_slices((t1 != 0) | mask.healthy)[k])
-    whole = mask.whole
-    volumes = [t1, voided.values("t1"), *(np.where(whole, v, t1) for v in painted.values())]
-    cells = [
-        pictures.gray(scale.to_model(to_slices(volume)[k, y0:y1, x0:x1])) for volume in volumes
-    ]
-    return f"{case.subject}, slice {k}", cells
+    filled = (np.where(mask.whole, values, t1) for values in painted.values())
+    cut = [to_slices(v)[k, y0:y1, x0:x1] for v in (t1, voided.values("t1"), *filled)]
+    return f"{case.subject}, slice {k}", [pictures.gray(scale.to_model(values)) for values in cut]
 
 
 def _images_seen(inpainter: Inpainter) -> int | None:
-    return images_seen(inpainter.metadata["contract"], inpainter.checkpoint["step"])
+    return report.images_seen(inpainter.metadata["contract"], inpainter.checkpoint["step"])

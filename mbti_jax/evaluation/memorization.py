@@ -22,16 +22,11 @@ import numpy as np
 from tqdm import tqdm
 
 from mbti_jax.data.loader import evenly_spaced
+from mbti_jax.evaluation import report, resynthesis
 from mbti_jax.evaluation.patch_search import Patch, distance_at, search
-from mbti_jax.evaluation.report import table
-from mbti_jax.evaluation.resynthesis import (
-    Resynthesis,
-    ResynthesisSettings,
-    components_and_normal,
-    title,
-)
+from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import cell, paired_difference
+from mbti_jax.evaluation.statistics import paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
 
@@ -41,7 +36,7 @@ _WHITE_DIFFERENCE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class MemorizationSettings(ResynthesisSettings):
+class MemorizationSettings(resynthesis.ResynthesisSettings):
     """Settings of the part.
 
     Attributes:
@@ -63,31 +58,26 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
     Raises:
         ValueError: no ROI is large enough.
     """
-    result = {
-        "num_steps": settings.num_steps,
-        "guidance_weight": workbench.inpainter.default_guidance_weight,
-        "min_area": settings.min_area,
-    }
+    result = workbench.record(settings.num_steps) | {"min_area": settings.min_area}
     if not workbench.held_out:
         return result | {
             "refused": "the model was not trained on this dataset's training split, so the slices that "
             "it may have copied cannot be searched"
         }
     rows, pairs, searched = [], [], {}
-    for kind, repainted in components_and_normal(workbench, settings).items():
+    for kind, repainted in resynthesis.components_and_normal(workbench, settings).items():
         repainted = choose(repainted, settings.num_rois, settings.min_area)
-        training = workbench.slices(
-            "train", settings.num_training_slices, with_tumor=kind != "normal"
-        )
-        searched[title(kind)] = {
+        tumor, count = kind != "normal", settings.num_training_slices
+        training, task = workbench.slices("train", count, with_tumor=tumor), resynthesis.title(kind)
+        searched[task] = {
             "num_slices": len(training),
             "num_subjects": len(np.unique(training.subjects)),
             "num_rois": len(repainted.slices),
         }
         for channel, sequence in enumerate(workbench.sequences):
-            matches = nearest(repainted, training, channel, f"{title(kind)}, {sequence}")
+            matches = nearest(repainted, training, channel, f"{task}, {sequence}")
             compared = compare(matches, repainted.slices.subjects, workbench.seed)
-            rows.append({"task": title(kind), "sequence": sequence, **compared})
+            rows.append({"task": task, "sequence": sequence, **compared})
             for pair in pair_rows(matches, compared):
                 pairs.append(pair | {"channel": channel, "repainted": repainted, "in": training})
     pairs = sorted(pairs, key=lambda pair: pair["to_threshold"])[: settings.num_pairs]
@@ -124,10 +114,8 @@ def nearest(
         Under "synthetic" and "real": `distance` and `isolation`, float64 [P]; `row` of the training
         slice, `mirrored` and `corner` of the nearest place, [P].
     """
-    images = {
-        "synthetic": repainted.samples[0, ..., channel],
-        "real": repainted.slices.images[..., channel],
-    }
+    sources = {"synthetic": repainted.samples[0], "real": repainted.slices.images}
+    images = {name: slices[..., channel] for name, slices in sources.items()}
     regions, haystack = repainted.roi, training.images[..., channel]
     _, group = np.unique(training.subjects, return_inverse=True)
     out = {}
@@ -141,9 +129,7 @@ def nearest(
             distance_at(p.mirrored() if flip else p, haystack[row], tuple(corner))
             for p, row, flip, corner in zip(patches, rows, mirrored, corners, strict=True)
         ]
-        by_subject = np.stack(
-            [matches.distances[:, group == n].min(1) for n in range(group.max() + 1)]
-        )
+        by_subject = [matches.distances[:, group == n].min(1) for n in range(group.max() + 1)]
         out[source] = {
             "distance": np.array(distances),
             "isolation": np.array(distances) / np.maximum(np.median(by_subject, axis=0), 1e-6),
@@ -220,10 +206,10 @@ def tables(result: Mapping[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         near, isolated = row["distance"], row["isolation"]
-        cells = [row["task"], row["sequence"], f"{near['real']:.3f}", f"{near['synthetic']:.3f}"]
-        cells += [cell(near["difference"], digits=3), f"{near['share']:.1%}"]
-        cells += [f"{isolated['real']:.3f}", f"{isolated['synthetic']:.3f}"]
-        rows.append([*cells, f"{isolated['share']:.1%}", f"{row['chance']:.1%}"])
+        medians = [f"{m[name]:.3f}" for m in (near, isolated) for name in ("real", "synthetic")]
+        shares = [f"{share:.1%}" for share in (near["share"], isolated["share"], row["chance"])]
+        cells = [*medians[:2], near["difference"], shares[0], *medians[2:], *shares[1:]]
+        rows.append([row["task"], row["sequence"], *cells])
     columns = ["task", "sequence", "distance, real", "repainted", "difference", "nearer"]
     columns += ["isolation, real", "repainted", "nearer", "chance"]
     return f"""## Memorization
@@ -240,7 +226,7 @@ low for a copy of one subject, and not for a patch that is merely smooth. Nearer
 repainted ROIs below the 1st percentile of the real ones, and the share that chance would give with
 so many ROIs.
 
-{table(columns, rows, num_text=2)}
+{report.table(columns, rows, num_text=2, digits=3)}
 
 Medians; the difference is a mean with its 95% interval over subjects.
 
@@ -248,8 +234,8 @@ Medians; the difference is a mean with its 95% interval over subjects.
 
 Only whole ROIs were compared, not parts of them, and no rotations or top-down flips, which training
 also uses. A search through part of the training slices can miss copies and cannot invent any.
-Nothing here is a
-guarantee of privacy."""
+Nothing here is a guarantee of
+privacy."""
 
 
 def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -> None:
@@ -271,14 +257,8 @@ def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -
             pictures.with_rois(pictures.enlarge(pictures.gray(image)), pictures.enlarge(rois), 0.0)
             for image, rois in ((sample, masks), (other, moved))
         ]
-        cells.append(
-            [
-                *marked,
-                pictures.gray(np.where(patch.inside, patch.values, -1)),
-                pictures.gray(np.where(patch.inside, copied, -1)),
-                pictures.gray(difference, 0.0, _WHITE_DIFFERENCE),
-            ]
-        )
+        cut = [pictures.gray(np.where(patch.inside, v, -1)) for v in (patch.values, copied)]
+        cells.append([*marked, *cut, pictures.gray(difference, 0.0, _WHITE_DIFFERENCE)])
         labels.append(f"{sequences[channel].upper()}  {pair['distance']:.3f}")
     pictures.figure(
         path,

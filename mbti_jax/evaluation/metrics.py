@@ -44,9 +44,7 @@ def brats_inpainting_metrics(
         ValueError: shapes differ, a volume is not 3-D or not finite, the mask is empty, or the voided
             volume gives no intensity range.
     """
-    prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
-    similarity = ssim_map(prediction, target, window_axes=(1, 2))
-    return {"ssim": float(similarity[mask].mean()), **_voxel_metrics(prediction, target, mask)}
+    return _scores("ssim", (1, 2), *_scale_by_voided(prediction, target, voided, mask))
 
 
 def axial_inpainting_metrics(
@@ -66,12 +64,7 @@ def axial_inpainting_metrics(
     Raises:
         ValueError: see `brats_inpainting_metrics`.
     """
-    prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
-    similarity = ssim_map(prediction, target, window_axes=(0, 1))
-    return {
-        "ssim_axial": float(similarity[mask].mean()),
-        **_voxel_metrics(prediction, target, mask),
-    }
+    return _scores("ssim_axial", (0, 1), *_scale_by_voided(prediction, target, voided, mask))
 
 
 def axial_slice_metrics(
@@ -88,17 +81,9 @@ def axial_slice_metrics(
     Raises:
         ValueError: see `axial_inpainting_metrics`.
     """
-    prediction, target, mask = _scale_by_voided(prediction, target, voided, mask)
-    metrics = {}
-    for k in np.flatnonzero(mask.any((0, 1))):
-        inside = mask[..., k]
-        pair = prediction[..., k], target[..., k]
-        similarity = ssim_map(*pair, window_axes=(0, 1))
-        metrics[int(k)] = {
-            "ssim_axial": float(similarity[inside].mean()),
-            **_voxel_metrics(*pair, inside),
-        }
-    return metrics
+    scaled = _scale_by_voided(prediction, target, voided, mask)
+    slices = np.flatnonzero(scaled[2].any((0, 1))).tolist()
+    return {k: _scores("ssim_axial", (0, 1), *(v[..., k] for v in scaled)) for k in slices}
 
 
 def ssim_map(
@@ -184,20 +169,21 @@ def _scale_by_voided(
     prediction: np.ndarray, target: np.ndarray, voided: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masked and scaled prediction and target (float64), and the mask (bool); all [I, J, K]."""
-    volumes = {"prediction": prediction, "target": target, "voided": voided, "mask": mask}
-    volumes = {name: np.asarray(volume, np.float64) for name, volume in volumes.items()}
-    for name, volume in volumes.items():
-        if volume.ndim != 3 or volume.shape != volumes["target"].shape:
+    names, given = ("prediction", "target", "voided", "mask"), (prediction, target, voided, mask)
+    volumes = [np.asarray(volume, np.float64) for volume in given]
+    prediction, target, voided, mask = volumes
+    for name, volume in zip(names, volumes, strict=True):
+        if volume.ndim != 3 or volume.shape != target.shape:
             raise ValueError(
                 f"{name} has shape {volume.shape}; prediction, target, voided and mask must be "
                 "volumes [I, J, K] of one shape"
             )
         if not np.isfinite(volume).all():
             raise ValueError(f"{name} holds values that are not finite")
-    mask = volumes["mask"] != 0
+    mask = mask != 0
     if not mask.any():
         raise ValueError("mask is empty, so there is nothing to score")
-    low, high = np.percentile(volumes["voided"], (0.5, 99.5))
+    low, high = np.percentile(voided, (0.5, 99.5))
     low = max(low, 0.0)
     if high <= low:
         raise ValueError(
@@ -207,16 +193,22 @@ def _scale_by_voided(
     def scale(volume: np.ndarray) -> np.ndarray:
         return (np.clip(volume * mask, low, high) - low) / (high - low)
 
-    return scale(volumes["prediction"]), scale(volumes["target"]), mask
+    return scale(prediction), scale(target), mask
 
 
-def _voxel_metrics(
-    prediction: np.ndarray, target: np.ndarray, mask: np.ndarray
+def _scores(
+    name: str,
+    window_axes: tuple[int, int],
+    prediction: np.ndarray,
+    target: np.ndarray,
+    mask: np.ndarray,
 ) -> dict[str, float]:
+    """All metrics over a mask, with the mean structural similarity called `name`."""
     mse = masked_mse(prediction, target, mask)
     target_range = float(np.ptp(target[mask]))
     epsilon = sys.float_info.epsilon
     return {
+        name: float(ssim_map(prediction, target, window_axes)[mask].mean()),
         "mse": mse,
         "rmse": mse**0.5,
         "msle": masked_mse(np.log1p(prediction), np.log1p(target), mask),

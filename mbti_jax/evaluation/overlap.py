@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.ndimage import label
 
-from tfds_brats.slices import bounding_box
+from mbti_jax.rois.regions import fill_boxes
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -12,11 +12,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: another shape, or both are empty, which leaves it undefined.
     """
-    _check(a, b)
-    total = np.count_nonzero(a) + np.count_nonzero(b)
-    if not total:
-        raise ValueError("the Dice coefficient of two empty regions is undefined")
-    return 2 * np.count_nonzero(a & b) / total
+    both, union = _counts(a, b)
+    return 2 * both / (both + union)
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
@@ -25,11 +22,8 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: another shape, or both are empty, which leaves it undefined.
     """
-    _check(a, b)
-    union = np.count_nonzero(a | b)
-    if not union:
-        raise ValueError("the intersection over union of two empty regions is undefined")
-    return np.count_nonzero(a & b) / union
+    both, union = _counts(a, b)
+    return both / union
 
 
 def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
@@ -45,15 +39,16 @@ def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
     """
     parts, count = label(region, np.ones((3, 3)))
     large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= min_area)
-    filled = np.zeros_like(region)
-    if len(large):
-        y0, x0, y1, x1 = bounding_box(np.isin(parts, large))
-        filled[y0:y1, x0:x1] = True
-    return filled
+    return fill_boxes(np.isin(parts, large)[..., None], [True])[..., 0]
 
 
-def _check(a: np.ndarray, b: np.ndarray) -> None:
+def _counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
+    """Pixels in both regions, and in any of them."""
     if a.dtype != bool or b.dtype != bool or a.shape != b.shape:
         raise ValueError(
             f"two bool arrays of one shape are needed, not {a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
+    union = np.count_nonzero(a | b)
+    if not union:
+        raise ValueError("the overlap of two empty regions is undefined")
+    return np.count_nonzero(a & b), union

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbti_jax.evaluation.slices import in_batches
 from tfds_brats.slices import bounding_box
 
 # Slices whose products with a patch are held at once: 64 of 256 x 256 take 70 MB.
@@ -44,9 +45,9 @@ class Patch:
         """
         if not region.any():
             raise ValueError("an empty region has no patch to search for")
-        y0, x0, y1, x1 = bounding_box(region)
-        cut = np.s_[y0:y1, x0:x1]
-        return cls(image[cut].astype(np.float32), region[cut], (y0, x0))
+        box = bounding_box(region)
+        cut = np.s_[box[0] : box[2], box[1] : box[3]]
+        return cls(image[cut].astype(np.float32), region[cut], box[:2])
 
     def mirrored(self) -> "Patch":
         """Left and right exchanged, at the same place."""
@@ -78,15 +79,13 @@ def search(patches: list[Patch], slices: np.ndarray) -> Matches:
     """
     size = slices.shape[1]
     kernels = [_kernels(patch, size) for patch in patches]
-    lowest, places = [], []
-    for start in range(0, len(slices), _SLICES_AT_ONCE):
-        part = slices[start : start + _SLICES_AT_ONCE]
-        # The last part is padded, so that one compiled program serves all.
-        transformed = _transform(np.resize(part, (_SLICES_AT_ONCE, size, size)))
+
+    def best(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        transformed = _transform(part)
         found = jax.device_get([_best(*transformed, *kernel) for kernel in kernels])
-        lowest.append(np.stack([low[: len(part)] for low, _ in found]))
-        places.append(np.stack([place[: len(part)] for _, place in found]))
-    sums, places = np.concatenate(lowest, 1), np.concatenate(places, 1)
+        return tuple(np.stack(arrays, axis=1) for arrays in zip(*found, strict=True))
+
+    sums, places = (array.T for array in in_batches(best, _SLICES_AT_ONCE, slices))
     counts = np.array([patch.inside.sum() for patch in patches])[:, None]
     mirrored, position = np.divmod(places, size * size)
     return Matches(

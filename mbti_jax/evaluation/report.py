@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 import mbti_jax
+from mbti_jax.evaluation.statistics import cell
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing, write_json
 from tfds_brats.splits import SPLITS
@@ -86,7 +87,9 @@ def images_seen(contract: Mapping[str, Any], step: int | None) -> int | None:
     return step * contract["batch_size"] if step and "batch_size" in contract else None
 
 
-def write(folder: Path, head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> None:
+def write_report(
+    folder: Path, head: Mapping[str, Any], parts: Mapping[str, Any], text: str
+) -> None:
     """Writes both files of the report.
 
     Args:
@@ -110,17 +113,23 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(columns: list[str], rows: list[list[Any]], num_text: int = 1) -> str:
+def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: int = 2) -> str:
     """A Markdown table; all but the first `num_text` columns are aligned to the right.
+
+    Means with intervals are shown with `digits`, and None as "-", see `statistics.cell`.
 
     Raises:
         ValueError: a row is longer or shorter than the columns.
     """
     rule = ["---"] * num_text + ["---:"] * (len(columns) - num_text)
     lines = [columns, rule, *rows]
+
+    def shown(value: Any) -> str:
+        return cell(value, digits) if value is None or isinstance(value, Mapping) else str(value)
+
     if any(len(line) != len(columns) for line in lines):
         raise ValueError(f"every row of a table needs the {len(columns)} cells of its head")
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)
 
 
 def _introduction(head: Mapping[str, Any]) -> str:

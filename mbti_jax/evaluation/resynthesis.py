@@ -112,10 +112,8 @@ def resynthesize(
     # In a small image the nearest pixels may miss a small tumor.
     has_roi = condition.roi.any((1, 2, 3))
     slices, condition = slices[has_roi], condition[has_roi]
-    sampling = Sampling(num_steps=num_steps, seed=workbench.seed)
-    samples = workbench.repaint(
-        slices, condition, sampling, name=title(kind, box), num_samples=num_samples
-    )
+    sampling, name = Sampling(num_steps=num_steps, seed=workbench.seed), title(kind, box)
+    samples = workbench.repaint(slices, condition, sampling, name=name, num_samples=num_samples)
     return Resynthesis(slices, condition, samples)
 
 
@@ -156,8 +154,7 @@ def own_condition(
     only_normal = dataclasses.replace(
         tasks, prob_tumor=0.0, prob_normal=1.0, prob_normal_box=float(box)
     )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-        np.arange(len(slices))
-    )
+    fold_in = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    keys = jax.vmap(fold_in)(np.arange(len(slices)))
     draw = jax.jit(jax.vmap(functools.partial(sample_task, config=only_normal)))
     return jax.device_get(draw(keys, slices.images, slices.labels))

@@ -20,15 +20,15 @@ from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.evaluation.cache import array_digest, cached
-from mbti_jax.evaluation.slices import LabeledSlices
+from mbti_jax.evaluation.slices import LabeledSlices, in_batches
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, whole_number
+from mbti_jax.fields import FieldError, whole_number, whole_numbers
 from mbti_jax.models.unet import Params, UNet, init_params, param_shapes
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.
 NUM_CLASSES = 4
-# Slices segmented at once; the last batch is padded, so that one compiled program serves all.
+# Slices segmented at once.
 _BATCH = 16
 # The last block before the way up: the network's narrowest place.
 _BOTTLENECK = "middle_block_2"
@@ -54,9 +54,7 @@ class SegmenterSettings:
     learning_rate: float
 
     def __post_init__(self):
-        whole_number("model_channels", self.model_channels, least=1)
-        whole_number("num_steps", self.num_steps, least=1)
-        whole_number("batch_size", self.batch_size, least=1)
+        whole_numbers(self, "model_channels", "num_steps", "batch_size", least=1)
         if not self.learning_rate > 0:
             raise FieldError("learning_rate", f"must be above 0, not {self.learning_rate}")
 
@@ -112,14 +110,8 @@ class Segmenter:
         return self._in_batches(images, regions)[1]
 
     def _in_batches(self, images: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = []
-        for start in range(0, len(images), _BATCH):
-            part = [array[start : start + _BATCH] for array in (images, regions)]
-            padded = [np.resize(array, (_BATCH, *array.shape[1:])) for array in part]
-            out = jax.device_get(_labels_and_features(self._model, self.params, *padded))
-            parts.append([array[: len(part[0])] for array in out])
-        labels, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return labels, features
+        apply = functools.partial(_labels_and_features, self._model, self.params)
+        return in_batches(apply, _BATCH, images, regions)
 
 
 def make_network(settings: SegmenterSettings, image_size: int) -> UNet:
@@ -188,10 +180,8 @@ def cached_segmenter(
         ValueError: the file there is damaged.
     """
     request = [dataclasses.asdict(settings), seed, array_digest(images), array_digest(labels)]
-
-    paths, structure = jax.tree.flatten_with_path(
-        param_shapes(make_network(settings, images.shape[1]))
-    )
+    shapes = param_shapes(make_network(settings, images.shape[1]))
+    paths, structure = jax.tree.flatten_with_path(shapes)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
 
     def compute() -> dict[str, np.ndarray]:
@@ -210,29 +200,21 @@ def real_segmenters(workbench: Workbench, settings: RealSegmenterSettings) -> di
         ValueError: a patient is in the training and in the test split.
     """
     check_held_out(workbench.patients("train"), workbench.patients("test"))
-    slices = training_slices(workbench, settings.num_slices)
-    return {
-        sequence: cached_segmenter(
-            workbench.folder,
-            slices.images[..., channel],
-            slices.labels,
-            settings,
-            settings.seed,
-            f"segmenter of {sequence}",
-        )
-        for channel, sequence in enumerate(workbench.sequences)
-    }
+    slices, folder = training_slices(workbench, settings.num_slices), workbench.folder
+    out = {}
+    for channel, sequence in enumerate(workbench.sequences):
+        data = (slices.images[..., channel], slices.labels)
+        name = f"segmenter of {sequence}"
+        out[sequence] = cached_segmenter(folder, *data, settings, settings.seed, name)
+    return out
 
 
 def training_slices(workbench: Workbench, count: int) -> LabeledSlices:
     """Slices of the training split, two thirds of them with tumor."""
     without = count // 3
-    return LabeledSlices.concatenate(
-        [
-            workbench.slices("train", count - without, with_tumor=True),
-            workbench.slices("train", without, with_tumor=False),
-        ]
-    )
+    counts = {True: count - without, False: without}
+    parts = [workbench.slices("train", n, with_tumor=tumor) for tumor, n in counts.items()]
+    return LabeledSlices.concatenate(parts)
 
 
 def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
@@ -273,12 +255,9 @@ def segmentation_loss(logits: jax.Array, labels: jax.Array, weights: jax.Array) 
     weight = truth @ weights
     cross_entropy = (weight * optax.softmax_cross_entropy(logits, truth)).sum() / weight.sum()
     shares, truth = jax.nn.softmax(logits)[..., 1:], truth[..., 1:]
-    positions = (0, 1, 2)
+    both, mine, asked = (x.sum((0, 1, 2)) for x in (shares * truth, shares, truth))
     # The 1 keeps the Dice of a component that is absent from the batch defined.
-    dice = (2 * (shares * truth).sum(positions) + 1) / (
-        shares.sum(positions) + truth.sum(positions) + 1
-    )
-    return cross_entropy + 1 - dice.mean()
+    return cross_entropy + 1 - ((2 * both + 1) / (mine + asked + 1)).mean()
 
 
 def _optimizer(settings: SegmenterSettings) -> optax.GradientTransformation:

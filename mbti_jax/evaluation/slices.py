@@ -1,7 +1,8 @@
 """Slices of a dataset as the model sees them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from mbti_jax.rois.kinds import COMPONENTS
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
 
-# Records resized together. The last batch is padded, so that one compiled program serves all.
+T = TypeVar("T")
+
+# Records resized together.
 _BATCH = 32
 
 
@@ -37,19 +40,13 @@ class LabeledSlices:
 
     def __getitem__(self, rows: np.ndarray | slice) -> "LabeledSlices":
         """The slices at `rows`: numbers, a slice, or bool [N]."""
-        return LabeledSlices(
-            *(getattr(self, field.name)[rows] for field in dataclasses.fields(self))
-        )
+        return LabeledSlices(*(array[rows] for array in vars(self).values()))
 
     @classmethod
     def concatenate(cls, parts: Sequence["LabeledSlices"]) -> "LabeledSlices":
         """The slices of the parts, one after the other."""
-        return cls(
-            *(
-                np.concatenate([getattr(part, field.name) for part in parts])
-                for field in dataclasses.fields(cls)
-            )
-        )
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     @property
     def brain(self) -> np.ndarray:
@@ -75,26 +72,37 @@ class SliceReader:
 
     def read(self, records: Sequence[int]) -> LabeledSlices:
         """The records of these numbers, with all sequences of the model."""
-        images, labels = [], []
-        for start in range(0, len(records), _BATCH):
-            rows = [int(record) for record in records[start : start + _BATCH]]
-            batch = loader.stack([self._examples[self._examples.of_record(row)[0]] for row in rows])
-            padded = {
-                name: np.resize(array, (_BATCH, *array.shape[1:])) for name, array in batch.items()
-            }
-            part = jax.device_get(self._resized(padded))
-            images.append(part[0][: len(rows)])
-            labels.append(part[1][: len(rows)])
+
+        def resized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            examples = [self._examples[self._examples.of_record(int(row))[0]] for row in rows]
+            return self._resized(loader.stack(examples))
+
         index = self.source.index
-        return LabeledSlices(
-            np.concatenate(images),
-            np.concatenate(labels),
-            index.subject[records],
-            index.slice_index[records],
-        )
+        subjects, positions = index.subject[records], index.slice_index[records]
+        return LabeledSlices(*in_batches(resized, _BATCH, records), subjects, positions)
+
+
+def in_batches(
+    function: Callable[..., tuple[Any, ...]], size: int, *arrays: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Results of a function of arrays [N, ...] that returns arrays [N, ...], `size` rows at a time.
+
+    The last batch is padded, so that one compiled program serves all.
+    """
+    parts = []
+    for start in range(0, len(arrays[0]), size):
+        batch = [np.asarray(array[start : start + size]) for array in arrays]
+        padded = [np.resize(array, (size, *array.shape[1:])) for array in batch]
+        parts.append([out[: len(batch[0])] for out in jax.device_get(function(*padded))])
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def component_areas(source: SliceSource, record: int) -> list[int]:
     """Pixels of each tumor component in a record."""
     labels = source.read(record, source.sequences[:1])["labels"]
     return [int(np.count_nonzero(labels == label)) for label in COMPONENTS.values()]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly spaced from the first to the last one."""
+    return [items[n] for n in loader.evenly_spaced(len(items), count, with_ends=True)]

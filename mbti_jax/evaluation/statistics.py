@@ -14,6 +14,13 @@ import numpy as np
 from scipy import stats
 
 Number = float | None
+Sample = tuple[np.ndarray, np.ndarray]  # Numbers and the subject of each.
+
+
+def known(sample: Sample) -> Sample:
+    """Without missing numbers, which are NaN."""
+    values, subjects = sample
+    return values[~np.isnan(values)], subjects[~np.isnan(values)]
 
 
 def summary(values: np.ndarray) -> dict[str, float | int | None]:
@@ -59,9 +66,7 @@ def bootstrap_interval(
     Raises:
         ValueError: no numbers, some that are not finite, or not as many subjects as numbers.
     """
-    values, subjects = _numbers(values), np.asarray(subjects)
-    if subjects.shape != values.shape:
-        raise ValueError(f"{len(values)} values need as many subjects, not {subjects.shape}")
+    values, subjects = _sample(values, subjects)
     names, group = np.unique(subjects, return_inverse=True)
     if len(names) < 2:
         return None, None
@@ -96,12 +101,11 @@ def mean_with_interval(
     Returns:
         `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None without any.
     """
-    known = ~np.isnan(values)
-    if not known.any():
+    values, subjects = known((values, subjects))
+    if not len(values):
         return None
-    low, high = bootstrap_interval(values[known], subjects[known], seed)
-    mean = float(values[known].mean())
-    return {"mean": mean, "low": low, "high": high, "count": int(known.sum())}
+    low, high = bootstrap_interval(values, subjects, seed)
+    return {"mean": float(values.mean()), "low": low, "high": high, "count": len(values)}
 
 
 def paired_difference(
@@ -129,21 +133,13 @@ def paired_difference(
 
 
 def ratio_of_means(
-    a: np.ndarray,
-    a_subjects: np.ndarray,
-    b: np.ndarray,
-    b_subjects: np.ndarray,
-    seed: int,
-    num_resamples: int = 2000,
-    level: float = 0.95,
+    a: Sample, b: Sample, seed: int, num_resamples: int = 2000, level: float = 0.95
 ) -> dict[str, Number]:
     """Mean of a / mean of b, two measurements in the same subjects, with its interval over subjects.
 
     Args:
-        a: float [N].
-        a_subjects: [N], the subject of each number.
-        b: float [M], with a mean above 0.
-        b_subjects: [M].
+        a: numbers and their subjects.
+        b: the same, with a mean above 0.
         seed, num_resamples, level: see `bootstrap_interval`.
 
     Returns:
@@ -153,25 +149,22 @@ def ratio_of_means(
     Raises:
         ValueError: the mean of b is not above 0; see also `bootstrap_interval`.
     """
-    a, b = _numbers(a), _numbers(b)
-    if b.mean() <= 0:
-        raise ValueError(f"a ratio needs a mean above 0 to divide by, not {b.mean():g}")
-    names, group = np.unique([*a_subjects, *b_subjects], return_inverse=True)
-    if len(group) != len(a) + len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values need as many subjects, not {len(group)}")
-    ratio = float(a.mean() / b.mean())
+    a, b = _sample(*a), _sample(*b)
+    if b[0].mean() <= 0:
+        raise ValueError(f"a ratio needs a mean above 0 to divide by, not {b[0].mean():g}")
+    ratio = float(a[0].mean() / b[0].mean())
+    names = np.union1d(a[1], b[1])
     if len(names) < 2:
         return {"mean": ratio, "low": None, "high": None}
-    rng = np.random.default_rng(seed)
     # How often each subject is drawn, [resamples, subjects].
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), num_resamples)
-    means = []
-    for values, of in ((a, group[: len(a)]), (b, group[len(a) :])):
-        sums = np.bincount(of, values, minlength=len(names))
-        counts = np.bincount(of, minlength=len(names))
-        with np.errstate(invalid="ignore"):
-            means.append(drawn @ sums / (drawn @ counts))
+    chances = np.full(len(names), 1 / len(names))
+    drawn = np.random.default_rng(seed).multinomial(len(names), chances, num_resamples)
     with np.errstate(invalid="ignore", divide="ignore"):
+        means = []
+        for values, subjects in (a, b):
+            group = np.searchsorted(names, subjects)
+            sums, counts = (np.bincount(group, w, len(names)) for w in (values, None))
+            means.append(drawn @ sums / (drawn @ counts))
         ratios = means[0] / means[1]
     low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
     return {"mean": ratio, "low": float(low), "high": float(high)}
@@ -188,6 +181,13 @@ def cell(result: Mapping[str, Number] | None, digits: int = 2) -> str:
     if result is None:
         return "-"
     return interval_text(result["mean"], result["low"], result["high"], digits)
+
+
+def _sample(values: np.ndarray, subjects: np.ndarray) -> Sample:
+    values, subjects = _numbers(values), np.asarray(subjects)
+    if subjects.shape != values.shape:
+        raise ValueError(f"{len(values)} values need as many subjects, not {subjects.shape}")
+    return values, subjects
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """One setting of the sampler varied: its effect on control of tumors, on healthy tissue, on time.
 
-The same slices, requests and noise at every value, so that nothing else differs. `guidance_sweep` and
-`steps_sweep` say what is varied.
+The same slices, requests and noise at every value, so that nothing else differs. `GUIDANCE` and `STEPS`
+are the parts of the evaluation.
 """
 
 import dataclasses
@@ -11,31 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion, laplace
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation.control import MIN_REAL_SCORE
+from mbti_jax.evaluation import control_tasks, report
 from mbti_jax.evaluation.control_tasks import (
+    MIN_REAL_SCORE,
     ControlTask,
     ControlTaskSettings,
     make_control_task,
-    score,
-    segment,
-    transplant,
 )
-from mbti_jax.evaluation.report import table
 from mbti_jax.evaluation.resynthesis import own_condition
 from mbti_jax.evaluation.segmenter import Segmenter, real_segmenters
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import FieldError, finite_number, whole_number
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import replacing
-from mbti_jax.rois.kinds import COMPONENTS
 
 MEASURES = {
     "dice": "Dice of components",
@@ -45,6 +40,152 @@ MEASURES = {
 }
 # The time of more steps is extrapolated: each costs the same.
 MAX_TIMED_STEPS = 100
+
+
+# How far below the Dice, and from the texture, at the most steps a choice of steps may be.
+_DICE_MARGIN, _TEXTURE_MARGIN = 0.02, 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceSettings(ControlTaskSettings):
+    """Settings of the part `GUIDANCE`.
+
+    Attributes:
+        weights: to compare.
+        num_steps: of the sampler.
+    """
+
+    weights: tuple[float, ...]
+    num_steps: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.weights:
+            raise FieldError("weights", "must not be empty")
+        for weight in self.weights:
+            finite_number("weights", weight)
+
+    def samplings(self, seed: int) -> dict[float, Sampling]:
+        """By weight."""
+        return {w: Sampling(self.num_steps, guidance=float(w), seed=seed) for w in self.weights}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepsSettings(ControlTaskSettings):
+    """Settings of the part `STEPS`.
+
+    Attributes:
+        steps: numbers of steps to compare.
+        guidance_weight: w.
+    """
+
+    steps: tuple[int, ...]
+    guidance_weight: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        finite_number("guidance_weight", self.guidance_weight)
+        if not self.steps:
+            raise FieldError("steps", "must not be empty")
+        for number in self.steps:
+            whole_number("steps", number, least=1)
+
+    def samplings(self, seed: int) -> dict[float, Sampling]:
+        """By number of steps."""
+        return {n: Sampling(n, guidance=self.guidance_weight, seed=seed) for n in self.steps}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A part that compares values of one setting.
+
+    Attributes:
+        title: of its section in the report.
+        column: name of the varied setting in tables.
+        label: its name in pictures.
+        fixed: name of the setting that all values have in common.
+        fixed_text: that setting in words.
+        scale: of the varied setting in pictures, arguments of `Axes.set_xscale`.
+        log_seconds: whether seconds are drawn on a logarithmic scale.
+        choose: makes the recommendation from the `rows` of `measure`.
+        advice: the recommendation and the picture, in Markdown.
+    """
+
+    title: str
+    column: str
+    label: str
+    fixed: str
+    fixed_text: str
+    scale: Mapping[str, Any]
+    log_seconds: bool
+    choose: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+    advice: Callable[[Mapping[str, Any]], str]
+
+    def run(self, workbench: Workbench, settings: Any, folder: Path) -> dict[str, Any]:
+        """Measures every value and draws the curves."""
+        result = measure(workbench, settings, settings.samplings(workbench.seed))
+        self.draw(folder / "curves.png", result["rows"])
+        fixed = {self.fixed: getattr(settings, self.fixed)}
+        return {"fixed": fixed, **result, "choice": self.choose(result["rows"])}
+
+    def draw(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A curve with its intervals for each measure, and the time."""
+        fig = Figure(figsize=(13, 3.2), facecolor="white", layout="constrained")
+        axes = fig.subplots(1, len(MEASURES) + 1)
+        values = [row["value"] for row in rows]
+        for axis, (name, title) in zip(axes, MEASURES.items(), strict=False):
+            axis.set_title(title, fontsize=10)
+            known = [(row["value"], row[name]) for row in rows if row[name]]
+            x, y = [value for value, _ in known], [found["mean"] for _, found in known]
+            axis.plot(x, y, "o-", color="tab:blue")
+            for value, found in known:
+                if found["low"] is not None:
+                    axis.vlines(value, found["low"], found["high"], color="tab:blue", alpha=0.4)
+        axes[-1].set_title("seconds per image", fontsize=10)
+        axes[-1].plot(values, [row["seconds"] for row in rows], "o-", color="tab:gray")
+        if self.log_seconds:
+            axes[-1].set_yscale("log")
+        else:
+            axes[-1].set_ylim(bottom=0)
+        for axis in axes:
+            axis.set_xscale(**self.scale)
+            axis.set_xlabel(self.label)
+            axis.set_xticks(values, [f"{value:g}" for value in values], fontsize=7, rotation=60)
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+        axes[list(MEASURES).index("texture")].axhline(
+            1, color="black", linewidth=0.8, linestyle=":"
+        )
+        with replacing(path) as partial:
+            fig.savefig(partial, format="png", dpi=110)
+
+    def tables(self, result: Mapping[str, Any]) -> str:
+        """The part's section of the report, in Markdown."""
+        fixed = self.fixed_text.format(result["fixed"][self.fixed])
+        sizes, scored = result["sizes"], result["scored"]
+        pairs = ", ".join(f"{q} {name.replace('_', ' ')}" for q, name in scored["dice"]) or "none"
+        rows = []
+        for row in result["rows"]:
+            means = [cell(row[name], 4 if name == "mae" else 2) for name in MEASURES]
+            seconds = f"{'about ' if row['extrapolated'] else ''}{row['seconds']:.2g}"
+            rows.append([f"{row['value']:g}", *means, seconds])
+        columns = [self.column, "Dice", "IoU", "MAE", "texture", "seconds per image"]
+        return f"""## {self.title}
+
+At {fixed}, the same {sizes["slices"]} test slices without tumor (of {sizes["subjects"]} subjects)
+and the same noise for every row. Dice: free-form components of tumors transplanted from other
+slices ({sizes["requested_tumors"]} slices), mean over what segmenters see in real slices ({pairs}).
+IoU: mixed tumor in a box. MAE: mean absolute error in circles of healthy tissue, as a share of the
+intensity range. Texture: mean absolute Laplacian there, painted / real; below 1 is too smooth,
+above 1 too rough. Seconds: for one image of one sequence (or of all, if the model paints them
+jointly), in batches of {result["batch_size"]}, compilation not counted.
+
+{report.table(columns, rows)}
+
+{self.advice(result["choice"])}
+
+MAE alone misleads: a blurred average of all answers has the least. Few slices, so small differences
+between neighboring rows mean nothing."""
 
 
 def measure(
@@ -63,7 +204,7 @@ def measure(
     """
     segmenters = real_segmenters(workbench, settings.segmenter)
     slices, hosts = settings.slices(workbench)
-    placed = transplant(slices.labels, hosts, workbench.seed)
+    placed = control_tasks.transplant(slices.labels, hosts, workbench.seed)
     tasks = [
         make_control_task(kind, *placed, settings.min_area) for kind in ("components", "tumor_box")
     ]
@@ -83,8 +224,8 @@ def measure(
         *painted, painted_healthy = np.split(painted, np.cumsum(sizes)[:-1])
         values = healthy_scores(hosts, healthy, painted_healthy)
         for task, images in zip(tasks, painted, strict=True):
-            segmented = segment(segmenters, images)
-            values |= control_scores(task, segmented, scored, settings.min_area)
+            segmented = control_tasks.segment(segmenters, images)
+            values |= control_scores(task, segmented, scored)
         rows.append(
             {"value": value}
             | {name: mean_with_interval(*values[name], workbench.seed) for name in MEASURES}
@@ -102,42 +243,6 @@ def measure(
     }
 
 
-def section(result: Mapping[str, Any], title: str, fixed: str, column: str, advice: str) -> str:
-    """A sweep's section of the report, in Markdown.
-
-    Args:
-        result: see `measure`.
-        title: of the section.
-        fixed: what all rows have in common.
-        column: name of the value that is varied.
-        advice: which value to choose, and the picture of the curves.
-    """
-    sizes, scored = result["sizes"], result["scored"]
-    pairs = ", ".join(f"{q} {name.replace('_', ' ')}" for q, name in scored["dice"]) or "none"
-    rows = []
-    for row in result["rows"]:
-        means = [cell(row[name], 4 if name == "mae" else 2) for name in MEASURES]
-        seconds = f"{'about ' if row['extrapolated'] else ''}{row['seconds']:.2g}"
-        rows.append([f"{row['value']:g}", *means, seconds])
-    columns = [column, "Dice", "IoU", "MAE", "texture", "seconds per image"]
-    return f"""## {title}
-
-At {fixed}, the same {sizes["slices"]} test slices without tumor (of {sizes["subjects"]} subjects)
-and the same noise for every row. Dice: free-form components of tumors transplanted from other
-slices ({sizes["requested_tumors"]} slices), mean over what segmenters see in real slices ({pairs}).
-IoU: mixed tumor in a box. MAE: mean absolute error in circles of healthy tissue, as a share of the
-intensity range. Texture: mean absolute Laplacian there, painted / real; below 1 is too smooth,
-above 1 too rough. Seconds: for one image of one sequence (or of all, if the model paints them
-jointly), in batches of {result["batch_size"]}, compilation not counted.
-
-{table(columns, rows)}
-
-{advice}
-
-MAE alone misleads: a blurred average of all answers has the least. Few slices, so small differences
-between neighboring rows mean nothing."""
-
-
 def visible_components(
     segmenters: Mapping[str, Segmenter], slices: LabeledSlices, min_area: int
 ) -> dict[str, list]:
@@ -145,27 +250,23 @@ def visible_components(
 
     Returns:
         `dice`: [sequence, component] pairs, and `iou`: sequences, with a mean of at least
-        `control.MIN_REAL_SCORE` in the real slices.
+        `control_tasks.MIN_REAL_SCORE` in the real slices.
     """
     components = make_control_task("components", slices, slices.labels, min_area)
     boxes = make_control_task("tumor_box", slices, slices.labels, min_area)
     out: dict[str, list] = {"dice": [], "iou": []}
-    for sequence, labels in segment(segmenters, components.slices.images).items():
-        dice = score(components, labels, min_area)
-        for name in COMPONENTS:
-            values = dice[name][np.isfinite(dice[name])]
-            if len(values) and values.mean() >= MIN_REAL_SCORE:
+    for sequence, labels in control_tasks.segment(segmenters, components.slices.images).items():
+        dice = components.score(labels)
+        for name, values in dice.items():
+            if np.isfinite(values).any() and np.nanmean(values) >= MIN_REAL_SCORE:
                 out["dice"].append([sequence, name])
-        if score(boxes, labels, min_area)["iou"].mean() >= MIN_REAL_SCORE:
+        if boxes.score(labels)["iou"].mean() >= MIN_REAL_SCORE:
             out["iou"].append(sequence)
     return out
 
 
 def control_scores(
-    task: ControlTask,
-    segmented: Mapping[str, np.ndarray],
-    scored: Mapping[str, Sequence],
-    min_area: int,
+    task: ControlTask, segmented: Mapping[str, np.ndarray], scored: Mapping[str, Sequence]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`dice` of a task of components, or `iou` of one of boxes.
 
@@ -173,16 +274,14 @@ def control_scores(
         task: N slices.
         segmented: uint8 [N, S, S] by sequence.
         scored: what counts, see `visible_components`.
-        min_area: see `score`.
 
     Returns:
         (values, subjects), one for each slice, sequence and component that is scored.
     """
     name = "dice" if task.kind == "components" else "iou"
     pairs = scored["dice"] if name == "dice" else [(sequence, "iou") for sequence in scored["iou"]]
-    values = [score(task, segmented[sequence], min_area)[key] for sequence, key in pairs]
-    subjects = np.tile(task.slices.subjects, len(values))
-    return {name: (np.concatenate(values) if values else np.zeros(0), subjects)}
+    values = np.array([task.score(segmented[sequence])[key] for sequence, key in pairs])
+    return {name: (values.ravel(), np.tile(task.slices.subjects, len(values)))}
 
 
 def healthy_scores(
@@ -198,25 +297,17 @@ def healthy_scores(
     Returns:
         (values, subjects) for each slice and sequence: `mae`, the mean absolute error inside the ROI as
         a share of the range [-1, 1], and `texture`, the mean absolute Laplacian of the painted slice
-        divided by that of the real one, where the Laplacian sees nothing but ROI.
+        divided by that of the real one, where the Laplacian sees nothing but ROI; NaN without any there.
     """
-    errors, textures, error_subjects, texture_subjects = [], [], [], []
-    for real, after, roi, subject in zip(
-        slices.images, painted, condition.roi[..., 0], slices.subjects, strict=True
-    ):
+    errors, textures = [], []
+    for real, after, roi in zip(slices.images, painted, condition.roi[..., 0], strict=True):
         inner = binary_erosion(roi)
-        for channel in range(real.shape[-1]):
-            before, now = real[..., channel], after[..., channel]
+        for before, now in zip(np.moveaxis(real, -1, 0), np.moveaxis(after, -1, 0), strict=True):
             errors.append(np.abs(now - before)[roi].mean(dtype=np.float64) / 2)
-            error_subjects.append(subject)
-            rough = np.abs(laplace(before))[inner]
-            if rough.any():
-                textures.append(np.abs(laplace(now))[inner].mean() / rough.mean())
-                texture_subjects.append(subject)
-    return {
-        "mae": (np.array(errors), np.array(error_subjects)),
-        "texture": (np.array(textures), np.array(texture_subjects)),
-    }
+            rough, now_rough = (np.abs(laplace(image))[inner] for image in (before, now))
+            textures.append(now_rough.mean() / rough.mean() if rough.any() else np.nan)
+    subjects = slices.subjects.repeat(slices.images.shape[-1])
+    return {"mae": (np.array(errors), subjects), "texture": (np.array(textures), subjects)}
 
 
 def seconds_per_image(
@@ -240,41 +331,68 @@ def seconds_per_image(
     }
 
 
-def draw(
-    path: Path,
-    rows: Sequence[Mapping[str, Any]],
-    label: str,
-    scale: Callable[[Sequence[Axes]], None],
-) -> None:
-    """A curve with its intervals for each measure, and the time.
+def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The weights with the best control of tumors, and with the least error of healthy tissue."""
 
-    Args:
-        path: file to write.
-        rows: see `measure`.
-        label: of the value that is varied.
-        scale: sets the scales of the axes, of which the last one shows the time.
+    def control(row):
+        return np.mean([row[name]["mean"] for name in ("dice", "iou") if row[name]])
+
+    scored = [row for row in rows if row["dice"] or row["iou"]]
+    return {
+        "tumor": max(scored, key=control)["value"] if scored else None,
+        "healthy": min(rows, key=lambda row: row["mae"]["mean"])["value"],
+    }
+
+
+def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fewest steps that are as good as the most; see `STEPS`.
+
+    The most steps and not the best Dice, which in a few slices can be another row's by chance.
     """
-    fig = Figure(figsize=(13, 3.2), facecolor="white", layout="constrained")
-    axes = fig.subplots(1, len(MEASURES) + 1)
-    values = [row["value"] for row in rows]
-    for axis, (name, title) in zip(axes, MEASURES.items(), strict=False):
-        axis.set_title(title, fontsize=10)
-        known = [row for row in rows if row[name]]
-        means = [row[name]["mean"] for row in known]
-        axis.plot([row["value"] for row in known], means, "o-", color="tab:blue")
-        for row in known:
-            low, high = row[name]["low"], row[name]["high"]
-            if low is not None:
-                axis.plot([row["value"]] * 2, [low, high], color="tab:blue", alpha=0.4)
-    axes[-1].set_title("seconds per image", fontsize=10)
-    axes[-1].plot(values, [row["seconds"] for row in rows], "o-", color="tab:gray")
-    scale(axes)
-    for axis in axes:
-        axis.set_xlabel(label)
-        axis.set_xticks(values, [f"{value:g}" for value in values], fontsize=7, rotation=60)
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[list(MEASURES).index("texture")].axhline(1, color="black", linewidth=0.8, linestyle=":")
-    FigureCanvasAgg(fig)
-    with replacing(path) as partial:
-        fig.savefig(partial, format="png", dpi=110)
+    most = max(rows, key=lambda row: row["value"])
+    good = [
+        row["value"]
+        for row in rows
+        if abs(row["texture"]["mean"] - most["texture"]["mean"]) <= _TEXTURE_MARGIN
+        and (not most["dice"] or row["dice"]["mean"] >= most["dice"]["mean"] - _DICE_MARGIN)
+    ]
+    return {"steps": min(good)}
+
+
+def _weight_advice(choice: Mapping[str, Any]) -> str:
+    tumor = "-" if choice["tumor"] is None else f"{choice['tumor']:g}"
+    return f"""![Curves](guidance/curves.png)
+
+**For tumors w = {tumor}** (highest mean of Dice and IoU), **for healthy tissue w =
+{choice["healthy"]:g}** (least MAE)."""
+
+
+def _steps_advice(choice: Mapping[str, Any]) -> str:
+    return f"""![Curves](steps/curves.png)
+
+**{choice["steps"]} steps** are the fewest with a Dice at most {_DICE_MARGIN:g} below, and a texture
+within {_TEXTURE_MARGIN:g} of, that at the most steps."""
+
+
+GUIDANCE = Sweep(
+    title="Guidance weight",
+    column="w",
+    label="guidance weight w",
+    fixed="num_steps",
+    fixed_text="{} steps",
+    scale={"value": "symlog", "linthresh": 1},
+    log_seconds=False,
+    choose=choose_weight,
+    advice=_weight_advice,
+)
+STEPS = Sweep(
+    title="Number of steps",
+    column="steps",
+    label="steps",
+    fixed="guidance_weight",
+    fixed_text="w = {:g}",
+    scale={"value": "log"},
+    log_seconds=True,
+    choose=choose_steps,
+    advice=_steps_advice,
+)

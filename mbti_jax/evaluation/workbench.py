@@ -6,6 +6,7 @@ learned from the training split, what is scored comes from the test split: the g
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,18 @@ class Workbench:
             kind = "with" if with_tumor else "without"
             raise ValueError(f"the {split} split of {self.dataset.path} has no slice {kind} tumor")
         return reader.read(records[evenly_spaced(len(records), count)])
+
+    def with_and_without_tumor(
+        self, split: str, count: int, min_brain_area: int
+    ) -> tuple[LabeledSlices, LabeledSlices]:
+        """As many slices with tumor as without, see `slices`."""
+        without = self.slices(split, count, with_tumor=False, min_area=min_brain_area)
+        return self.slices(split, count, with_tumor=True), without
+
+    def record(self, num_steps: int) -> dict[str, Any]:
+        """How a part's samples are drawn, for its result."""
+        weight = self.inpainter.default_guidance_weight
+        return {"num_steps": num_steps, "guidance_weight": weight}
 
     def repaint(
         self,

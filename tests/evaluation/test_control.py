@@ -11,7 +11,7 @@ from resynthesized_slices import make_slices
 
 from mbti_jax.evaluation import control
 from mbti_jax.evaluation.control import ControlSettings, compare
-from mbti_jax.evaluation.control_tasks import KINDS, make_control_task, score, transplant
+from mbti_jax.evaluation.control_tasks import KINDS, make_control_task, transplant
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.regions import CLASS_BOX, CLASS_EMPTY, CLASS_FREE_FORM
 
@@ -36,9 +36,9 @@ def _slices(labels):
     return make_slices(images, labels)
 
 
-def _task(kind):
+def _task(kind, min_area=1):
     labels = _labels()
-    return make_control_task(kind, _slices(labels), labels, 1)
+    return make_control_task(kind, _slices(labels), labels, min_area)
 
 
 def test_tasks_ask_for_the_tumor():
@@ -75,17 +75,17 @@ def test_slices_without_what_is_needed_are_left_out():
 
 def test_a_perfect_painter():
     found = _labels()
-    for name, value in score(_task("components"), found, 1).items():
+    for name, value in _task("components").score(found).items():
         assert value == 1, name
     for kind in ("tumor_box", "edema_box"):
-        assert score(_task(kind), found, 1) == {"iou": 1, "share": 1}
-    assert score(_task("removal"), np.zeros_like(found), 1)["share"] == 0
-    assert score(_task("removal"), found, 1)["share"] == 1
+        assert _task(kind).score(found) == {"iou": 1, "share": 1}
+    assert _task("removal").score(np.zeros_like(found))["share"] == 0
+    assert _task("removal").score(found)["share"] == 1
 
 
 def test_a_painter_that_is_off_by_two_columns():
     found = np.roll(_labels(), 2, axis=2)
-    scores = score(_task("components"), found, 1)
+    scores = _task("components").score(found)
     # Core 2 x 3; enhancement 4 x 6 without it; edema 8 x 12 without 4 x 6. Shared: core 2 x 1;
     # enhancement 4 x 4 without the 2 x 4 of either core; edema 8 x 10 without both rectangles' 4 x 8.
     assert scores["necrotic_core"] == pytest.approx(2 * 2 / 12)
@@ -93,7 +93,7 @@ def test_a_painter_that_is_off_by_two_columns():
     assert scores["edema"] == pytest.approx(2 * (80 - 32) / 144)
     for kind in ("tumor_box", "edema_box"):
         # 8 x 10 shared of 8 x 14; of the requested 8 x 12, 8 x 10 are tumor.
-        scores = score(_task(kind), found, 1)
+        scores = _task(kind).score(found)
         assert scores["iou"] == pytest.approx(80 / 112)
         assert scores["share"] == pytest.approx(80 / 96)
 
@@ -101,18 +101,18 @@ def test_a_painter_that_is_off_by_two_columns():
 def test_a_painter_that_paints_nothing():
     nothing = np.zeros_like(_labels())
     for name in COMPONENTS:
-        assert score(_task("components"), nothing, 1)[name] == 0
-    assert score(_task("tumor_box"), nothing, 1) == {"iou": 0, "share": 0}
+        assert _task("components").score(nothing)[name] == 0
+    assert _task("tumor_box").score(nothing) == {"iou": 0, "share": 0}
 
 
 def test_the_edemas_box_is_that_of_edema():
     only_core = np.where(_labels() > 0, 1, 0).astype(np.uint8)
-    assert score(_task("edema_box"), only_core, 1) == {"iou": 0, "share": 1}
-    assert score(_task("tumor_box"), only_core, 1) == {"iou": 1, "share": 1}
+    assert _task("edema_box").score(only_core) == {"iou": 0, "share": 1}
+    assert _task("tumor_box").score(only_core) == {"iou": 1, "share": 1}
 
 
 def test_small_components_are_not_scored():
-    scores = score(_task("components"), _labels(), 7)
+    scores = _task("components", 7).score(_labels())
     assert np.isnan(scores["necrotic_core"])  # Of 6 pixels.
     assert scores["enhancement"] == 1
 
@@ -136,7 +136,7 @@ def test_transplanted_tumors_lie_in_the_brain():
 def test_scores_compared_with_real_ones():
     subjects = np.array(["a", "a", "b", "b"])
     painted, real = np.array([0.2, np.nan, 0.4, 0.6]), np.array([0.8, 0.6, np.nan, 1.0])
-    found = compare(painted, real, subjects, subjects, seed=0)
+    found = compare((painted, subjects), (real, subjects), seed=0)
     assert found["painted"]["mean"] == pytest.approx(0.4) and found["painted"]["count"] == 3
     assert found["real"]["mean"] == pytest.approx(0.8)
     assert found["ratio"]["mean"] == pytest.approx(0.5)
@@ -147,8 +147,8 @@ def test_scores_compared_with_real_ones():
 
 def test_no_ratio_to_what_a_sequence_does_not_show():
     subjects, low = np.array(["a", "b"]), np.array([0.1, 0.2])
-    assert compare(np.array([0.9, 0.9]), low, subjects, subjects, seed=0)["ratio"] is None
-    found = compare(np.array([np.nan, np.nan]), low, subjects, subjects, seed=0)
+    assert compare((np.array([0.9, 0.9]), subjects), (low, subjects), seed=0)["ratio"] is None
+    found = compare((np.array([np.nan, np.nan]), subjects), (low, subjects), seed=0)
     assert found["painted"] is None and found["ratio"] is None
 
 

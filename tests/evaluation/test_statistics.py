@@ -134,7 +134,7 @@ def test_the_interval_of_a_ratio_is_scipys_where_each_subject_has_one_pair():
     rng = np.random.default_rng(1)
     b = rng.uniform(0.5, 1, 30)
     a, subjects = b * rng.uniform(0.4, 1, 30), np.arange(30)
-    found = ratio_of_means(a, subjects, b, subjects, seed=0, num_resamples=20000)
+    found = ratio_of_means((a, subjects), (b, subjects), seed=0, num_resamples=20000)
     expected = stats.bootstrap(
         (a, b),
         lambda x, y, axis: x.mean(axis) / y.mean(axis),
@@ -150,17 +150,16 @@ def test_the_interval_of_a_ratio_is_scipys_where_each_subject_has_one_pair():
 
 def test_a_ratio_that_every_subject_shares_is_certain():
     b = np.array([0.2, 0.8, 0.5, 0.9])
-    found = ratio_of_means(
-        b / 2, np.array(["a", "a", "b", "c"]), b, np.array(["a", "a", "b", "c"]), 0
-    )
+    subjects = np.array(["a", "a", "b", "c"])
+    found = ratio_of_means((b / 2, subjects), (b, subjects), 0)
     assert found == pytest.approx({"mean": 0.5, "low": 0.5, "high": 0.5})
-    alone = ratio_of_means(b, np.repeat("a", 4), b, np.repeat("a", 4), 0)
+    alone = ratio_of_means((b, np.repeat("a", 4)), (b, np.repeat("a", 4)), 0)
     assert alone == {"mean": 1.0, "low": None, "high": None}
 
 
 def test_what_has_no_ratio_is_refused():
     one = np.ones(2)
     with pytest.raises(ValueError, match="above 0"):
-        ratio_of_means(one, np.arange(2), 0 * one, np.arange(2), 0)
+        ratio_of_means((one, np.arange(2)), (0 * one, np.arange(2)), 0)
     with pytest.raises(ValueError, match="as many subjects"):
-        ratio_of_means(one, np.arange(2), one, np.arange(3), 0)
+        ratio_of_means((one, np.arange(2)), (one, np.arange(3)), 0)

@@ -12,14 +12,14 @@ from resynthesized_slices import make_condition, make_slices
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import guidance_sweep, steps_sweep, sweeps
+from mbti_jax.evaluation import sweeps
 from mbti_jax.evaluation.control_tasks import make_control_task
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.rois.tumors import own_tumor
 
 COMMON = {"num_slices": 2, "min_area": 2, "min_brain_area": 50, "segmenter": TINY_SEGMENTER}
-GUIDANCE = guidance_sweep.GuidanceSweepSettings(**COMMON, weights=(0.0, 2.0), num_steps=2)
-STEPS = steps_sweep.StepsSweepSettings(**COMMON, steps=(1, 3), guidance_weight=0.4)
+GUIDANCE = sweeps.GuidanceSettings(**COMMON, weights=(0.0, 2.0), num_steps=2)
+STEPS = sweeps.StepsSettings(**COMMON, steps=(1, 3), guidance_weight=0.4)
 
 
 def _healthy(seed=0):
@@ -75,11 +75,11 @@ def test_only_what_a_sequence_shows_is_scored():
     assert shown == {"dice": [["flair", "edema"], ["flair", "enhancement"]], "iou": ["flair"]}
     task = make_control_task("components", slices, labels, 1)
     found = {"t1": labels, "flair": np.where(labels == 2, 2, 0)}
-    values, subjects = sweeps.control_scores(task, found, shown, 1)["dice"]
+    values, subjects = sweeps.control_scores(task, found, shown)["dice"]
     assert values.tolist() == [1, 1, 0, 0]
     assert subjects.tolist() == ["subject_0", "subject_1"] * 2
     nothing = {"dice": [], "iou": []}
-    assert len(sweeps.control_scores(task, found, nothing, 1)["dice"][0]) == 0
+    assert len(sweeps.control_scores(task, found, nothing)["dice"][0]) == 0
 
 
 def _row(value, dice, texture, mae, iou=None):
@@ -94,23 +94,21 @@ def test_the_fewest_steps_that_are_as_good():
         _row(10, 0.79, 0.88, 0.02),
         _row(50, 0.80, 0.90, 0.02),
     ]
-    assert steps_sweep.choose_steps(rows) == {"steps": 10}
-    assert steps_sweep.choose_steps(rows[::-1]) == {"steps": 10}
-    assert steps_sweep.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
+    assert sweeps.choose_steps(rows) == {"steps": 10}
+    assert sweeps.choose_steps(rows[::-1]) == {"steps": 10}
+    assert sweeps.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
     # Good Dice and good texture never together: the most.
-    assert steps_sweep.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {
-        "steps": 9
-    }
+    assert sweeps.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {"steps": 9}
     # A blurred row that has the best Dice by chance does not decide.
     lucky = [_row(1, 0.31, 0.25, 0.08), _row(250, 0.26, 0.39, 0.06), _row(1000, 0.27, 0.35, 0.06)]
-    assert steps_sweep.choose_steps(lucky) == {"steps": 250}
+    assert sweeps.choose_steps(lucky) == {"steps": 250}
 
 
 def test_weights_for_tumors_and_for_healthy_tissue():
     rows = [_row(0, 0.5, 1, 0.03, 0.9), _row(1, 0.8, 1, 0.04, 0.8), _row(9, 0.9, 1, 0.09, 0.2)]
-    assert guidance_sweep.choose_weight(rows) == {"tumor": 1, "healthy": 0}
+    assert sweeps.choose_weight(rows) == {"tumor": 1, "healthy": 0}
     blind = [row | {"dice": None, "iou": None} for row in rows]
-    assert guidance_sweep.choose_weight(blind) == {"tumor": None, "healthy": 0}
+    assert sweeps.choose_weight(blind) == {"tumor": None, "healthy": 0}
 
 
 def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
@@ -138,8 +136,8 @@ def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sweep", "settings", "values"),
     [
-        ("guidance", guidance_sweep, GUIDANCE, GUIDANCE.weights),
-        ("steps", steps_sweep, STEPS, STEPS.steps),
+        ("guidance", sweeps.GUIDANCE, GUIDANCE, GUIDANCE.weights),
+        ("steps", sweeps.STEPS, STEPS, STEPS.steps),
     ],
 )
 def test_a_part_measures_every_value_and_draws_it(tmp_path, name, sweep, settings, values):
