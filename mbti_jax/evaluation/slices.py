@@ -78,8 +78,8 @@ class SliceReader:
             return self._resized(loader.stack(examples))
 
         index = self.source.index
-        subjects, positions = index.subject[records], index.slice_index[records]
-        return LabeledSlices(*in_batches(resized, _BATCH, records), subjects, positions)
+        images, labels = in_batches(resized, _BATCH, np.asarray(records))
+        return LabeledSlices(images, labels, index.subject[records], index.slice_index[records])
 
 
 def in_batches(
