@@ -18,6 +18,7 @@ from mbti_jax.evaluation import report, statistics
 from mbti_jax.evaluation.segmenter import real_segmenters
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
+from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.kinds import KINDS as ROI_KINDS
 
@@ -102,8 +103,6 @@ def compare(painted: statistics.Sample, real: statistics.Sample, seed: int) -> d
 
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
-    sizes, trained = result["sizes"], result["segmenter"]
-    own, elsewhere = sizes["own"], sizes["elsewhere"]
     by_key = {(r["kind"], r["place"], r["sequence"], r["score"]): r for r in result["scores"]}
     sequences = list(dict.fromkeys(row["sequence"] for row in result["scores"]))
     columns = ["slices", "real", "own place", "ratio", "elsewhere", "ratio"]
@@ -131,42 +130,15 @@ def tables(result: Mapping[str, Any]) -> str:
         if row["kind"] == "removal"
     ]
     images = "\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"])
-    return f"""## Tumor control
-
-Does the model paint what it is asked for? Segmenters, one per sequence, trained on
-{trained["num_slices"]} real slices of the training split ({trained["num_steps"]} steps of
-{trained["batch_size"]}), segment slices of test subjects that were repainted ({result["num_steps"]}
-steps, w = {result["guidance_weight"]:g}). *Own place*: the request is the slice's own tumor
-({own["slices"]} slices of {own["subjects"]} subjects), whose surroundings (swelling, displaced tissue)
-stay visible. *Elsewhere*: a tumor of another slice, put into the brain of a slice without tumor
-({elsewhere["slices"]} slices of {elsewhere["subjects"]} subjects), where the request alone tells the
-model about it. *Real*: the same segmenter on the real slices with their own tumors. Means over slices
-with 95% intervals over subjects.
-
-### Free-form components: Dice with the request
-
-Components of at least {result["min_area"]} pixels. Ratio: painted / real; - where the segmenter's
-Dice on real slices is below {tasks.MIN_REAL_SCORE:g}: the sequence (or a segmenter of this size) does
-not show the component, and the ratio would mean nothing.
-
-{report.table(["sequence", "component", *columns], components, num_text=2)}
-
-### Boxes: IoU of the requested box with the box around what was segmented
-
-The second score is how much of the box is tumor. A box says where, not what: the tumor has to touch its
-edges, while any share of it may be tumor. Connected parts below {result["min_area"]} pixels do not count
-for the box.
-
-{report.table(["sequence", "request", *columns], boxes, num_text=2)}
-
-### Removal: share of the former tumor that is still segmented as tumor
-
-{report.table(["sequence", "slices", "before", "after"], removal)}
-
-{images}
-
-Best, median and worst by the mean score over sequences. None of this says that the tumors look right: a
-flat patch of the right brightness would be segmented, too (see fidelity)."""
+    return shipped_text(
+        "evaluation/text/control.md",
+        result=result,
+        min_real_score=tasks.MIN_REAL_SCORE,
+        components=report.table(["sequence", "component", *columns], components, num_text=2),
+        boxes=report.table(["sequence", "request", *columns], boxes, num_text=2),
+        removal=report.table(["sequence", "slices", "before", "after"], removal),
+        images=images,
+    )
 
 
 def _draw(

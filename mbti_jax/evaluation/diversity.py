@@ -26,6 +26,7 @@ from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
 from mbti_jax.io import pictures
+from mbti_jax.io.files import shipped_text
 from mbti_jax.io.quantize import standard_deviation
 from tfds_brats.slices import bounding_box
 
@@ -177,22 +178,13 @@ def tables(result: Mapping[str, Any]) -> str:
             rows.append([task["task"], size, sequence, *means, spread])
         links.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
     columns = ["task", "slices (subjects)", "sequence", "SSIM of pairs", "SSIM with real"]
-    text = "\n".join(links)
-    return f"""## Diversity
-
-How much {result["tasks"][0]["num_samples"]} samples of the same request differ inside the ROI
-({result["num_steps"]} steps, w = {result["guidance_weight"]:g}). SSIM of pairs: 1 if all are the
-same. SSIM with the real slice: how much the samples differ from the original. SD: over the samples,
-mean of the ROI's pixels, in the model's units (brains span about 2). Spread / error: 1 where the
-samples differ from each other as the real slice differs from them, below 1 where they are too
-alike. Means over slices with 95% intervals over subjects.
-
-{report.table([*columns, "SD", "spread / error"], rows, num_text=3, digits=3)}
-
-{text}
-
-Windows of SSIM at the ROI's border see the same context in all samples, which makes small ROIs look less
-diverse. Samples may differ as they should and still be wrong: see fidelity."""
+    columns += ["SD", "spread / error"]
+    return shipped_text(
+        "evaluation/text/diversity.md",
+        result=result,
+        table=report.table(columns, rows, num_text=3, digits=3),
+        pictures="\n".join(links),
+    )
 
 
 def _draw(path: Path, repainted: Resynthesis, sequences: tuple[str, ...], title: str) -> None:

@@ -18,6 +18,7 @@ from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import whole_numbers
+from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
@@ -152,7 +153,6 @@ def summarize(
 
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
-    trained = result["segmenter"]
     amounts = ", ".join(
         f"{name} {size['slices']} slices ({size['with_tumor']} with tumor)"
         for name, size in result["training_slices"].items()
@@ -167,18 +167,9 @@ def tables(result: Mapping[str, Any]) -> str:
         means, differences = [row[name] for name in SETS], [row[name] for name in _DIFFERENCES]
         rows.append([row["sequence"], component, *means, sds, *differences])
     columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})", *_DIFFERENCES]
-    return f"""## Downstream use
-
-Dice of segmenters on real slices of test subjects ({result["test_slices"]} slices of
-{result["test_subjects"]} subjects), after learning from training slices: {amounts}. Synthetic
-slices ({result["num_steps"]} steps, w = {result["guidance_weight"]:g}) are training slices with
-components painted where they were, with transplanted tumors, and with the tumor removed. All
-segmenters learn for {trained["num_steps"]} steps of {trained["batch_size"]} slices. Means over
-{result["num_seeds"]} seeds and slices with 95% intervals over subjects; the SD is that of the
-seeds' means. Components of at least {result["min_area"]} pixels.
-
-{report.table(columns, rows, num_text=2)}
-
-The synthetic slices use label maps, and outside the ROIs the tissue, of the same training subjects, so
-they add no new anatomy. Segmenters of this size and so few updates do not show what a large one would
-gain, and slices without tumor are not scored."""
+    return shipped_text(
+        "evaluation/text/downstream.md",
+        result=result,
+        amounts=amounts,
+        table=report.table(columns, rows, num_text=2),
+    )

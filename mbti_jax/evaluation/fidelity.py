@@ -19,7 +19,7 @@ from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.io.files import replacing
+from mbti_jax.io.files import replacing, shipped_text
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
 # A covariance of D features has full rank from D + 1 vectors on; twice as many keep the
@@ -212,32 +212,12 @@ def tables(result: Mapping[str, Any]) -> str:
         tissue, means = row["tissue"].replace("_", " "), (pooled, row["own"], row["between"])
         rows.append([tissue, row["sequence"], row["num_subjects"], *means])
     columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
-    return f"""## Fidelity of the distribution
-
-Distances between sets of slices in the bottleneck features of our own segmenters (one per
-sequence), **not** of an Inception network: FID (segmenter features) after Heusel et al. 2017 and
-KID (segmenter features), unbiased, after Binkowski et al. 2018, with its standard error from halves
-of the slices. Features are averaged over the ROI and standardized by the real slices. Subjects are
-split into two halves. Real slices of one are compared with real slices of the other (the floor),
-with its repainted slices, and with its slices whose ROI is filled with the mean around it, which
-should be far away. One sample per slice, {result["num_steps"]} steps, w =
-{result["guidance_weight"]:g}.
-
-{features}
-
-Wasserstein distance between the intensities inside the ROI, in the model's units (brains span about
-2): real against repainted pixels of all subjects pooled, of the same subject, and, for reference,
-real pixels of one subject against those of others. Means over subjects with 95% intervals.
-
-{report.table(columns, rows, num_text=2, digits=3)}
-
-![Intensities inside the ROIs](fidelity/histograms.png)
-
-Repainted slices can be nearer than real ones, where the model paints the average and subjects
-differ. The features come from a network that learned to find tumor and may miss what it did not
-need; at the ROI's border they see context. The standard error treats slices as independent, and
-slices of a subject are not.
-Intensities say nothing about shape and texture."""
+    return shipped_text(
+        "evaluation/text/fidelity.md",
+        result=result,
+        features=features,
+        table=report.table(columns, rows, num_text=2, digits=3),
+    )
 
 
 def _feature_table(task: str, measured: Mapping[str, Any]) -> str:

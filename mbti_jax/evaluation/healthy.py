@@ -24,7 +24,7 @@ from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
-from mbti_jax.io.files import file_digest
+from mbti_jax.io.files import file_digest, shipped_text
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
@@ -268,32 +268,13 @@ def tables(result: Mapping[str, Any]) -> str:
         about = "The regressor is the same U-Net without time."
     else:
         about = "**No regressor was given**, so the table lacks the plain U-Net."
-    cases, slices = result["num_cases"], result["num_slices"]
-    return f"""## Healthy tissue
-
-Regions shaped like tumor components ({result["num_shapes"]} shapes of the training split) are cut out
-of healthy T1 tissue of {cases} test cases, at least 5 voxels from the dilated tumor, and filled by
-every method from the voided volume alone. {about} Differences are paired, the row's method minus the
-column's. SSIM and PSNR (dB): higher is better; MSE: lower is better.
-
-### Official metrics of BraTS local inpainting (3-D volumes)
-
-One number per case, {cases} in all. SSIM windows lie in sagittal planes.
-
-{_metric_tables(result["official_3d"], result["references"])}
-
-### 2-D variant with axial windows, slice by slice (not comparable with the official numbers)
-
-One number per slice, {slices} slices of the same volumes. `ssim_axial` has its windows in the plane that
-the model paints.
-
-{_metric_tables(result["axial_2d"], result["references"])}
-
-![Slices](healthy/slices.png)
-
-What this does not show: squared error and SSIM reward the average of all possible images, which a
-regressor or a mean of samples approximates and a single sharp sample does not; neither says how
-realistic a sample looks. Other sequences than T1 are not scored here."""
+    return shipped_text(
+        "evaluation/text/healthy.md",
+        about=about,
+        result=result,
+        official=_metric_tables(result["official_3d"], result["references"]),
+        axial=_metric_tables(result["axial_2d"], result["references"]),
+    )
 
 
 def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:

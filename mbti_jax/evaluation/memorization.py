@@ -29,6 +29,7 @@ from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
+from mbti_jax.io.files import shipped_text
 
 # A patch nearer than this share of the real held-out patches counts as near as a copy.
 _NEAR = 0.01
@@ -212,30 +213,12 @@ def tables(result: Mapping[str, Any]) -> str:
         rows.append([row["task"], row["sequence"], *cells])
     columns = ["task", "sequence", "distance, real", "repainted", "difference", "nearer"]
     columns += ["isolation, real", "repainted", "nearer", "chance"]
-    return f"""## Memorization
-
-The nearest training patch of every repainted ROI: root mean square difference over the ROI in the
-model's units, best over all shifts inside the slice and left-right mirroring, in the same sequence,
-compared with that of the real tissue of the same held-out ROI, which cannot be copied.
-{result["num_steps"]} steps, w = {result["guidance_weight"]:g}.
-
-{searched}
-
-Isolation: the distance over the median of the distances to each training subject's nearest patch;
-low for a copy of one subject, and not for a patch that is merely smooth. Nearer: the share of
-repainted ROIs below the 1st percentile of the real ones, and the share that chance would give with
-so many ROIs.
-
-{report.table(columns, rows, num_text=2, digits=3)}
-
-Medians; the difference is a mean with its 95% interval over subjects.
-
-![The {result["num_pairs"]} closest pairs](memorization/closest.png)
-
-Only whole ROIs were compared, not parts of them, and no rotations or top-down flips, which training
-also uses. A search through part of the training slices can miss copies and cannot invent any.
-Nothing here is a guarantee of
-privacy."""
+    return shipped_text(
+        "evaluation/text/memorization.md",
+        result=result,
+        searched=searched,
+        table=report.table(columns, rows, num_text=2, digits=3),
+    )
 
 
 def _draw(path: Path, pairs: list[dict[str, Any]], sequences: tuple[str, ...]) -> None:

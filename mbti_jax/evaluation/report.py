@@ -13,28 +13,10 @@ import numpy as np
 import mbti_jax
 from mbti_jax.evaluation.statistics import cell
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.io.files import replacing, write_json
+from mbti_jax.io.files import replacing, shipped_text, write_json
 from tfds_brats.splits import SPLITS
 
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "scikit-image")
-
-_LIMITS = """## What this report does not show
-
-- One trained model was measured, not a training procedure: how much the numbers would change if it were
-  trained again with another seed is unknown.
-- Intervals come from resampling the test subjects, so they hold for subjects like these, from the same
-  scanners, prepared in the same way. With as few subjects as above they are rather too narrow.
-- Nobody trained to read MR images has examined the samples. None of the numbers says that a sample could
-  be used for a diagnosis, and it must not be.
-- Slices are painted by a model that sees one slice at a time.
-"""
-_PHANTOM_LIMIT = """- The cases are digital phantoms: one head's anatomy, deformed, with simulated
-  tumors. Numbers on them show that the method works and how settings compare; they are no estimate
-  for patients.
-"""
-_UNKNOWN_LIMIT = """- The model was not trained on this dataset's training split, so it is **not known**
-  whether it has seen the test subjects.
-"""
 
 
 def machine() -> dict[str, Any]:
@@ -104,12 +86,13 @@ def write_report(
 
 def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> str:
     """The whole report."""
-    limits = _LIMITS
+    limits = ["limits"]
     if head["dataset"]["convention"] == "phantom":
-        limits += _PHANTOM_LIMIT
+        limits.append("limit_phantom")
     if not head["dataset"]["held_out"]:
-        limits += _UNKNOWN_LIMIT
-    sections = [_introduction(head), text.strip(), _budget(parts), limits.strip()]
+        limits.append("limit_unknown")
+    shown = "\n".join(shipped_text(f"evaluation/text/{name}.md") for name in limits)
+    sections = [_introduction(head), text.strip(), _budget(parts), shown]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -133,8 +116,7 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
 
 
 def _introduction(head: Mapping[str, Any]) -> str:
-    model, dataset, size = head["model"], head["dataset"], head["model"]["image_size"]
-    joint = "jointly" if model["joint"] else "one at a time"
+    model, dataset = head["model"], head["dataset"]
     seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
     note = f" {model['note']}" if model["note"] else ""
     known = (
@@ -146,17 +128,17 @@ def _introduction(head: Mapping[str, Any]) -> str:
         [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
         for split, n in dataset["splits"].items()
     ]
-    return f"""# Evaluation of {model["name"]}
-
-Model: `{model["name"]}`, step {model["step"]}, weights `{model["weights_sha256"][:16]}`; {size} x {size}
-pixels; {", ".join(model["sequences"])}, {joint}; trained on {seen} images.{note}
-
-Data: convention {dataset["convention"]}, split by patient. {known}; only they are scored.
-
-{table(["split", "subjects", "slices", "with tumor"], rows)}
-
-Intervals in brackets are 95% bootstrap intervals of a mean, resampling test subjects. Unless stated
-otherwise, samples are made with the checkpoint's guidance weight, w = {model["guidance_weight"]:g}."""
+    return shipped_text(
+        "evaluation/text/introduction.md",
+        model=model,
+        dataset=dataset,
+        sequences=", ".join(model["sequences"]),
+        joint="jointly" if model["joint"] else "one at a time",
+        seen=seen,
+        note=note,
+        known=known,
+        table=table(["split", "subjects", "slices", "with tumor"], rows),
+    )
 
 
 def _budget(parts: Mapping[str, Any]) -> str:
@@ -172,11 +154,12 @@ def _budget(parts: Mapping[str, Any]) -> str:
         for m in (part["machine"] for part in parts.values())
     }
     minutes = sum(part["seconds"] for part in parts.values()) / 60
-    return f"""## Budget
-
-{table(["part", "minutes", "seed", "settings"], rows)}
-
-In all {minutes:.0f} minutes on: {"; and ".join(sorted(machines))}."""
+    return shipped_text(
+        "evaluation/text/budget.md",
+        table=table(["part", "minutes", "seed", "settings"], rows),
+        minutes=minutes,
+        machines="; and ".join(sorted(machines)),
+    )
 
 
 def _short(value: Any) -> str:

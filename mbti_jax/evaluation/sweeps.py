@@ -30,7 +30,7 @@ from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, finite_number, whole_number
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.io.files import replacing
+from mbti_jax.io.files import replacing, shipped_text
 
 MEASURES = {
     "dice": "Dice of components",
@@ -161,31 +161,23 @@ class Sweep:
 
     def tables(self, result: Mapping[str, Any]) -> str:
         """The part's section of the report, in Markdown."""
-        fixed = self.fixed_text.format(result["fixed"][self.fixed])
-        sizes, scored = result["sizes"], result["scored"]
-        pairs = ", ".join(f"{q} {name.replace('_', ' ')}" for q, name in scored["dice"]) or "none"
+        dice = result["scored"]["dice"]
+        pairs = ", ".join(f"{q} {name.replace('_', ' ')}" for q, name in dice) or "none"
         rows = []
         for row in result["rows"]:
             means = [cell(row[name], 4 if name == "mae" else 2) for name in MEASURES]
             seconds = f"{'about ' if row['extrapolated'] else ''}{row['seconds']:.2g}"
             rows.append([f"{row['value']:g}", *means, seconds])
         columns = [self.column, "Dice", "IoU", "MAE", "texture", "seconds per image"]
-        return f"""## {self.title}
-
-At {fixed}, the same {sizes["slices"]} test slices without tumor (of {sizes["subjects"]} subjects)
-and the same noise for every row. Dice: free-form components of tumors transplanted from other
-slices ({sizes["requested_tumors"]} slices), mean over what segmenters see in real slices ({pairs}).
-IoU: mixed tumor in a box. MAE: mean absolute error in circles of healthy tissue, as a share of the
-intensity range. Texture: mean absolute Laplacian there, painted / real; below 1 is too smooth,
-above 1 too rough. Seconds: for one image of one sequence (or of all, if the model paints them
-jointly), in batches of {result["batch_size"]}, compilation not counted.
-
-{report.table(columns, rows)}
-
-{self.advice(result["choice"])}
-
-MAE alone misleads: a blurred average of all answers has the least. Few slices, so small differences
-between neighboring rows mean nothing."""
+        return shipped_text(
+            "evaluation/text/sweep.md",
+            title=self.title,
+            fixed=self.fixed_text.format(result["fixed"][self.fixed]),
+            pairs=pairs,
+            result=result,
+            table=report.table(columns, rows),
+            advice=self.advice(result["choice"]),
+        )
 
 
 def measure(

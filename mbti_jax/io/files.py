@@ -1,4 +1,4 @@
-"""Writing files: complete or not at all."""
+"""Writing files, complete or not at all, and reading the texts that the package ships."""
 
 import contextlib
 import gzip
@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,12 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shipped_text(name: str, /, **values: Any) -> str:
+    """A text of the package, such as "interop/model_card.md", without its last line break.
+
+    `values` take the places of `{...}`, as in `str.format`.
+    """
+    text = (resources.files("mbti_jax") / name).read_text("utf-8")
+    return text.removesuffix("\n").format(**values)
