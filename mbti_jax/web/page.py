@@ -29,6 +29,7 @@ import gradio as gr
 from gradio import themes
 
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.io.files import shipped_text
 from mbti_jax.web import painter
 from mbti_jax.web.actions import Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES
@@ -85,14 +86,9 @@ def appearance() -> dict[str, Any]:
 
 def _header(inpainter: Inpainter) -> str:
     checkpoint = {name: html.escape(str(value)) for name, value in inpainter.checkpoint.items()}
-    note = checkpoint["note"]
-    return (
-        f"<header class='top'><h1>{_TITLE}</h1><div class='notice' role='note'>"
-        f"<p><b>Synthetic, research only.</b> {_DISCLAIMER}</p>"
-        + (f"<p><b>This model:</b> {note}</p>" if note else "")
-        + f"</div><p class='model'>Model {checkpoint['name']}, step {checkpoint['step']}, "
-        f"weights {checkpoint['weights_sha256'][:12]}</p></header>"
-    )
+    note = f"<p><b>This model:</b> {checkpoint['note']}</p>" if checkpoint["note"] else ""
+    values = {"title": _TITLE, "disclaimer": _DISCLAIMER, "note": note, "checkpoint": checkpoint}
+    return shipped_text("web/header.html", **values)
 
 
 def _choose_section() -> SimpleNamespace:
