@@ -320,7 +320,7 @@ class Inpainter:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         *,
         samples: Sequence[int] = (0,),
-        slice_indices: Sequence[int] | None = None,
+        slice_indices: Sequence[int] | np.ndarray | None = None,
         slice_distance: float = 1.0,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
