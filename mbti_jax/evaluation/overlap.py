@@ -39,7 +39,7 @@ def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
     """
     parts, count = label(region, np.ones((3, 3)))
     large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= min_area)
-    return fill_boxes(np.isin(parts, large)[..., None], [True])[..., 0]
+    return fill_boxes(np.isin(parts, large)[..., None], np.array([True]))[..., 0]
 
 
 def _counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:

@@ -140,7 +140,8 @@ class Sweep:
             axis.plot(x, y, "o-", color="tab:blue")
             for value, found in known:
                 if found["low"] is not None:
-                    axis.vlines(value, found["low"], found["high"], color="tab:blue", alpha=0.4)
+                    interval = [found["low"], found["high"]]
+                    axis.plot([value] * 2, interval, color="tab:blue", alpha=0.4)
         axes[-1].set_title("seconds per image", fontsize=10)
         axes[-1].plot(values, [row["seconds"] for row in rows], "o-", color="tab:gray")
         if self.log_seconds:
