@@ -303,10 +303,10 @@ def healthy_scores(
     """
     errors, textures = [], []
     for real, after, roi in zip(slices.images, painted, condition.roi[..., 0], strict=True):
-        inner = np.asarray(binary_erosion(roi))
+        inner = np.asarray(binary_erosion(roi), bool)
         for before, now in zip(np.moveaxis(real, -1, 0), np.moveaxis(after, -1, 0), strict=True):
             errors.append(np.abs(now - before)[roi].mean(dtype=np.float64) / 2)
-            rough, now_rough = (np.abs(np.asarray(laplace(image)))[inner] for image in (before, now))
+            rough, now_rough = (np.abs(laplace(image))[inner] for image in (before, now))
             textures.append(now_rough.mean() / rough.mean() if rough.any() else np.nan)
     subjects = np.repeat(slices.subjects, slices.images.shape[-1])
     return {"mae": (np.array(errors), subjects), "texture": (np.array(textures), subjects)}
