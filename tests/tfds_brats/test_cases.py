@@ -329,7 +329,7 @@ def test_two_files_for_one_thing_are_an_error(case):
 
 def test_a_subject_that_is_there_twice_is_an_error(tmp_path):
     folders = [write_case(tmp_path / place, CASE) for place in ("a", "b")]
-    with pytest.raises(CaseError, match=f"{CASE} is there twice, in {folders[0]} and {folders[1]}"):
+    with pytest.raises(CaseError, match=f"{CASE} exists twice, in {folders[0]} and {folders[1]}"):
         find_cases(tmp_path, "brats2021")
 
 
