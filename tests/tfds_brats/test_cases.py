@@ -334,7 +334,7 @@ def test_a_subject_that_is_there_twice_is_an_error(tmp_path):
 
 
 def test_no_case_is_an_error_that_says_what_is_there(case, tmp_path):
-    with pytest.raises(CaseError, match=r"Brats18_TCIA01_201_1_t1.nii.gz.*those of brats2021"):
+    with pytest.raises(CaseError, match=r"Brats18_TCIA01_201_1_t1.nii.gz.*named as in brats2021"):
         find_cases(case, "brats2018")
     with pytest.raises(CaseError, match="is not a folder"):
         find_cases(tmp_path / "absent", "brats2021")
