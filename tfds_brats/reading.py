@@ -68,7 +68,7 @@ class SliceSource:
         with np.load(self._dataset_dir / index_file(split)) as arrays:
             self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
         builder = tfds.builder_from_directory(self._dataset_dir)
-        # All images come out encoded, and `read` decodes the ones it was asked for.
+        # All images stay encoded, and `read` decodes the requested ones.
         skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
         # TFDS's decorator of this method hides its parameters from pyright.
         records = builder.as_data_source(split, decoders=skip)  # pyright: ignore[reportCallIssue]
