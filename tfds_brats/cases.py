@@ -50,13 +50,14 @@ class CaseFiles:
 
     @property
     def segmentation(self) -> Path:
-        """`labels`, where they have to exist.
+        """`labels`, which must exist.
 
         Raises:
-            CaseError: the case has none.
+            CaseError: there is none; the message says which file is missing.
         """
         if self.labels is None:
-            raise CaseError(f"{self.subject}: has no segmentation")
+            name = _expected_name(self.convention, self.subject, _LABELS)
+            raise CaseError(f"{self.subject}: has no segmentation {name}")
         return self.labels
 
 
@@ -97,10 +98,10 @@ class Case:
 
     @property
     def segmentation(self) -> np.ndarray:
-        """`labels`, where they have to exist.
+        """`labels`, which must have been read.
 
         Raises:
-            CaseError: none were read.
+            CaseError: the case was read without its labels.
         """
         if self.labels is None:
             raise CaseError(f"{self.subject}: its segmentation was not read")
@@ -239,8 +240,9 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
         _check_same(files.images[sequence], geometry, files.images[first], reference)
     canonical = None
     if labels:
-        path, canonical, affine = _read_labels(files)
-        _check_same(path, (canonical.shape, affine), files.images[first], reference)
+        canonical, affine = _read_labels(files)
+        geometry = (canonical.shape, affine)
+        _check_same(files.segmentation, geometry, files.images[first], reference)
     return Case(
         files,
         {sequence: volume.data for sequence, volume in volumes.items()},
@@ -258,11 +260,11 @@ def survey_case(files: CaseFiles) -> float:
     Reads the segmentation and the headers of the images, so that most unusable cases are found
     before hours of work. Raises the errors of `read_case`.
     """
-    labels_path, labels, affine = _read_labels(files)
+    labels, affine = _read_labels(files)
     for path in dict.fromkeys(files.images.values()):
         shape, image_affine = read_geometry(path)
         _check_shape(path, shape, files.convention)
-        _check_same(path, (shape[:3], image_affine), labels_path, (labels.shape, affine))
+        _check_same(path, (shape[:3], image_affine), files.segmentation, (labels.shape, affine))
     return float(is_tumor(labels).sum() / labels.shape[2])
 
 
@@ -275,12 +277,9 @@ def is_tumor(labels: np.ndarray) -> np.ndarray:
     return np.isin(labels, TUMOR_LABELS)
 
 
-def _read_labels(files: CaseFiles) -> tuple[Path, np.ndarray, np.ndarray]:
-    """(file, canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
-    if files.labels is None:
-        name = _expected_name(files.convention, files.subject, _LABELS)
-        raise CaseError(f"{files.subject}: has no segmentation {name}")
-    volume = read_volume(files.labels)
+def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
+    """(canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
+    volume = read_volume(files.segmentation)
     if volume.data.ndim != 3:
         raise CaseError(f"{files.labels}: has shape {volume.data.shape}; 3 axes are needed")
     values = volume.data
@@ -306,7 +305,7 @@ def _read_labels(files: CaseFiles) -> tuple[Path, np.ndarray, np.ndarray]:
             f"{files.convention.name} ({', '.join(map(str, known))}); tfds_brats/README.md lists "
             "the conventions"
         )
-    return files.labels, canonical, volume.affine
+    return canonical, volume.affine
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:

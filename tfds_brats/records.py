@@ -71,10 +71,8 @@ def encode_case(case: Case) -> SubjectRecords:
     Raises:
         CaseError: the case has no labels or no slice with enough brain.
     """
-    if case.labels is None:
-        raise CaseError(f"{case.subject}: was read without its labels")
     brain = _contiguous_slices(case.brain)
-    labels = _contiguous_slices(case.labels)
+    labels = _contiguous_slices(case.segmentation)
     codes, scaling = {}, []
     for sequence in SEQUENCES:
         slope, intercept = case.slope[sequence], case.intercept[sequence]
