@@ -57,7 +57,7 @@ def goldens(request) -> Path:
 
 @pytest.fixture
 def case_files(tmp_path) -> list[Path]:
-    """The four sequences of a synthetic case of BraTS 2021, with its segmentation beside them."""
+    """The four sequences of a synthetic case of BraTS 2021, with its segmentation next to them."""
     from synthetic_cases import SUFFIXES, write_case
 
     subject = "BraTS2021_00001"
