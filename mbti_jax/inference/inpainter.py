@@ -488,7 +488,7 @@ class Inpainter:
             rois: [N, H, W], none empty.
             scales: one for each sequence.
             window: of all slices.
-            sampling, **options: as of `sample`.
+            sampling, **options: see `sample`.
 
         Returns:
             float64 [len(samples), N, H, W, Q], meaningful inside the ROI only.

@@ -50,7 +50,7 @@ Recommended guidance weight {guidance_weight}. All fields are in config.json.
 {license}
 """
 
-UNKNOWN_DATA = "Not stated by whoever exported this model."
+UNKNOWN_DATA = "Not stated when this model was exported."
 UNKNOWN_LICENSE = (
     "Not stated. The license of the training data may bind the weights; ask who exported them."
 )
