@@ -16,8 +16,8 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Shapes and types of arrays that these modules annotate are checked at every call (or trace). Before
-# anything imports them; whole numbers are real numbers (PEP 484). `diffusion.sampling` checks itself, and
-# tests put networks of their own into `models.pipeline`.
+# anything imports them; whole numbers are real numbers (PEP 484). `diffusion.sampling` checks itself,
+# and tests put networks of their own into `models.pipeline`.
 DIFFUSION = ("condition", "guidance", "noise", "processes", "samplers", "schedule")
 CHECKED = (
     *(f"diffusion.{name}" for name in DIFFUSION),
