@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "inpaint"
     config.workdir = "inpainted"
-    # Folder of a training run, an exported model, or "phantom", the model that comes along.
+    # Folder of a training run, an exported model, or "phantom", the bundled model.
     config.checkpoint = "phantom"
     # Slices sampled at once over all devices.
     config.batch_size = 16

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.task = "serve"
     # Folder for uploads and results, which are deleted; the system's temporary folder when empty.
     config.workdir = ""
-    # Folder of a training run or an export; "phantom" is the model that comes along.
+    # Folder of a training run or an export; "phantom" is the bundled model.
     config.checkpoint = "phantom"
     # Images sampled at once. Fewer are filled up to it.
     config.batch_size = 4

@@ -9,7 +9,6 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,12 +53,14 @@ def main() -> None:
         _stop(f"unknown command {command!r}; commands are {', '.join(configs)}")
     # Configs import each other as `configs.NAME`.
     sys.path.insert(0, str(folder.parent))
-    run([sys.argv[0], f"--config={configs[command]}", *map(_as_field, rest)])
+    # The flag of a config finds its fields in `sys.argv`, whatever absl is given.
+    sys.argv[1:] = [f"--config={configs[command]}", *map(_as_field, rest)]
+    run()
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run() -> None:
     """`--config=FILE [--config.a.b=value ...] [--workdir=DIR]`."""
-    app.run(_main, argv=list(sys.argv if argv is None else argv), flags_parser=_parse_flags)
+    app.run(_main, flags_parser=_parse_flags)
 
 
 def _config_folder() -> Path:

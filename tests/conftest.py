@@ -16,11 +16,13 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 # Shapes and types of arrays that these modules annotate are checked at every call (or trace). Before
-# anything imports them; whole numbers are real numbers (PEP 484). `diffusion.sampling` checks itself.
+# anything imports them; whole numbers are real numbers (PEP 484). `diffusion.sampling` checks itself,
+# and tests put networks of their own into `models.pipeline`.
 DIFFUSION = ("condition", "guidance", "noise", "processes", "samplers", "schedule")
 CHECKED = (
     *(f"diffusion.{name}" for name in DIFFUSION),
-    *("rois", "models", "data.augment", "data.crop", "data.preprocess"),
+    *("rois", "models.blocks", "models.contract", "models.unet"),
+    *("data.augment", "data.crop", "data.preprocess"),
 )
 install_import_hook(
     [f"mbti_jax.{name}" for name in CHECKED],
@@ -57,7 +59,7 @@ def goldens(request) -> Path:
 
 @pytest.fixture
 def case_files(tmp_path) -> list[Path]:
-    """The four sequences of a synthetic case of BraTS 2021, with its segmentation beside them."""
+    """The four sequences of a synthetic case of BraTS 2021, with its segmentation next to them."""
     from synthetic_cases import SUFFIXES, write_case
 
     subject = "BraTS2021_00001"

@@ -2,7 +2,7 @@
 
     python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021
 
-TFDS builds and reads array_record without TensorFlow as long as images are handed over encoded.
+TFDS writes and reads array_record without TensorFlow as long as images are passed already encoded.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -39,6 +40,8 @@ from tfds_brats.splits import SPLITS, split_patients
 from tfds_brats.table import format_table
 from tfds_brats.workers import Workers, default_num_workers
 
+logger = logging.getLogger(__name__)
+
 # TFDS keeps a shard in memory while it writes it; a subject takes about 10 MB.
 _SUBJECTS_PER_SHARD = 16
 # Bytes of records per byte of .nii.gz, an upper bound for real cases, which have 0.9 to 1.1.
@@ -50,8 +53,8 @@ _RECORD_BYTES_PER_PLAIN_BYTE = 0.2
 class BratsSlices(tfds.core.ShardBasedBuilder):
     """Axial slices of BraTS-like cases, one record per slice.
 
-    Shard-based, because TFDS's generator-based builder keeps a whole split in memory (beyond 1 GB in
-    files that it needs TensorFlow for) before it writes the first shard.
+    Shard-based, because TFDS's generator-based builder holds a whole split in memory (above 1 GB, in
+    files that require TensorFlow) before it writes the first shard.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -69,8 +72,8 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
         Args:
             data_dir: folder of TFDS datasets.
             subjects: split -> its cases, in the order of the records.
-            summary: what to note about the dataset (written as JSON, with the fingerprints).
-            workers: what reads and encodes the cases.
+            summary: facts about the dataset, written as JSON together with the fingerprints.
+            workers: the processes that read and encode the cases.
         """
         self._subjects = subjects
         self._summary = summary
@@ -102,7 +105,7 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # Nothing is downloaded.
         in_order = [files for split in SPLITS for files in self._subjects[split]]
-        # One stream of results for all shards, which TFDS writes one after the other.
+        # One stream of results for all shards, which TFDS writes one after another.
         results = self._workers.map(encode_subject, in_order, "Encoding")
         shards = {}
         for split in SPLITS:
@@ -117,7 +120,7 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
     def _shard(
         self, split: str, results: Iterator[SubjectRecords], num_subjects: int
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields (key, record) of the next subjects, and keeps what the index needs of them."""
+        """Yields (key, record) of the next subjects, and keeps what the index needs."""
         for _ in range(num_subjects):
             subject = next(results)
             for record in subject.records:
@@ -126,7 +129,7 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
 
     def _download_and_prepare(self, dl_manager, download_config=None) -> None:
         super()._download_and_prepare(dl_manager, download_config)
-        # `data_path` is still the temporary folder, so these files appear together with the shards.
+        # `data_path` is still the temporary folder, so these files appear along with the shards.
         fingerprints = {}
         for split, subjects in self._written.items():
             np.savez(self.data_path / index_file(split), **_index(subjects)._asdict())
@@ -142,7 +145,7 @@ def build(
     data_dir: str | os.PathLike,
     num_workers: int | None = None,
 ) -> Path:
-    """Builds the dataset of a source folder, or finds that it is already there.
+    """Builds the dataset of a source folder unless it already exists.
 
     Safe to interrupt and to run again: the dataset appears as a whole or not at all.
 
@@ -150,13 +153,13 @@ def build(
         source: folder with the cases, at any depth.
         convention: name of the convention that they follow, a key of `CONVENTIONS`.
         data_dir: folder for the dataset.
-        num_workers: processes that read and encode, at least 1; None takes every core.
+        num_workers: processes that read and encode, at least 1; None uses every core.
 
     Returns:
-        The folder of the dataset, to open with `SliceSource`.
+        The folder of the dataset, for `SliceSource`.
 
     Raises:
-        CaseError: the source, a case or the convention is unusable; the message names the file.
+        CaseError: the source, a case or the convention cannot be used; the message names the file.
         ValueError: `data_dir` holds the dataset of another source or convention, or another build is
             writing to it, or `num_workers` is below 1.
         OSError: the disk has too little space.
@@ -174,22 +177,22 @@ def build(
     with _only_build_in(data_dir):
         if (dataset_dir := find_dataset(data_dir)) is not None:
             _check_same(dataset_dir, source, summary)
-            print(f"{dataset_dir} already holds the dataset of {source}.")
+            logger.info(f"{dataset_dir} already holds the dataset of {source}.")
         else:
             _check_space(cases, data_dir)
             num_workers = min(num_workers or default_num_workers(), len(cases))
             with contextlib.closing(Workers(num_workers)) as workers:
                 dataset_dir = _build(cases, summary, data_dir, workers)
-            print(f"Wrote {dataset_dir}.")
-    print(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
+            logger.info(f"Wrote {dataset_dir}.")
+    logger.info(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
     return dataset_dir
 
 
 class BuiltDataset(NamedTuple):
-    """A dataset and the cases that it was built of.
+    """A dataset and the cases it was built from.
 
     Attributes:
-        path: folder of the dataset, to open with `SliceSource`.
+        path: folder of the dataset, for `SliceSource`.
         source: folder of the cases.
         convention: of the cases.
     """
@@ -206,14 +209,14 @@ def build_or_make_phantoms(
     convention: str = "",
     data_dir: str | os.PathLike = "",
 ) -> BuiltDataset:
-    """Builds the dataset of the cases in `source`; without a source, of phantoms that it makes.
+    """Builds the dataset of the cases in `source`, or of newly made phantoms when there is no source.
 
     Args:
-        folder: for what is not given: the phantoms go to `folder/phantom`.
-        phantoms: which ones.
-        source: folder of the cases, empty for phantoms.
+        folder: parent of whatever has no folder of its own; phantoms go to `folder/phantom`.
+        phantoms: which phantoms to make.
+        source: folder of the cases; empty for phantoms.
         convention: of the cases in `source`.
-        data_dir: folder of the dataset, empty for `folder/slices`.
+        data_dir: folder of the dataset; empty for `folder/slices`.
 
     Raises:
         ValueError, OSError: see `write_phantoms` and `build`.
@@ -236,7 +239,7 @@ def _build(
         shutil.rmtree(leftover)
     with (
         tempfile.TemporaryDirectory() as unused,
-        # TFDS announces a download, which there is none of.
+        # TFDS announces a download, although nothing is downloaded.
         contextlib.redirect_stdout(io.StringIO()),
     ):
         builder.download_and_prepare(download_dir=unused)
@@ -246,11 +249,12 @@ def _build(
 def split_cases(
     cases: Sequence[CaseFiles], tumor_areas: Sequence[float]
 ) -> dict[str, list[CaseFiles]]:
-    """Split -> its cases, in the order given; all timepoints of a patient are in the same one.
+    """Split -> its cases, in the given order; all timepoints of a patient fall into the same split.
 
     Args:
         cases: all cases.
-        tumor_areas: mean tumor area of each; a patient is stratified by the mean over its timepoints.
+        tumor_areas: mean tumor area of each; patients are stratified by the mean over their
+            timepoints.
 
     Raises:
         CaseError: fewer than 3 patients.
@@ -287,7 +291,7 @@ def _files_of(files: CaseFiles) -> dict[str, Path]:
 
 
 def _source_digest(cases: Sequence[CaseFiles]) -> str:
-    """Hex digest of the subjects' names and the contents of their files, wherever they lie."""
+    """Hex digest of the subjects' names and the contents of their files, wherever those are stored."""
     entries = [(files.subject, *entry) for files in cases for entry in _files_of(files).items()]
     with ThreadPoolExecutor(8) as pool:
         contents = pool.map(_content_digest, [path for _, _, path in entries])
@@ -317,7 +321,7 @@ def _check_same(dataset_dir: Path, source: str | os.PathLike, summary: Mapping[s
             f"{present['convention']} (digest {present['source_digest'][:12]}), but {source} has "
             f"{summary['num_subjects']} of {summary['convention']} "
             f"(digest {summary['source_digest'][:12]}); "
-            "give another data_dir, or delete that folder to build anew"
+            "choose another data_dir, or delete that folder to rebuild"
         )
 
 
@@ -329,20 +333,20 @@ def _check_space(cases: Sequence[CaseFiles], data_dir: Path) -> None:
             ratio = _RECORD_BYTES_PER_GZIP_BYTE if is_gzip else _RECORD_BYTES_PER_PLAIN_BYTE
             needed += path.stat().st_size * ratio
     free = shutil.disk_usage(data_dir).free
-    print(
+    logger.info(
         f"{len(cases)} subjects; about {needed / 1e9:.2f} GB needed in {data_dir}, "
         f"{free / 1e9:.2f} GB free."
     )
     if needed > free:
         raise OSError(
             f"{data_dir} has {free / 1e9:.2f} GB free, but the dataset needs about "
-            f"{needed / 1e9:.2f} GB; make room or give another data_dir"
+            f"{needed / 1e9:.2f} GB; free some space or choose another data_dir"
         )
 
 
 @contextlib.contextmanager
 def _only_build_in(data_dir: Path) -> Iterator[None]:
-    """Holds a lock that vanishes with the process."""
+    """Holds a lock that disappears with the process."""
     with (data_dir / ".build.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -35,9 +35,9 @@ class CaseFiles:
     """Where the files of one case are.
 
     Attributes:
-        subject: name of the case; one timepoint of one patient.
-        patient: what the case's timepoints share.
-        convention: how the files are to be read.
+        subject: name of the case, which is one timepoint of one patient.
+        patient: the name that the timepoints of one patient share.
+        convention: how to read the files.
         images: sequence -> file (the same 4-D file for every sequence in MSD).
         labels: the segmentation, or None.
     """
@@ -50,13 +50,14 @@ class CaseFiles:
 
     @property
     def segmentation(self) -> Path:
-        """`labels`, where they have to exist.
+        """`labels`, which must exist.
 
         Raises:
-            CaseError: the case has none.
+            CaseError: there is none; the message says which file is missing.
         """
         if self.labels is None:
-            raise CaseError(f"{self.subject}: has no segmentation")
+            name = _expected_name(self.convention, self.subject, _LABELS)
+            raise CaseError(f"{self.subject}: has no segmentation {name}")
         return self.labels
 
 
@@ -68,7 +69,7 @@ class Case:
         files: where it was read from.
         images: sequence -> [X, Y, Z] numbers as stored (integers stay integers).
         slope, intercept: sequence -> scaling of those numbers; value = slope * stored + intercept.
-        labels: uint8 [X, Y, Z] canonical labels, or None where none were asked for.
+        labels: uint8 [X, Y, Z] canonical labels, or None if they were not read.
         affine: float64 [4, 4], LPS voxel indices -> RAS millimeters.
         to_disk: [3, 2] orientation; nibabel's `apply_orientation(lps_array, to_disk)` gives an array
             in the files' own axes.
@@ -97,10 +98,10 @@ class Case:
 
     @property
     def segmentation(self) -> np.ndarray:
-        """`labels`, where they have to exist.
+        """`labels`, which must have been read.
 
         Raises:
-            CaseError: none were read.
+            CaseError: the case was read without its labels.
         """
         if self.labels is None:
             raise CaseError(f"{self.subject}: its segmentation was not read")
@@ -109,14 +110,14 @@ class Case:
     def values(self, sequence: str) -> np.ndarray:
         """[X, Y, Z] values in the file's units; exactly 0 is background.
 
-        The stored numbers themselves where they aren't scaled, otherwise float64.
+        The stored numbers themselves if they are not scaled, otherwise float64.
         """
         stored = self.images[sequence]
         slope, intercept = self.slope[sequence], self.intercept[sequence]
         if slope == 1 and intercept == 0:
             return stored
         values = slope * stored.astype(np.float64) + intercept
-        # A header holds float32 factors, so a background of 0 comes out a little beside it.
+        # Headers hold float32 factors, so a background of 0 comes out slightly off.
         tolerance = 0.01 * abs(slope) if stored.dtype.kind in "iu" else 1e-6 * abs(intercept)
         values[np.abs(values) < tolerance] = 0
         return values
@@ -175,8 +176,8 @@ def find_cases(
         The cases in the order of their names.
 
     Raises:
-        CaseError: an archive instead of a folder, no case found, a case that lacks a file, has one
-            twice, or is itself there twice. The message names the case and the files.
+        CaseError: an archive instead of a folder, no case found, a case that lacks a file or has
+            one twice, or two cases of the same name. The message names the case and the files.
     """
     rule = get_convention(convention)
     root = Path(source)
@@ -196,12 +197,12 @@ def find_cases(
         missing = [_expected_name(rule, subject, role) for role in wanted if role not in roles]
         if twice:
             names = " and ".join(path.name for path in twice[0])
-            problems.append(f"{folder}: {names} are the same thing twice; keep one")
+            problems.append(f"{folder}: {names} are duplicates; keep one")
         elif missing:
             problems.append(f"{folder}: {subject} lacks {', '.join(missing)}")
         elif subject in cases:
             other = next(iter(cases[subject].images.values())).parent
-            problems.append(f"{subject} is there twice, in {other} and {folder}; keep one")
+            problems.append(f"{subject} exists twice, in {other} and {folder}; keep one")
         else:
             patient = re.sub(rule.case_pattern, r"\g<patient>", subject)
             images = {name: roles[name][0] for name in SEQUENCES if name in roles}
@@ -218,7 +219,7 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
 
     Raises:
         CaseError: a file is missing or unusable, a shape or affine differs between files, a volume
-            is constant, or a label isn't in the convention. The message names the file.
+            is constant, or a label is not in the convention. The message names the file.
     """
     volumes: dict[str, Volume] = {}
     by_path: dict[Path, Volume] = {}
@@ -239,8 +240,9 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
         _check_same(files.images[sequence], geometry, files.images[first], reference)
     canonical = None
     if labels:
-        path, canonical, affine = _read_labels(files)
-        _check_same(path, (canonical.shape, affine), files.images[first], reference)
+        canonical, affine = _read_labels(files)
+        geometry = (canonical.shape, affine)
+        _check_same(files.segmentation, geometry, files.images[first], reference)
     return Case(
         files,
         {sequence: volume.data for sequence, volume in volumes.items()},
@@ -256,30 +258,28 @@ def survey_case(files: CaseFiles) -> float:
     """Mean tumor area of an axial slice of the case, in pixels.
 
     Reads the segmentation and the headers of the images, so that most unusable cases are found
-    before hours of work; raises what `read_case` would.
+    before hours of work. Raises the errors of `read_case`.
     """
-    labels_path, labels, affine = _read_labels(files)
+    labels, affine = _read_labels(files)
     for path in dict.fromkeys(files.images.values()):
         shape, image_affine = read_geometry(path)
         _check_shape(path, shape, files.convention)
-        _check_same(path, (shape[:3], image_affine), labels_path, (labels.shape, affine))
+        _check_same(path, (shape[:3], image_affine), files.segmentation, (labels.shape, affine))
     return float(is_tumor(labels).sum() / labels.shape[2])
 
 
 def is_tumor(labels: np.ndarray) -> np.ndarray:
-    """bool, of any shape, from canonical labels: any of `conventions.TUMOR_LABELS`.
+    """Where canonical labels are `conventions.TUMOR_LABELS`: bool, of any shape.
 
-    A resection cavity is none of them: it is never an ROI and makes no slice a tumor slice.
+    A resection cavity is not tumor: it is never an ROI, and a slice with nothing else is not a tumor
+    slice.
     """
     return np.isin(labels, TUMOR_LABELS)
 
 
-def _read_labels(files: CaseFiles) -> tuple[Path, np.ndarray, np.ndarray]:
-    """(file, canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
-    if files.labels is None:
-        name = _expected_name(files.convention, files.subject, _LABELS)
-        raise CaseError(f"{files.subject}: has no segmentation {name}")
-    volume = read_volume(files.labels)
+def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
+    """(canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
+    volume = read_volume(files.segmentation)
     if volume.data.ndim != 3:
         raise CaseError(f"{files.labels}: has shape {volume.data.shape}; 3 axes are needed")
     values = volume.data
@@ -301,11 +301,11 @@ def _read_labels(files: CaseFiles) -> tuple[Path, np.ndarray, np.ndarray]:
     if num_known != values.size:
         unknown = [int(label) for label in np.unique(values) if label not in known]
         raise CaseError(
-            f"{files.labels}: holds the labels {unknown[:10]}, unknown to the convention "
+            f"{files.labels}: holds the labels {unknown[:10]}, which are unknown in the convention "
             f"{files.convention.name} ({', '.join(map(str, known))}); tfds_brats/README.md lists "
             "the conventions"
         )
-    return files.labels, canonical, volume.affine
+    return canonical, volume.affine
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:
@@ -313,7 +313,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:
     if rule.channels:
         if len(shape) == 4 and shape[3] == len(rule.channels):
             return
-        expected = f"4 axes, the last of {len(rule.channels)} sequences,"
+        expected = f"4 axes, the last with {len(rule.channels)} sequences,"
     elif len(shape) == 3:
         return
     raise CaseError(f"{path}: has shape {shape}; {expected} are needed for {rule.name}")
@@ -339,7 +339,7 @@ def _check_same(path: Path, geometry, other: Path, reference) -> None:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Files below a folder in a fixed order; follows links, each real folder once."""
+    """Files below a folder in a fixed order; follows links, but visits each real folder once."""
     seen = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -402,7 +402,7 @@ def _how_to_unpack(archive: Path) -> str:
         tool = f"unzip -q {archive} -d {folder}"
     elif archive.suffix.lower() == ".7z":
         tool = f"7z x {archive} -o{folder}"
-    return f"unpack it first, `mkdir -p {folder} && {tool}`, and give {folder}"
+    return f"unpack it first, `mkdir -p {folder} && {tool}`, and pass {folder}"
 
 
 def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
@@ -410,10 +410,10 @@ def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
     message = f"{root}: no case of convention {rule.name}, whose files are named like {first}"
     for path in files:
         if path.name.lower().endswith(_ARCHIVES):
-            return f"{message}; there is the archive {path.name}: {_how_to_unpack(path)}"
+            return f"{message}; found the archive {path.name}: {_how_to_unpack(path)}"
     others = [
         other.name
         for other in CONVENTIONS.values()
         if other is not rule and _group(files, other, with_unlabeled=True)
     ]
-    return message + (f"; the file names there are those of {' or '.join(others)}" * bool(others))
+    return message + (f"; the files are named as in {' or '.join(others)}" * bool(others))

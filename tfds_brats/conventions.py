@@ -17,7 +17,7 @@ TUMOR_LABELS = (NECROTIC_CORE, EDEMA, ENHANCEMENT)
 
 
 class CaseError(ValueError):
-    """A case, file or source folder that cannot be used; the message names it and the way out."""
+    """A case, file or source folder that cannot be used; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Convention:
 
     Attributes:
         name: the name to give on the command line, e.g. "brats2021".
-        case_pattern: regular expression of a whole case name; its group `patient` is what two
+        case_pattern: regular expression of a whole case name; its group `patient` is what the
             timepoints of one patient share.
-        case_example: a case name that matches, for messages.
+        case_example: a matching case name, for messages.
         suffixes: what follows the case name in the file of a sequence (without .nii or .nii.gz).
         label_suffix: the same for the segmentation.
         labels: label on disk -> canonical label; every other value is an error.
-        stray_labels: file stems of segmentations that lack the case's name; the folder has it.
+        stray_labels: file stems of segmentations not named after their case; their folder is.
         channels: sequences along the fourth axis of one 4-D file in `imagesTr` (labels in
             `labelsTr`); empty where every sequence has its own 3-D file.
     """
@@ -103,7 +103,7 @@ def get_convention(name: str) -> Convention:
     """The convention of that name.
 
     Raises:
-        CaseError: there is none; the message lists the names.
+        CaseError: no such convention; the message lists the names.
     """
     if name not in CONVENTIONS:
         raise CaseError(f"unknown convention {name!r}; choose one of {', '.join(CONVENTIONS)}")

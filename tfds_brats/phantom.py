@@ -1,7 +1,7 @@
 """Digital phantom: seeded brains with gliomas in four MR sequences, as BraTS-layout NIfTI files.
 
-For trying the whole path without a download, and for tests. Nothing here is patient data, and nothing
-here is a substitute for it: the anatomy is one averaged brain, deformed.
+For running the whole pipeline without a download, and for tests. None of it is patient data, nor a
+substitute for it: the anatomy is one averaged brain, deformed.
 
     write_phantoms("phantoms", num_subjects=12, seed=0)
 
@@ -32,7 +32,7 @@ from tfds_brats.phantom_anatomy import (
 from tfds_brats.phantom_tumor import Tumor, TumorPlan, before_tumor, grow_tumor, plan_tumor
 from tfds_brats.workers import Workers, default_num_workers
 
-# Raise it whenever the same seed gives other images.
+# Increase it whenever the same seed gives other images.
 VERSION = 1
 
 AFFINE = np.array(
@@ -56,8 +56,8 @@ class PhantomSettings:
     """Which phantoms to make.
 
     Attributes:
-        num_subjects: subjects 0 .. num_subjects - 1, at least 1.
-        seed: of the whole set, at least 0.
+        num_subjects: number of subjects, at least 1; they are numbered from 0.
+        seed: seed of the whole set, at least 0.
     """
 
     num_subjects: int
@@ -65,7 +65,7 @@ class PhantomSettings:
 
 
 def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Makes one subject, which depends on (seed, subject_index) alone.
+    """Makes one subject, a function of (seed, subject_index) alone.
 
     Args:
         seed: not negative.
@@ -77,13 +77,13 @@ def make_phantom(seed: int, subject_index: int) -> tuple[dict[str, np.ndarray], 
         labels: uint8 of the same shape, 0, 1 necrotic or non-enhancing core, 2 edema, 4 enhancing.
 
     Raises:
-        ValueError: if a number is negative.
+        ValueError: a number is negative.
     """
     if seed < 0 or subject_index < 0:
         raise ValueError(f"seed {seed} and subject index {subject_index} must not be negative")
     streams = np.random.SeedSequence([seed, subject_index]).spawn(4)
     head_rng, plan_rng, tissue_rng, image_rng = map(np.random.default_rng, streams)
-    # The products here are small: with several threads on busy cores they take ten times as long.
+    # The matrix products are small: several threads on busy cores take ten times as long.
     with threadpool_limits(limits=1):
         head = sample_head(head_rng)
         plan = plan_tumor(plan_rng, head)
@@ -115,7 +115,7 @@ def _render(
             *(tumor.core, tumor.necrosis, tumor.edema),
         )
     )
-    # What all sequences share: grain of the tissue, patchy edema, debris in the necrosis.
+    # Shared by all sequences: grain of the tissue, patchy edema, debris in the necrosis.
     grain = 0.5 * field(2.0) + 0.5 * field(3.5) + 0.5 * field(8.0)
     patchy = np.clip(0.85 + 0.18 * field(7.0), 0.3, 1.2) * edema * (white + 0.65 * gray)
     debris = 0.8 * field(9.0) + 0.5 * field(4.0) + 0.3 * field(2.0)
@@ -132,7 +132,7 @@ def _render(
         signal = np.array(_SIGNAL[sequence]) * np.exp(rng.normal(0.0, 0.06, 5))
         if plan.kind == "low-grade":
             signal[3] = _LOW_GRADE_CORE[sequence] * np.exp(rng.normal(0.0, 0.08))
-        # Plain floats: a NumPy scalar would turn the arrays into float64.
+        # Plain floats: NumPy scalars would turn the arrays into float64.
         fluid_signal, gray_signal, edema_signal, necrosis_signal, enhancing_signal = signal.tolist()
         value = fluid_signal * fluid + gray_signal * gray + white
         value *= 1.0 + 0.025 * grain + 0.02 * field(5.0)
@@ -142,7 +142,7 @@ def _render(
         value += core * (necrosis * dead + (1.0 - necrosis) * alive - value)
         if sequence == "t1ce":
             value += (1.6 * vessel + 0.5 * meninges) * (1.0 - core)
-        value *= np.exp(0.06 * field(60.0))  # coil sensitivity left over after correction
+        value *= np.exp(0.06 * field(60.0))  # coil sensitivity that remains after correction
         images[sequence] = _acquire(rng, value, brain)
     return images
 
@@ -150,14 +150,14 @@ def _render(
 def _acquire(rng: np.random.Generator, value: np.ndarray, indices: np.ndarray) -> np.ndarray:
     """Blur of the scanner and of resampling, Rician noise, and the sequence's own scale, int16.
 
-    The blurred part of the noise is larger by what the blur takes away, so that the two parts of the
-    complex noise end up about equal.
+    The noise that is blurred is larger by what the blur removes, so that the real and imaginary parts of
+    the noise end up about equal.
     """
     noise = rng.uniform(0.015, 0.04)
-    # The brain's edge mixes with skull and air, which stripping has removed since.
+    # The brain's edge mixes with skull and air, which skull-stripping removes later.
     volume = np.full(WINDOW_SHAPE, 0.3, np.float32).ravel()
     volume[indices] = value + 1.8 * noise * rng.standard_normal(indices.size, dtype=np.float32)
-    # No brain voxel is on the window's faces but the lowest, where a step down wraps to background.
+    # Brain voxels touch no face of the window but the lowest, where a step down wraps to background.
     # Each voxel mixes with its six neighbors; between slices more than within.
     in_plane, through = rng.uniform(0.06, 0.12), rng.uniform(0.06, 0.15)
     real = volume[indices] * (1.0 - 4.0 * in_plane - 2.0 * through)
@@ -166,7 +166,7 @@ def _acquire(rng: np.random.Generator, value: np.ndarray, indices: np.ndarray) -
         real += weight * (volume[indices - stride] + volume[indices + stride])
     imaginary = noise * rng.standard_normal(indices.size, dtype=np.float32)
     magnitude = np.sqrt(real**2 + imaginary**2)
-    # White matter anywhere from 100 to 1500, as scanners please.
+    # White matter anywhere from 100 to 1500: scanners have no common scale.
     magnitude *= np.float32(np.exp(rng.uniform(np.log(100), np.log(1500))))
     out = np.zeros(WINDOW_SHAPE, np.int16)
     out.ravel()[indices] = np.clip(np.rint(magnitude), 1, np.iinfo(np.int16).max)
@@ -180,21 +180,21 @@ def write_phantoms(
 
     Layout: `Phantom_0000/Phantom_0000_{t1,t1ce,t2,flair,seg}.nii.gz`, and `phantom.json` with seed and
     generator version. A subject's folder appears complete or not at all, so an interrupted call
-    can be repeated; subjects that are there are kept.
+    can be repeated; existing subjects are kept.
 
     Args:
-        directory: made if absent.
-        num_subjects: how many.
-        seed: of the whole set.
-        num_workers: processes; one per CPU core by default.
+        directory: created if absent.
+        num_subjects: number of subjects.
+        seed: seed of the whole set.
+        num_workers: number of processes; by default one per CPU core.
 
     Returns:
         The folders of the subjects, in order.
 
     Raises:
-        ValueError: if the seed is negative or no subject is asked for; if the directory holds phantoms
-            of another seed or generator version, or other files.
-        ChildProcessError: if a worker process died.
+        ValueError: the seed is negative or `num_subjects` is below 1; the directory holds phantoms of
+            another seed or generator version, or other files.
+        ChildProcessError: a worker process died.
     """
     if seed < 0 or num_subjects < 1:
         raise ValueError(
@@ -215,7 +215,7 @@ def write_phantoms(
 
 
 def _claim(directory: Path, seed: int) -> None:
-    """Makes the directory this seed's, or raises when it is something else."""
+    """Marks the directory as this seed's, or raises if it holds something else."""
     record_path = directory / "phantom.json"
     wanted = {"generator": "tfds_brats.phantom", "version": VERSION, "seed": int(seed)}
     if record_path.exists():

@@ -51,8 +51,8 @@ class Template(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def load_template() -> Template:
-    """Loads the maps that nilearn carries in its package; needs no network."""
-    # Here and not on top: importing nilearn takes two seconds, and readers of cases do not need it.
+    """Loads the maps that are bundled with nilearn; needs no network."""
+    # Not at the top: importing nilearn takes two seconds, and reading cases does not need it.
     from nilearn import datasets
 
     t1_image = datasets.load_mni152_template(resolution=1)
@@ -65,7 +65,7 @@ def load_template() -> Template:
     fluid = np.clip(1.0 - gray - white, 0.0, 1.0)
 
     brain = t1[::_DEPTH_STEP, ::_DEPTH_STEP, ::_DEPTH_STEP] > 0
-    # The template ends in a flat cut through the brain stem, which is no brain surface.
+    # The template ends in a flat cut through the brain stem, which is not a brain surface.
     brain = np.pad(brain, ((0, 0), (0, 0), (20, 0)), mode="edge")
     inside, outside = (np.asarray(ndimage.distance_transform_edt(part)) for part in (brain, ~brain))
     depth = inside - outside

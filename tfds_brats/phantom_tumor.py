@@ -102,7 +102,7 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> TumorPlan:
     cerebrum = (world[:, 2] > -20) & ((world[:, 1] > -30) | (world[:, 2] > 4))
     allowed = (white > 0.6) & cerebrum & (depth > 0.45 * radius + 4)
     candidates = points[allowed]
-    # A height first, else most tumors would sit in the wide white matter above the ventricles.
+    # A height first, otherwise most tumors would sit in the wide white matter above the ventricles.
     height = rng.choice(np.unique(candidates[:, 2]))
     foci = [_sample_focus(rng, candidates[candidates[:, 2] == height], radius)]
     if kind == "ring" and rng.random() < 0.25:
@@ -144,7 +144,7 @@ def arrival_time(start: np.ndarray, slowness: np.ndarray, limit: float) -> np.nd
 
     Returns:
         float32 [x, y, z]; at least the arrival time up to `limit`, larger or infinite beyond. Paths
-        run over the 26 neighbors, so distances are overestimated by at most 13 percent.
+        run over the 26 neighbors, so distances are overestimated by at most 13%.
     """
     time = np.pad(start, 1, constant_values=np.inf).astype(np.float32)
     cost = np.pad(slowness, 1, constant_values=np.inf).astype(np.float32)

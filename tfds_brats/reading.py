@@ -1,4 +1,4 @@
-"""Random access to the records of a built dataset, decoding only what is asked for."""
+"""Random access to the records of a dataset, decoding only what is requested."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _DATASET = "brats_slices/[0-9]*.*.*"
 
 
 class RecordIndex(NamedTuple):
-    """What index arithmetic needs to know of every record of a split, in record order.
+    """What index arithmetic needs to know about every record of a split, in record order.
 
     Attributes:
         subject, patient: str [N].
@@ -42,8 +42,8 @@ def index_file(split: str) -> str:
 class SliceSource:
     """The records of one split.
 
-    Thread-safe. Pickling keeps only the folder and the split, and the copy opens the files anew, so
-    a source can be handed to worker processes.
+    Thread-safe. Pickling keeps only the folder and the split, and the copy reopens the files, so a
+    source can be passed to worker processes.
     """
 
     def __init__(self, dataset_dir: str | os.PathLike, split: str):
@@ -54,7 +54,7 @@ class SliceSource:
             split: "train", "validation" or "test".
 
         Raises:
-            ValueError: no such split, or no dataset there.
+            ValueError: there is no such split or dataset.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -68,7 +68,7 @@ class SliceSource:
         with np.load(self._dataset_dir / index_file(split)) as arrays:
             self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
         builder = tfds.builder_from_directory(self._dataset_dir)
-        # All images come out encoded, and `read` decodes the ones it was asked for.
+        # All images stay encoded, and `read` decodes the requested ones.
         skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
         # TFDS's decorator of this method hides its parameters from pyright.
         records = builder.as_data_source(split, decoders=skip)  # pyright: ignore[reportCallIssue]
@@ -87,7 +87,7 @@ class SliceSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the decoded records in their order; changes if and only if they do."""
+        """Hex digest of the decoded records in order; changes if and only if they do."""
         return self._summary["fingerprints"][self._split]
 
     @property
@@ -117,7 +117,7 @@ class SliceSource:
         except (RuntimeError, ValueError) as error:  # array_record's checksums, and short files.
             raise ValueError(
                 f"record {i} of {self._split} in {self._dataset_dir} cannot be read ({error}); its "
-                "files are damaged, delete the folder and build it anew"
+                "files are damaged: delete the folder and rebuild it"
             ) from error
         channels = [SEQUENCES.index(sequence) for sequence in sequences]
         codes = [_decode_png(record[sequence]) for sequence in sequences]
@@ -135,7 +135,7 @@ class SliceSource:
 
 
 def find_dataset(folder: str | os.PathLike) -> Path | None:
-    """The finished dataset in a folder, which is the dataset's own or a `data_dir`; None if none."""
+    """The finished dataset in a folder (its own or a `data_dir`), or None."""
     folder = Path(folder)
     if (folder / SUMMARY_FILE).is_file():
         return folder
@@ -144,7 +144,7 @@ def find_dataset(folder: str | os.PathLike) -> Path | None:
 
 
 def read_summary(dataset_dir: Path) -> dict[str, Any]:
-    """What the builder noted about a dataset: convention, source digest, fingerprints."""
+    """What the builder recorded about a dataset: convention, source digest, fingerprints."""
     return json.loads((dataset_dir / SUMMARY_FILE).read_text())
 
 

@@ -4,8 +4,8 @@ Scale, per volume and sequence: linear, robust and invertible; nothing is clippe
 
     y = -1 + 2 (value - low) / (high - low)
 
-low is 0 (or the 0.1th percentile of the brain where that is negative), high the 99.5th percentile
-of the brain. Enhancement lies above the 99.9th percentile and so comes out above 1.
+low is 0 (or the 0.1th percentile of the brain if that is negative), high the 99.5th percentile of
+the brain. Enhancement lies above the 99.9th percentile and therefore above 1.
 
 Codes: how a record stores a volume. Code 0 is background, and brain has 1..65535 with
 
@@ -46,7 +46,7 @@ def fit_scale(values: np.ndarray, brain: np.ndarray) -> IntensityScale:
 
     Args:
         values: [...] values of the volume in the file's units.
-        brain: [...] bool, the brain of any sequence; voxels that are zero in this one don't count.
+        brain: [...] bool, the brain of any sequence; voxels that are zero in this one do not count.
 
     Raises:
         ValueError: the brain is empty, constant or not finite in this sequence.
@@ -62,7 +62,7 @@ def fit_scale(values: np.ndarray, brain: np.ndarray) -> IntensityScale:
     low, high = np.percentile(inside, [_LOW_PERCENTILE, _HIGH_PERCENTILE])
     low = min(0.0, float(low))
     if not high > low:
-        raise ValueError(f"the brain is constant ({high}) but for a few voxels")
+        raise ValueError(f"the brain is constant ({high}) except for a few voxels")
     return IntensityScale(low, float(high))
 
 
@@ -82,8 +82,8 @@ class Codes(NamedTuple):
 def encode(stored: np.ndarray, brain: np.ndarray, slope=1.0, intercept=0.0) -> Codes:
     """Codes of one sequence of one volume.
 
-    Whole numbers that span at most 65534 come back exactly (also where they are stored as floats);
-    other numbers are rounded to steps of their range in the brain / 65534.
+    Integers that span at most 65534 are restored exactly, even if they are stored as floats; other
+    numbers are rounded to steps of 1 / 65534 of their range in the brain.
 
     Args:
         stored: [...] finite integers or floats; value = slope * stored + intercept.

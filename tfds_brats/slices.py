@@ -8,7 +8,7 @@ def to_slices(volume: np.ndarray) -> np.ndarray:
     return volume.transpose(2, 1, 0, *range(3, volume.ndim))
 
 
-# The same exchange of axes undoes it.
+# The same transposition is its own inverse.
 from_slices = to_slices
 
 

@@ -12,8 +12,8 @@ def split_patients(tumor_area: Mapping[str, float]) -> dict[str, str]:
 
     The patients, sorted by tumor area, are cut into as many quantiles as a split of a tenth has
     members (about ten patients each); every quantile gives one patient to validation and one to
-    test. Who that is follows from a hash of the patient's name, so it depends neither on the order
-    of the input nor on a seed. Fewer than 15 patients are one quantile, so that each split has one.
+    test. They are chosen by a hash of the patient's name, so the choice depends neither on the order
+    of the input nor on a seed. Fewer than 15 patients form one quantile, so that no split is empty.
 
     Args:
         tumor_area: patient -> mean tumor area, in any unit.

@@ -11,10 +11,10 @@ class SplitCounts(NamedTuple):
     """Counts of one split; an image is one sequence of one slice.
 
     Attributes:
-        patients, subjects, slices, tumor_slices: what the records hold.
+        patients, subjects, slices, tumor_slices: what the records contain.
         images: slices times sequences.
         doubled_images: images when every slice with tumor is taken twice.
-        tumor_share: share of slices (not doubled) that hold tumor.
+        tumor_share: share of slices (not doubled) that contain tumor.
     """
 
     patients: int

@@ -1,6 +1,7 @@
-"""Reading one NIfTI file, and turning any orientation into the one defined orientation, LPS.
+"""Reading one NIfTI file and bringing any orientation to LPS.
 
-LPS: voxel index i grows to the patient's left, j to posterior, k to superior, as BraTS stores it.
+LPS, as in BraTS: voxel index i increases toward the patient's left, j toward posterior, k toward
+superior.
 """
 
 import contextlib
@@ -28,12 +29,12 @@ from nibabel.wrapstruct import WrapStructError
 
 from tfds_brats.conventions import CaseError
 
-# Affines that differ by no more than this, in mm, are those of one grid.
+# Affines that differ by no more than this, in mm, describe the same grid.
 AFFINE_TOLERANCE = 1e-3
 _LPS = axcodes2ornt("LPS")
-# Farther than this from every anatomical axis, "the nearest orientation" is a guess.
+# Farther than this from every anatomical axis, the nearest orientation would be a guess.
 _MAX_OBLIQUE_DEGREES = 40.0
-# A volume of more voxels is refused: 512 x 512 x 2048, 4 GB in float64.
+# Larger volumes are refused: 512 x 512 x 2048 voxels, 4 GB in float64.
 MAX_VOXELS = 2**29
 # What may follow the voxels in a file.
 _SLACK_BYTES = 2**20
@@ -57,7 +58,7 @@ class Volume:
     Attributes:
         data: [X, Y, Z] or [X, Y, Z, C], the stored numbers in their native-endian dtype;
             value = slope * data + intercept.
-        slope, intercept: scl_slope and scl_inter (1 and 0 where the file has none).
+        slope, intercept: scl_slope and scl_inter (1 and 0 if the file has none).
         affine: [4, 4] float64, LPS voxel indices -> RAS millimeters.
         to_disk: [3, 2] nibabel orientation; `apply_orientation(lps_array, to_disk)` restores the
             file's own axes.
@@ -74,8 +75,9 @@ def read_volume(path: Path) -> Volume:
     """Reads a .nii or .nii.gz file in LPS.
 
     Raises:
-        CaseError: unreadable, truncated or corrupt; too large; not real numbers; NaN or infinity; an
-            affine that is missing, singular or ambiguous. The message names the file.
+        CaseError: the file is unreadable, truncated, corrupt or too large; its voxels are not real
+                numbers or not finite; its affine is missing, singular or ambiguous. The message names
+                the file.
     """
     content = read_content(path)
     try:
@@ -107,18 +109,18 @@ def read_volume(path: Path) -> Volume:
 def read_content(path: Path) -> bytearray:
     """The bytes of a .nii or .nii.gz file, uncompressed.
 
-    A gzip file is read to its end, so that its checksum is verified too, but not beyond what its header
-    announces: a few kilobytes can unpack to more than the memory holds.
+    A gzip file is read to its end, so that its checksum is verified, but not beyond what its header
+    announces: a few kilobytes can unpack to more than fits in memory.
 
     Raises:
-        CaseError: unreadable, or larger than `MAX_VOXELS` or its own header allow.
+        CaseError: the file is unreadable, or larger than `MAX_VOXELS` or its own header allows.
     """
     with _opened(path) as (file, image):
         size = math.prod(image.shape) * np.dtype(image.get_data_dtype()).itemsize
         limit = int(_voxels(image).offset) + size + _SLACK_BYTES
         file.seek(0)
         content = bytearray()
-        # In parts: a damaged header may announce far more than there is.
+        # In parts: a damaged header may announce far more than the file holds.
         while part := file.read(_PART_BYTES):
             content += part
             if len(content) > limit:
@@ -132,7 +134,7 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine that `read_volume` would give, from the header alone (a quick check).
 
     Raises:
-        CaseError: as `read_volume`, as far as the header tells.
+        CaseError: as in `read_volume`, as far as the header shows.
     """
     with _opened(path) as (_, image):
         pass
@@ -146,9 +148,9 @@ def read_geometry(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, nib.Nifti1Image]]:
-    """The uncompressed file and the image of its header, checked for its size.
+    """The uncompressed file and its header as an image, the size checked.
 
-    What goes wrong while it is open is a CaseError, too.
+    Errors while the file is open become `CaseError`s, too.
     """
     try:
         with path.open("rb") as raw:
@@ -179,7 +181,7 @@ def _open(file: io.BufferedIOBase) -> nib.Nifti1Image:
 
 
 def _voxels(image: nib.Nifti1Image) -> ArrayProxy:
-    """The voxels as the file stores them; an image that comes from a file has no others."""
+    """The voxels as stored; images read from files always have them."""
     assert isinstance(image.dataobj, ArrayProxy)
     return image.dataobj
 

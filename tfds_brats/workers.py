@@ -43,8 +43,8 @@ class Workers:
     ) -> Iterator[Result]:
         """Yields function(item) for every item in order, with a progress bar named `label`.
 
-        The workers are ahead by a few items only, so that results don't pile up in memory. The
-        function's exceptions are raised here.
+        The workers run only a few items ahead, so that results do not pile up in memory. Exceptions of
+        the function are raised here.
 
         Raises:
             ChildProcessError: a worker process died.
@@ -73,15 +73,15 @@ class Workers:
             ) from error
 
     def close(self) -> None:
-        """Ends the processes; what they have not started is dropped."""
+        """Ends the processes; items not yet started are dropped."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches the whole group; the parent ends the workers.
+    # Ctrl-C reaches the whole process group; the parent ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A parent that was killed cannot, and a worker must not outlive it.
+    # A killed parent cannot, and a worker must not outlive it.
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

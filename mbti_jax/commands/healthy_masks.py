@@ -39,7 +39,8 @@ def main(config: ConfigDict, workdir: str) -> None:
     """Writes the local-inpainting layout of the cases of a folder; see `configs/healthy_masks.py`.
 
     Raises:
-        ValueError, OSError: cases that cannot be read, no place for a mask, a result of another request.
+        ValueError, OSError: cases that cannot be read, no place for a mask, or a result that belongs to
+            another request.
     """
     settings = from_config(Settings, config)
     cases = find_cases(settings.source, settings.convention, sequences=("t1",))

@@ -61,7 +61,7 @@ def start(inpainter: Inpainter, examples: Examples, settings: ServeSettings, roo
 
     Args:
         settings: see `configs/serve.py`.
-        root: folder for uploads and results; whoever made it deletes it.
+        root: folder for uploads and results; the caller deletes it.
 
     Returns:
         The running `gradio.Blocks`.

@@ -97,7 +97,9 @@ class ClassifierFree:
         return process.to_x_0(guided, x_t, t)
 
 
-def drop_condition(keys: Key[jax.Array, " B"], condition: Condition, rate: float) -> Condition:
+def drop_condition(
+    keys: Key[jax.Array, " B"], condition: Condition, rate: float | jax.Array
+) -> Condition:
     """Replaces the class vector of a random share of examples by the null condition.
 
     Args:

@@ -125,7 +125,7 @@ class Gaussian(Process):
             carry the noise through to its output.
 
     Raises:
-        ValueError: `prediction` is none of them.
+        ValueError: an unknown `prediction`.
     """
 
     schedule: Schedule

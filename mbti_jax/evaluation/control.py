@@ -97,7 +97,7 @@ def compare(painted: statistics.Sample, real: statistics.Sample, seed: int) -> d
     a, b = (statistics.mean_with_interval(*sample, seed) for sample in (painted, real))
     ratio = None
     if a and b and b["mean"] >= tasks.MIN_REAL_SCORE:
-        ratio = statistics.ratio_of_means(*map(statistics.known, (painted, real)), seed)
+        ratio = statistics.ratio_of_means(statistics.known(painted), statistics.known(real), seed)
     return {"painted": a, "real": b, "ratio": ratio}
 
 

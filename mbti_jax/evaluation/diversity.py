@@ -131,7 +131,7 @@ def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     y0, x0, y1, x1 = bounding_box(inside)
     # No window of the region's pixels reaches further, so the rest need not be computed.
     cut = np.s_[max(y0 - _MARGIN, 0) : y1 + _MARGIN, max(x0 - _MARGIN, 0) : x1 + _MARGIN]
-    _, similarity = structural_similarity(
+    similarity = structural_similarity(
         a[cut].astype(np.float64),
         b[cut].astype(np.float64),
         data_range=_DATA_RANGE,
@@ -140,7 +140,7 @@ def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
         use_sample_covariance=False,
         full=True,
     )
-    return float(similarity[inside[cut]].mean())
+    return float(similarity[1][inside[cut]].mean())
 
 
 def pairwise_ssim(samples: np.ndarray, inside: np.ndarray) -> float:

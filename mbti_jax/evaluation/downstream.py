@@ -57,7 +57,7 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     real = segmenter.training_slices(workbench, settings.num_slices)
     synthetic = synthetic_slices(workbench, settings)
     mixed = LabeledSlices.concatenate([real, synthetic])
-    sets = dict(zip(SETS, (real, synthetic, mixed), strict=True))
+    sets: dict[str, LabeledSlices] = dict(zip(SETS, (real, synthetic, mixed), strict=True))
     slices = workbench.slices("test", settings.num_test_slices, with_tumor=True)
     test = make_control_task("components", slices, slices.labels, settings.min_area)
     rows = []
@@ -144,10 +144,11 @@ def summarize(
     for name in SETS:
         by_seed = dice[name].mean(1)
         spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        out[name] = mean_with_interval(dice[name].mean(0), subjects, seed) | {"seed_sd": spread}
+        mean = mean_with_interval(dice[name].mean(0), subjects, seed)
+        out[name] = {**(mean or {}), "seed_sd": spread}
     for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
-        means = (dice[name].mean(0), dice["real"].mean(0))
-        out[difference] = paired_difference(*means, subjects, seed)
+        mean, real_mean = dice[name].mean(0), dice["real"].mean(0)
+        out[difference] = paired_difference(mean, real_mean, subjects, seed)
     return out
 
 

@@ -126,9 +126,9 @@ def halves(subjects: np.ndarray) -> np.ndarray:
     names, counts = np.unique(subjects, return_counts=True)
     sizes, first = [0, 0], []
     # The largest subject first, each to the half that has less.
-    for n in np.argsort(-counts, kind="stable"):
+    for n in np.argsort(-counts, kind="stable").tolist():
         half = int(sizes[1] < sizes[0])
-        sizes[half] += counts[n]
+        sizes[half] += int(counts[n])
         if half == 0:
             first.append(names[n])
     return np.isin(subjects, first)
@@ -179,8 +179,8 @@ def intensity_distances(
     """
     rows = []
     for tissue, by_subject in pixels.items():
-        subjects = np.array(list(by_subject))
-        order = np.random.default_rng(seed).permutation(len(subjects))
+        subjects = list(by_subject)
+        order = np.random.default_rng(seed).permutation(len(subjects)).tolist()
         count = min(_MAX_PARTNERS, len(subjects) - 1)
         for channel, sequence in enumerate(sequences):
             row = {"tissue": tissue, "sequence": sequence, "num_subjects": len(subjects)}

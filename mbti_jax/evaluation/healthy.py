@@ -99,7 +99,8 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         # As in the challenge, the brain is that of T1.
         brain = case.values("t1") != 0
         try:
-            mask = healthy_masks.healthy_mask(case.labels, brain, shapes, (workbench.seed, number))
+            seed = (workbench.seed, number)
+            mask = healthy_masks.healthy_mask(case.segmentation, brain, shapes, seed)
         except ValueError as error:
             raise ValueError(f"{files.subject}: {error}") from error
         voided = voided_case(case, mask)
@@ -177,7 +178,7 @@ def paint(
         Method -> T1 values, float64 [X, Y, Z], meaningful inside the mask in the slices that hold
         healthy mask.
     """
-    numbers = np.flatnonzero(mask.healthy.any((0, 1)))
+    numbers = np.flatnonzero(mask.healthy.any((0, 1))).tolist()
     roi = np.zeros_like(mask.whole)
     roi[..., numbers] = mask.whole[..., numbers]
     painted = {
@@ -188,7 +189,7 @@ def paint(
         sampling = Sampling(num_steps=1, seed=seed)
         painted[REGRESSOR] = next(_inpainted(workbench, regressor, voided, roi, sampling, 1))
     sampling = Sampling(settings.num_steps, seed=seed, z_sigma_mm=settings.z_sigma_mm)
-    total, count = 0.0, settings.num_samples
+    total, count = np.zeros(roi.shape), settings.num_samples
     for values in _inpainted(workbench, workbench.inpainter, voided, roi, sampling, count):
         painted.setdefault(ONE_SAMPLE, values)
         total = total + values
@@ -243,7 +244,7 @@ def compared(
         out[metric] = {
             method: {
                 **statistics.summary(mine),
-                **statistics.mean_with_interval(mine, subjects, seed),
+                **(statistics.mean_with_interval(mine, subjects, seed) or {}),
                 "minus": {
                     name: statistics.paired_difference(mine, values[name], subjects, seed)
                     for name in references

@@ -24,6 +24,7 @@ Files are written in the challenge's layout, which `configs/inpaint.py` reads as
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -84,25 +85,30 @@ def largest_component(brain: np.ndarray) -> np.ndarray:
     return _components(brain, lambda counts: counts == counts.max())
 
 
+def _label(mask: np.ndarray, neighbors: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """`scipy.ndimage.label`, whose type says less than it returns."""
+    return cast(tuple[np.ndarray, int], ndimage.label(mask, neighbors))
+
+
 def _components(mask: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The components whose sizes are `chosen`, holes filled."""
     out = np.zeros_like(mask)
     if not mask.any():
         return out
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    numbers, _ = ndimage.label(mask[box], _NEIGHBORS_26)
+    numbers, _ = _label(mask[box], _NEIGHBORS_26)
     counts = np.bincount(numbers.ravel())
     counts[0] = 0
     # Voxels not connected to the outside, which a margin holds together, are inside. Much faster than
     # ndimage.binary_fill_holes, which dilates step by step.
-    outside, _ = ndimage.label(np.pad(~chosen(counts)[numbers], 1, constant_values=True))
+    outside, _ = _label(np.pad(~chosen(counts)[numbers], 1, constant_values=True))
     out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return out
 
 
 def shapes_of(case: Case) -> list[Shape]:
     """The shapes in a case that was read with its segmentation."""
-    numbers, _ = ndimage.label(large_components(is_tumor(case.labels)), _NEIGHBORS_26)
+    numbers, _ = _label(large_components(is_tumor(case.segmentation)), _NEIGHBORS_26)
     volume = np.count_nonzero(largest_component(case.brain))
     masks = [numbers[box] == n for n, box in enumerate(ndimage.find_objects(numbers), start=1)]
     return [Shape(mask, np.count_nonzero(mask) / volume) for mask in masks]
@@ -159,7 +165,7 @@ def healthy_mask(
         for _ in range(_DRAWS_PER_WIDTH):
             two = places[rng.integers(len(places), size=2)]
             center = np.unravel_index(two[distance.flat[two].argmax()], brain.shape)
-            shape = turned(shapes[rng.integers(low, high)].mask, rng)
+            shape = turned(shapes[int(rng.integers(low, high))].mask, rng)
             healthy = placed(shape, center, brain.shape)
             if healthy is not None and fits(healthy, brain, distance):
                 return HealthyMask(healthy, unhealthy)
@@ -173,7 +179,7 @@ def healthy_mask(
 
 def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A shape flipped and rotated at random, cut to its bounding box; bool [X, Y, Z] in and out."""
-    for axis in np.flatnonzero(rng.integers(2, size=3)):
+    for axis in np.flatnonzero(rng.integers(2, size=3)).tolist():
         shape = np.flip(shape, axis)
     for axes, angle in zip(((0, 1), (1, 2)), rng.uniform(0, 360, 2), strict=True):
         shape = ndimage.rotate(shape, angle, axes, order=0, mode="grid-constant", prefilter=False)
@@ -212,7 +218,7 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
     """Euclidean distance in voxels to the nearest voxel of a mask; infinite where it is empty."""
     if not mask.any():
         return np.full(mask.shape, np.inf)
-    return ndimage.distance_transform_edt(~mask)
+    return np.asarray(ndimage.distance_transform_edt(~mask))
 
 
 def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:
@@ -221,7 +227,7 @@ def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:
     The T1 files have the header, affine and data type of the case's own.
     """
     source = case.files.images["t1"]
-    zeros = {None: np.zeros(mask.whole.shape)}
+    zeros: dict[int | None, np.ndarray] = {None: np.zeros(mask.whole.shape)}
     masks = {"mask": mask.whole, "mask-healthy": mask.healthy}
     if mask.unhealthy.any():
         masks["mask-unhealthy"] = mask.unhealthy

@@ -1,5 +1,7 @@
 """How well regions agree: Dice, boxes around them and their intersection over union."""
 
+from typing import cast
+
 import numpy as np
 from scipy.ndimage import label
 
@@ -37,9 +39,9 @@ def box_around(region: np.ndarray, min_area: int) -> np.ndarray:
     Returns:
         bool [H, W], the filled box; empty if no part is large enough.
     """
-    parts, count = label(region, np.ones((3, 3)))
+    parts, count = cast(tuple[np.ndarray, int], label(region, np.ones((3, 3))))
     large = 1 + np.flatnonzero(np.bincount(parts[region], minlength=count + 1)[1:] >= min_area)
-    return fill_boxes(np.isin(parts, large)[..., None], [True])[..., 0]
+    return np.asarray(fill_boxes(np.isin(parts, large)[..., None], np.array([True])))[..., 0]
 
 
 def _counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
@@ -48,7 +50,7 @@ def _counts(a: np.ndarray, b: np.ndarray) -> tuple[int, int]:
         raise ValueError(
             f"two bool arrays of one shape are needed, not {a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
-    union = np.count_nonzero(a | b)
+    union = int(np.count_nonzero(a | b))
     if not union:
         raise ValueError("the overlap of two empty regions is undefined")
-    return np.count_nonzero(a & b), union
+    return int(np.count_nonzero(a & b)), union

@@ -80,7 +80,7 @@ def search(patches: list[Patch], slices: np.ndarray) -> Matches:
     size = slices.shape[1]
     kernels = [_kernels(patch, size) for patch in patches]
 
-    def best(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def best(part: np.ndarray) -> tuple[np.ndarray, ...]:
         transformed = _transform(part)
         found = jax.device_get([_best(*transformed, *kernel) for kernel in kernels])
         return tuple(np.stack(arrays, axis=1) for arrays in zip(*found, strict=True))
@@ -114,10 +114,10 @@ def _kernels(patch: Patch, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
         plane[0, :height, :width] = version.inside
         plane[1, :height, :width] = version.inside * version.values
     transforms = np.conj(np.fft.rfft2(planes)).astype(np.complex64)
-    energy = np.float32(np.square(patch.values[patch.inside], dtype=np.float64).sum())
+    energy = np.square(patch.values[patch.inside], dtype=np.float64).sum()
     fits = np.zeros((size, size), bool)
     fits[: size - height + 1, : size - width + 1] = True
-    return transforms[:, 0], transforms[:, 1], energy, fits
+    return transforms[:, 0], transforms[:, 1], np.asarray(energy, np.float32), fits
 
 
 @jax.jit

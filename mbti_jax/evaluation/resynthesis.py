@@ -122,9 +122,14 @@ def components_and_normal(
 ) -> dict[str, Resynthesis]:
     """One sample of each slice, by kind."""
     counts = {"components": settings.num_slices, "normal": settings.num_normal_slices}
-    sizes = {"min_brain_area": settings.min_brain_area, "num_steps": settings.num_steps}
     return {
-        kind: resynthesize(workbench, kind, num_slices=count, **sizes)
+        kind: resynthesize(
+            workbench,
+            kind,
+            num_slices=count,
+            min_brain_area=settings.min_brain_area,
+            num_steps=settings.num_steps,
+        )
         for kind, count in counts.items()
     }
 

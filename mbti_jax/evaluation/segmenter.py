@@ -7,8 +7,9 @@ counts is the score of a repainted slice compared with that of the same segmente
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ class Segmenter:
         regions = np.ones(images.shape, bool) if regions is None else regions
         return self._in_batches(images, regions)[1]
 
-    def _in_batches(self, images: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _in_batches(self, images: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, ...]:
         apply = functools.partial(_labels_and_features, self._model, self.params)
         return in_batches(apply, _BATCH, images, regions)
 
@@ -217,7 +218,7 @@ def training_slices(workbench: Workbench, count: int) -> LabeledSlices:
     return LabeledSlices.concatenate(parts)
 
 
-def check_held_out(trained_on: Sequence[str], scored: Sequence[str]) -> None:
+def check_held_out(trained_on: Iterable[str], scored: Iterable[str]) -> None:
     """Checks that nobody is scored by a network, generator or segmenter, that was trained on them.
 
     Args:
@@ -284,7 +285,7 @@ def _update(model, settings, state, key, step, batch):
     return optax.apply_updates(params, updates), opt_state
 
 
-def _logits(model: UNet, params: Params, images: jax.Array, **options):
+def _logits(model: UNet, params: Params, images: jax.Array, **options: Any) -> Any:
     images, batch = images[..., None], len(images)
     unconditional = Condition(images[..., :0], jnp.zeros((batch, 0)))
     return model.apply({"params": params}, images, jnp.zeros(batch), unconditional, **options)

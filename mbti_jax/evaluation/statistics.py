@@ -9,6 +9,7 @@ A mean over numbers weights a subject by how many numbers it has, in the interva
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -90,7 +91,7 @@ def bootstrap_interval(
 
 def mean_with_interval(
     values: np.ndarray, subjects: np.ndarray, seed: int
-) -> dict[str, float | int | None] | None:
+) -> dict[str, Any] | None:
     """The mean over numbers with its interval over subjects.
 
     Args:
@@ -176,7 +177,7 @@ def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> st
     return text if low is None else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def cell(result: Mapping[str, Number] | None, digits: int = 2) -> str:
+def cell(result: Mapping[str, Any] | None, digits: int = 2) -> str:
     """`interval_text` of the entries `mean`, `low` and `high`, and `-` for None."""
     if result is None:
         return "-"

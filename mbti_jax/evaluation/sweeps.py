@@ -140,15 +140,17 @@ class Sweep:
             axis.plot(x, y, "o-", color="tab:blue")
             for value, found in known:
                 if found["low"] is not None:
-                    axis.vlines(value, found["low"], found["high"], color="tab:blue", alpha=0.4)
+                    interval = [found["low"], found["high"]]
+                    axis.plot([value] * 2, interval, color="tab:blue", alpha=0.4)
         axes[-1].set_title("seconds per image", fontsize=10)
         axes[-1].plot(values, [row["seconds"] for row in rows], "o-", color="tab:gray")
+        for axis in axes:
+            axis.set_xscale(**self.scale)
         if self.log_seconds:
             axes[-1].set_yscale("log")
         else:
             axes[-1].set_ylim(bottom=0)
         for axis in axes:
-            axis.set_xscale(**self.scale)
             axis.set_xlabel(self.label)
             axis.set_xticks(values, [f"{value:g}" for value in values], fontsize=7, rotation=60)
             axis.minorticks_off()
@@ -293,12 +295,12 @@ def healthy_scores(
     """
     errors, textures = [], []
     for real, after, roi in zip(slices.images, painted, condition.roi[..., 0], strict=True):
-        inner = binary_erosion(roi)
+        inner = np.asarray(binary_erosion(roi), bool)
         for before, now in zip(np.moveaxis(real, -1, 0), np.moveaxis(after, -1, 0), strict=True):
             errors.append(np.abs(now - before)[roi].mean(dtype=np.float64) / 2)
             rough, now_rough = (np.abs(laplace(image))[inner] for image in (before, now))
             textures.append(now_rough.mean() / rough.mean() if rough.any() else np.nan)
-    subjects = slices.subjects.repeat(slices.images.shape[-1])
+    subjects = np.repeat(slices.subjects, slices.images.shape[-1])
     return {"mae": (np.array(errors), subjects), "texture": (np.array(textures), subjects)}
 
 

@@ -79,7 +79,7 @@ class Workbench:
         if not len(records):
             kind = "with" if with_tumor else "without"
             raise ValueError(f"the {split} split of {self.dataset.path} has no slice {kind} tumor")
-        return reader.read(records[evenly_spaced(len(records), count)])
+        return reader.read(records[evenly_spaced(len(records), count)].tolist())
 
     def with_and_without_tumor(
         self, split: str, count: int, min_brain_area: int

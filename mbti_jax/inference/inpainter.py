@@ -320,7 +320,7 @@ class Inpainter:
         sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         *,
         samples: Sequence[int] = (0,),
-        slice_indices: Sequence[int] | None = None,
+        slice_indices: Sequence[int] | np.ndarray | None = None,
         slice_distance: float = 1.0,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
@@ -488,7 +488,7 @@ class Inpainter:
             rois: [N, H, W], none empty.
             scales: one for each sequence.
             window: of all slices.
-            sampling, **options: as of `sample`.
+            sampling, **options: see `sample`.
 
         Returns:
             float64 [len(samples), N, H, W, Q], meaningful inside the ROI only.

@@ -5,7 +5,7 @@ from typing import Any
 
 from mbti_jax.io.files import shipped_text
 
-UNKNOWN_DATA = "Not stated by whoever exported this model."
+UNKNOWN_DATA = "Not stated when this model was exported."
 UNKNOWN_LICENSE = (
     "Not stated. The license of the training data may bind the weights; ask who exported them."
 )

@@ -37,7 +37,7 @@ def describe(
     if num_sequences not in (1, len(data["sequences"])) or inferred["num_classes"] != NUM_KINDS:
         raise ValueError(
             f"a network with {inferred['in_channels']} input channels and a class vector of length "
-            f"{inferred['num_classes']} is none that inpaints: wanted are 1 or "
+            f"{inferred['num_classes']} cannot inpaint: it needs 1 or "
             f"{len(data['sequences'])} sequences and {NUM_KINDS} masks as input, and "
             f"{NUM_KINDS} classes"
         )
@@ -48,8 +48,8 @@ def describe(
         }
     elif inferred["out_channels"] != out_channels:
         raise ValueError(
-            f"a network with {inferred['out_channels']} output channels is none that inpaints "
-            f"{int(num_sequences)} sequence(s): wanted are {out_channels}, or twice as many with a "
+            f"a network with {inferred['out_channels']} output channels cannot inpaint "
+            f"{int(num_sequences)} sequence(s): that takes {out_channels}, or twice as many with a "
             "learned variance"
         )
     _check_given(fields)

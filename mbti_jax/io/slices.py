@@ -23,14 +23,14 @@ def read_slice(path: Path) -> np.ndarray:
         return array
     if array.shape[-1] == 3 and (array == array[..., :1]).all():
         return array[..., 0]
-    raise ValueError(f"{path}: is not gray; a slice has one number a pixel")
+    raise ValueError(f"{path}: is not gray; a slice has one number per pixel")
 
 
 def read_sequences(paths: Sequence[Path]) -> np.ndarray:
-    """A slice whose sequences lie in a file each, or in one file.
+    """A slice with one file per sequence, or all of them in one file.
 
     Returns:
-        [H, W] or [H, W, C] of one file, as of `read_slice`; [H, W, C] of several, in their order.
+        [H, W] or [H, W, C] from one file, see `read_slice`; [H, W, C] from several, in their order.
 
     Raises:
         ValueError: as `read_slice`, or several files that do not fit each other.

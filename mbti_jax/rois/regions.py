@@ -78,7 +78,7 @@ class Rois:
         Args:
             rois: the ROIs.
             shape: of the image or volume that they belong to.
-            box: as of the attribute.
+            box: see the attribute.
             labels: meaning of a label map's numbers.
 
         Raises:
@@ -238,7 +238,7 @@ def parse_labels(text: str) -> dict[int, str]:
             as "1:edema, 2:tumor, 7:" where a label without a name is no ROI; or "" for `ROI_LABELS`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is neither.
     """
     if not text:
         return dict(ROI_LABELS)

@@ -111,7 +111,7 @@ def make_train_step(
 
 
 def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
-    """Trains in `workdir` until `settings.num_steps`, resuming from what is there.
+    """Trains in `workdir` until `settings.num_steps`, resuming from the newest checkpoint.
 
     Returns:
         Whether the last step was reached; False when a signal stopped the run, which was saved.

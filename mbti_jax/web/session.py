@@ -217,7 +217,7 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
     """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
 
     Args:
-        meaning: of the labels, as of `rois.parse_labels`.
+        meaning: of the labels, see `rois.regions.parse_labels`.
 
     Raises:
         ValueError: it cannot be used; the message names the file.
@@ -286,7 +286,7 @@ def _slice_session(
     count = values.shape[-1]
     if inpainter.num_channels not in (1, count):
         raise ValueError(
-            f"this model paints {', '.join(inpainter.sequences)} of a slice together: choose a picture "
+            f"this model paints {', '.join(inpainter.sequences)} of a slice jointly: choose a picture "
             "of each, of one size, and name their sequences in the order of the files"
         )
     if sequences and len(sequences) != count:

@@ -25,6 +25,24 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
+def mbti(*arguments: str) -> subprocess.CompletedProcess:
+    """The console command."""
+    return subprocess.run(
+        [sys.executable, "-c", "from mbti_jax import cli; cli.main()", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_console_command_takes_fields_by_their_names(tmp_path):
+    result = mbti("data", f"--source={tmp_path}/nowhere", "--convention=brats2021")
+    assert f"{tmp_path}/nowhere is not a folder" in result.stderr
+    assert "'abc'" in mbti("train", "--batch_size=abc").stderr
+    assert "COMMAND" in mbti().stdout
+
+
 def sole_line(*arguments: str) -> str:
     """The one line with which a command fails."""
     result = run(*arguments)

@@ -319,7 +319,7 @@ def test_import_leaves_out_a_learned_variance(tmp_path):
 )
 def test_import_of_a_network_for_something_else_is_an_error(options):
     state_dict = to_guided_diffusion(random_params(small_unet(**options)))
-    with pytest.raises(ValueError, match="is none that inpaints"):
+    with pytest.raises(ValueError, match="cannot inpaint"):
         import_torch.describe(state_dict, import_fields("unused").to_dict())
 
 

@@ -329,12 +329,12 @@ def test_two_files_for_one_thing_are_an_error(case):
 
 def test_a_subject_that_is_there_twice_is_an_error(tmp_path):
     folders = [write_case(tmp_path / place, CASE) for place in ("a", "b")]
-    with pytest.raises(CaseError, match=f"{CASE} is there twice, in {folders[0]} and {folders[1]}"):
+    with pytest.raises(CaseError, match=f"{CASE} exists twice, in {folders[0]} and {folders[1]}"):
         find_cases(tmp_path, "brats2021")
 
 
 def test_no_case_is_an_error_that_says_what_is_there(case, tmp_path):
-    with pytest.raises(CaseError, match=r"Brats18_TCIA01_201_1_t1.nii.gz.*those of brats2021"):
+    with pytest.raises(CaseError, match=r"Brats18_TCIA01_201_1_t1.nii.gz.*named as in brats2021"):
         find_cases(case, "brats2018")
     with pytest.raises(CaseError, match="is not a folder"):
         find_cases(tmp_path / "absent", "brats2021")

@@ -126,7 +126,7 @@ def test_pictures_that_make_no_slice(tmp_path):
 
     paths, _ = pictures_of(tmp_path, ("t1", "t2"))
     four = tiny_inpainter(4)
-    assert "paints t1, t1ce, t2, flair of a slice together" in refused(paths, ("t1", "t2"), four)
+    assert "paints t1, t1ce, t2, flair of a slice jointly" in refused(paths, ("t1", "t2"), four)
     assert "a picture of each" in refused(paths[:1], (), four)
     assert "not trained on adc" in refused(paths, ("t1", "adc"), tiny_inpainter())
     Image.fromarray(make_slice((40, 30), dtype=np.uint16)).save(paths[1])
@@ -170,7 +170,7 @@ def test_a_volume_with_nan_or_a_truncated_one(case_files, tmp_path):
 
 def test_another_number_of_sequences_than_the_models(case_files, png, tmp_path):
     together = tiny_inpainter(4)
-    with pytest.raises(ValueError, match="paints t1, t1ce, t2, flair of a slice together"):
+    with pytest.raises(ValueError, match="paints t1, t1ce, t2, flair of a slice jointly"):
         load([png], tmp_path, inpainter=together)
     with pytest.raises(ValueError, match="has no t1ce image"):
         load(case_files[:1], tmp_path, sequences=["t1"], inpainter=together)

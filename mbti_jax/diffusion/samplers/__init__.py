@@ -24,6 +24,6 @@ def method(name: str) -> ModuleType:
     """The method called `name`.
 
     Raises:
-        FieldError: there is none.
+        FieldError: the name is unknown.
     """
     return METHODS[one_of("sampler", name, METHODS)]
