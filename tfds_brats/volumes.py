@@ -182,7 +182,8 @@ def _open(file: io.BufferedIOBase) -> nib.Nifti1Image:
 
 def _voxels(image: nib.Nifti1Image) -> ArrayProxy:
     """The voxels as stored; images read from files always have them."""
-    assert isinstance(image.dataobj, ArrayProxy)
+    if not isinstance(image.dataobj, ArrayProxy):
+        raise CaseError(f"{image.get_filename()}: its voxels cannot be read as stored")
     return image.dataobj
 
 
