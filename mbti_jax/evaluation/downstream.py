@@ -15,10 +15,8 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import report, segmenter
 from mbti_jax.evaluation.control_tasks import make_control_task, transplant
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
-from mbti_jax.io.files import shipped_text
+from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference, summary
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
@@ -26,7 +24,7 @@ _DIFFERENCES = tuple(f"{name} - real" for name in SETS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
-class DownstreamSettings:
+class DownstreamSettings(PartSettings):
     """Settings of the part.
 
     Attributes:
@@ -46,9 +44,6 @@ class DownstreamSettings:
     min_area: int
     min_brain_area: int
     segmenter: segmenter.SegmenterSettings
-
-    def __post_init__(self):
-        whole_numbers(self, least=1)
 
 
 def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dict[str, Any]:
@@ -142,10 +137,8 @@ def summarize(
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in SETS:
-        by_seed = dice[name].mean(1)
-        spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        mean = mean_with_interval(dice[name].mean(0), subjects, seed)
-        out[name] = {**(mean or {}), "seed_sd": spread}
+        mean = mean_with_interval(dice[name].mean(0), subjects, seed) or {}
+        out[name] = {**mean, "seed_sd": summary(dice[name].mean(1))["sd"]}
     for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
         mean, real_mean = dice[name].mean(0), dice["real"].mean(0)
         out[difference] = paired_difference(mean, real_mean, subjects, seed)
@@ -160,16 +153,13 @@ def tables(result: Mapping[str, Any]) -> str:
     )
     rows = []
     for row in result["scores"]:
-        sds = "-"
-        if row["real"] is not None:
-            by_set = [row[name]["seed_sd"] for name in SETS]
-            sds = ", ".join("-" if sd is None else f"{sd:.2f}" for sd in by_set)
-        component = row["component"].replace("_", " ")
         means, differences = [row[name] for name in SETS], [row[name] for name in _DIFFERENCES]
+        sds = row["real"] and ", ".join(cell(mean["seed_sd"]) for mean in means)
+        component = row["component"].replace("_", " ")
         rows.append([row["sequence"], component, *means, sds, *differences])
     columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})", *_DIFFERENCES]
-    return shipped_text(
-        "evaluation/text/downstream.md",
+    return report.section(
+        "downstream",
         result=result,
         amounts=amounts,
         table=report.table(columns, rows, num_text=2),

@@ -19,7 +19,7 @@ from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.io.files import replacing, shipped_text
+from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
 # A covariance of D features has full rank from D + 1 vectors on; twice as many keep the
@@ -208,12 +208,12 @@ def tables(result: Mapping[str, Any]) -> str:
     features = "\n\n".join(_feature_table(*item) for item in result["features"].items())
     rows = []
     for row in result["intensities"]:
-        pooled = "too few subjects" if row["pooled"] is None else f"{row['pooled']:.3f}"
+        pooled = "too few subjects" if row["pooled"] is None else row["pooled"]
         tissue, means = row["tissue"].replace("_", " "), (pooled, row["own"], row["between"])
         rows.append([tissue, row["sequence"], row["num_subjects"], *means])
     columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
-    return shipped_text(
-        "evaluation/text/fidelity.md",
+    return report.section(
+        "fidelity",
         result=result,
         features=features,
         table=report.table(columns, rows, num_text=2, digits=3),
@@ -226,7 +226,7 @@ def _feature_table(task: str, measured: Mapping[str, Any]) -> str:
     rows = []
     for sequence, by_set in measured["sequences"].items():
         sets = [by_set[name] for name in ("real", "synthetic", "fill")]
-        rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
+        rows.append([sequence, "FID", *(s["frechet"] for s in sets)])
         kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
         rows.append([sequence, "KID", *kernel])
     columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]

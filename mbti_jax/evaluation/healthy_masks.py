@@ -177,6 +177,19 @@ def healthy_mask(
         width *= 2
 
 
+def case_mask(case: Case, shapes: Sequence[Shape], seed: int | Sequence[int]) -> HealthyMask:
+    """The `healthy_mask` of a case; as in the challenge, its brain is that of T1.
+
+    Raises:
+        ValueError: no shape found a place, with the case's name.
+    """
+    try:
+        brain = dataclasses.replace(case, images={"t1": case.images["t1"]}).brain
+        return healthy_mask(case.segmentation, brain, shapes, seed)
+    except ValueError as error:
+        raise ValueError(f"{case.subject}: {error}") from error
+
+
 def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A shape flipped and rotated at random, cut to its bounding box; bool [X, Y, Z] in and out."""
     for axis in np.flatnonzero(rng.integers(2, size=3)).tolist():

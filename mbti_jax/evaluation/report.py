@@ -19,6 +19,11 @@ from tfds_brats.splits import SPLITS
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "scikit-image")
 
 
+def section(name: str, /, **values: Any) -> str:
+    """The text `evaluation/text/NAME.md` with `values` in it."""
+    return shipped_text(f"evaluation/text/{name}.md", **values)
+
+
 def machine() -> dict[str, Any]:
     """The hardware and software that made the numbers and the seconds, in JSON values."""
     device = jax.local_devices()[0]
@@ -91,7 +96,7 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
         limits.append("limit_phantom")
     if not head["dataset"]["held_out"]:
         limits.append("limit_unknown")
-    shown = "\n".join(shipped_text(f"evaluation/text/{name}.md") for name in limits)
+    shown = "\n".join(section(name) for name in limits)
     sections = [_introduction(head), text.strip(), _budget(parts), shown]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -99,7 +104,7 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
 def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: int = 2) -> str:
     """A Markdown table; all but the first `num_text` columns are aligned to the right.
 
-    Means with intervals are shown with `digits`, and None as "-", see `statistics.cell`.
+    Floats and means with intervals are shown with `digits`, and None as "-", see `statistics.cell`.
 
     Raises:
         ValueError: a row is longer or shorter than the columns.
@@ -107,12 +112,9 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
     rule = ["---"] * num_text + ["---:"] * (len(columns) - num_text)
     lines = [columns, rule, *rows]
 
-    def shown(value: Any) -> str:
-        return cell(value, digits) if value is None or isinstance(value, Mapping) else str(value)
-
     if any(len(line) != len(columns) for line in lines):
         raise ValueError(f"every row of a table needs the {len(columns)} cells of its head")
-    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell(v, digits) for v in line)} |" for line in lines)
 
 
 def _introduction(head: Mapping[str, Any]) -> str:
@@ -128,8 +130,8 @@ def _introduction(head: Mapping[str, Any]) -> str:
         [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
         for split, n in dataset["splits"].items()
     ]
-    return shipped_text(
-        "evaluation/text/introduction.md",
+    return section(
+        "introduction",
         model=model,
         dataset=dataset,
         sequences=", ".join(model["sequences"]),
@@ -154,8 +156,8 @@ def _budget(parts: Mapping[str, Any]) -> str:
         for m in (part["machine"] for part in parts.values())
     }
     minutes = sum(part["seconds"] for part in parts.values()) / 60
-    return shipped_text(
-        "evaluation/text/budget.md",
+    return section(
+        "budget",
         table=table(["part", "minutes", "seed", "settings"], rows),
         minutes=minutes,
         machines="; and ".join(sorted(machines)),

@@ -177,11 +177,13 @@ def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> st
     return text if low is None else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def cell(result: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`interval_text` of the entries `mean`, `low` and `high`, and `-` for None."""
-    if result is None:
+def cell(value: Any, digits: int = 2) -> str:
+    """A table's cell: `interval_text` of `mean`, `low` and `high`; floats rounded; `-` for None."""
+    if value is None:
         return "-"
-    return interval_text(result["mean"], result["low"], result["high"], digits)
+    if isinstance(value, Mapping):
+        return interval_text(value["mean"], value["low"], value["high"], digits)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _sample(values: np.ndarray, subjects: np.ndarray) -> Sample:
