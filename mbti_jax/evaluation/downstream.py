@@ -4,7 +4,9 @@ Segmenters learn from real slices, from repainted ones, or from both, with the s
 and are tested on real slices of subjects that neither they nor the generator have seen.
 """
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,20 +59,12 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     test = make_control_task("components", slices, slices.labels, settings.min_area)
     rows = []
     for channel, sequence in enumerate(workbench.sequences):
-
-        def test_scores(name: str, seed: int, channel: int = channel, sequence: str = sequence):
-            network = segmenter.cached_segmenter(
-                workbench.folder,
-                sets[name].images[..., channel],
-                sets[name].labels,
-                settings.segmenter,
-                seed,
-                f"{sequence}, {name}, seed {seed}",
-            )
-            return test.score(network.labels(test.slices.images[..., channel]))
-
-        seeds = range(settings.num_seeds)
-        scores = {name: [test_scores(name, seed) for seed in seeds] for name in SETS}
+        scores = collections.defaultdict(list)
+        for (name, data), seed in itertools.product(sets.items(), range(settings.num_seeds)):
+            learned = (data.images[..., channel], data.labels, settings.segmenter, seed)
+            bar = f"{sequence}, {name}, seed {seed}"
+            network = segmenter.cached_segmenter(workbench.folder, *learned, bar)
+            scores[name].append(test.score(network.labels(test.slices.images[..., channel])))
         for component in COMPONENTS:
             dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
             summary = summarize(dice, test.slices.subjects, workbench.seed)

@@ -119,8 +119,6 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
 
 def _introduction(head: Mapping[str, Any]) -> str:
     model, dataset = head["model"], head["dataset"]
-    seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
-    note = f" {model['note']}" if model["note"] else ""
     known = (
         "The model was trained on this training split, so the test subjects are **held out**"
         if dataset["held_out"]
@@ -136,8 +134,8 @@ def _introduction(head: Mapping[str, Any]) -> str:
         dataset=dataset,
         sequences=", ".join(model["sequences"]),
         joint="jointly" if model["joint"] else "one at a time",
-        seen=seen,
-        note=note,
+        seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
+        note=f" {model['note']}" if model["note"] else "",
         known=known,
         table=table(["split", "subjects", "slices", "with tumor"], rows),
     )
@@ -148,7 +146,7 @@ def _budget(parts: Mapping[str, Any]) -> str:
         return ""
     rows = []
     for name, part in parts.items():
-        settings = ", ".join(f"{k} {_short(v)}" for k, v in part["request"]["settings"].items())
+        settings = _short(part["request"]["settings"])[1:-1]
         rows.append([name, f"{part['seconds'] / 60:.1f}", part["request"]["seed"], settings])
     machines = {
         f"{m['devices']}, {m['cpu_cores']} CPU cores, {m['architecture']}; "
