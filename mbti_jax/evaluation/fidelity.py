@@ -201,7 +201,7 @@ def tables(result: Mapping[str, Any]) -> str:
     features = "\n\n".join(_feature_table(*item) for item in result["features"].items())
     rows = []
     for row in result["intensities"]:
-        pooled = "too few subjects" if row["pooled"] is None else row["pooled"]
+        pooled = "too few subjects" if row["pooled"] is None else f"{row['pooled']:.3f}"
         tissue, means = row["tissue"].replace("_", " "), (pooled, row["own"], row["between"])
         rows.append([tissue, row["sequence"], row["num_subjects"], *means])
     columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
@@ -219,7 +219,7 @@ def _feature_table(task: str, measured: Mapping[str, Any]) -> str:
     rows, (a, b) = [], measured["counts"]
     for sequence, by_set in measured["sequences"].items():
         sets = [by_set[name] for name in ("real", "synthetic", "fill")]
-        rows.append([sequence, "FID", *(s["frechet"] for s in sets)])
+        rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
         kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
         rows.append([sequence, "KID", *kernel])
     columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]

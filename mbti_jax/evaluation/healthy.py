@@ -273,7 +273,8 @@ def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str
         rows = []
         for method, numbers in results.get(metric, {}).items():
             differences = [numbers["minus"].get(name) for name in references]
-            rows.append([method, numbers, numbers["median"], numbers["sd"], *differences])
+            middle = [statistics.cell(numbers[name], digits) for name in ("median", "sd")]
+            rows.append([method, numbers, *middle, *differences])
         if rows:
             columns = [f"`{metric}`", "mean", "median", "SD", *minus]
             out.append(report.table(columns, rows, digits=digits))

@@ -198,7 +198,7 @@ def tables(result: Mapping[str, Any]) -> str:
     rows = []
     for row in result["rows"]:
         near, isolated = row["distance"], row["isolation"]
-        medians = [m[name] for m in (near, isolated) for name in ("real", "synthetic")]
+        medians = [f"{m[name]:.3f}" for m in (near, isolated) for name in ("real", "synthetic")]
         shares = [f"{share:.1%}" for share in (near["share"], isolated["share"], row["chance"])]
         cells = [*medians[:2], near["difference"], shares[0], *medians[2:], *shares[1:]]
         rows.append([row["task"], row["sequence"], *cells])

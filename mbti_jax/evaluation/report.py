@@ -104,7 +104,7 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
 def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: int = 2) -> str:
     """A Markdown table; all but the first `num_text` columns are aligned to the right.
 
-    Floats and means with intervals are shown with `digits`, and None as "-", see `statistics.cell`.
+    Means with intervals are shown with `digits`, and None as "-", see `statistics.cell`.
 
     Raises:
         ValueError: a row is longer or shorter than the columns.
@@ -112,9 +112,12 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
     rule = ["---"] * num_text + ["---:"] * (len(columns) - num_text)
     lines = [columns, rule, *rows]
 
+    def shown(value: Any) -> str:
+        return cell(value, digits) if value is None or isinstance(value, Mapping) else str(value)
+
     if any(len(line) != len(columns) for line in lines):
         raise ValueError(f"every row of a table needs the {len(columns)} cells of its head")
-    return "\n".join(f"| {' | '.join(cell(v, digits) for v in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(shown, line))} |" for line in lines)
 
 
 def _introduction(head: Mapping[str, Any]) -> str:

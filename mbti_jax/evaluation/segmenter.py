@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 from mbti_jax.data.augment import augment
@@ -25,6 +24,7 @@ from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, in_batches
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, whole_number, whole_numbers
+from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.models.unet import Params, UNet, init_params
 from tfds_brats.cases import is_tumor
 
@@ -186,9 +186,10 @@ def cached_segmenter(
 
     def compute() -> dict[str, np.ndarray]:
         params = train(images, labels, settings, seed, name).params
-        return flatten_dict(jax.device_get(params), sep="/")
+        return to_guided_diffusion(jax.device_get(params))
 
-    params = unflatten_dict(cached(folder, "segmenter", request, compute), sep="/")
+    named = cached(folder, "segmenter", request, compute)
+    params = from_guided_diffusion(named, make_network(settings, images.shape[1]))
     return Segmenter(params, settings, images.shape[1])
 
 
