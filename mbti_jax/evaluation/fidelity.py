@@ -234,7 +234,7 @@ def _crosswise(
     """Distances of A's real features to B's others and of B's real ones to A's others, averaged."""
     real_a, real_b, other_a, other_b = real[in_a], real[~in_a], other[in_a], other[~in_a]
 
-    def both_ways(distance, a=np.s_[:], b=np.s_[:]):
+    def both_ways(distance, a: Any = np.s_[:], b: Any = np.s_[:]):
         return (distance(real_a[a], other_b[b]) + distance(real_b[b], other_a[a])) / 2
 
     kernel = functools.partial(both_ways, distances.kernel_distance)
