@@ -30,8 +30,7 @@ COMMANDS = (
     "serve",
     "train",
 )
-# Flags of the command line itself; all others of `mbti` are fields of the config.
-_OWN = ("workdir", "help", "helpshort", "h", "helpfull")
+_HELP = ("help", "helpshort", "h", "helpfull")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file of the command, for example configs/quickstart.py."
@@ -81,9 +80,8 @@ def _overview(configs: dict[str, Path]) -> str:
 def _as_field(argument: str) -> str:
     """--a.b=value -> --config.a.b=value."""
     name = argument.lstrip("-").partition("=")[0]
-    if not argument.startswith("-") or name in _OWN or name.startswith("config."):
-        return argument
-    return f"--config.{argument.lstrip('-')}"
+    is_field = argument.startswith("-") and name not in ("workdir", *_HELP)
+    return f"--config.{argument.lstrip('-').removeprefix('config.')}" if is_field else argument
 
 
 def _stop(problem: str) -> NoReturn:
@@ -102,7 +100,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if not os.path.isfile(path):
             _stop(f"no config file {path!r}; try --config=configs/quickstart.py")
         config = runpy.run_path(path)["get_config"]()
-        if {"help", "h", "helpshort"} & set(names):
+        if {*_HELP} & {*names}:
             print(f"Fields of {path}, as --config.FIELD=VALUE:\n{config}")
             sys.exit(0)
         for name in names:

@@ -12,21 +12,14 @@ from configs.serve import get_config
 from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.web.examples import Examples
 from tfds_brats.cases import Case, find_cases, read_case
 
 
-class TinyExamples(Examples):
+def tiny_example(folder: Path) -> Case:
     """A synthetic case in place of the phantom, which takes longer to make."""
-
-    def __init__(self, folder: Path):
-        write_case(folder, "Phantom_0000")
-        (files,) = find_cases(folder, "phantom")
-        self._tiny = read_case(files)
-
-    @property
-    def case(self) -> Case:
-        return self._tiny
+    write_case(folder, "Phantom_0000")
+    (files,) = find_cases(folder, "phantom")
+    return read_case(files)
 
 
 @contextlib.contextmanager
@@ -41,7 +34,7 @@ def tiny_server(root: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         config.port = free.getsockname()[1]
     settings = from_config(serve.ServeSettings, config)
-    page = serve.start(inpainter, TinyExamples(root / "in"), settings, root)
+    page = serve.start(inpainter, tiny_example(root / "in"), settings, root)
     try:
         yield page.local_url
     finally:

@@ -125,9 +125,9 @@ def main(config: ConfigDict, workdir: str) -> None:
                 write_json(target / _RESULT, {"request": request, **part})
             print(f"== {name}: {seconds:.0f} s", flush=True)
         # After each part, so that a run that is stopped leaves a report of the parts it finished.
-        results = [folder / name / _RESULT for name in PARTS]
-        done = [path for path in results if is_done(path, _plain(common))]
-        parts = {path.parent.name: json.loads(path.read_text()) for path in done}
+        paths = {name: folder / name / _RESULT for name in PARTS}
+        done = {name: path for name, path in paths.items() if is_done(path, _plain(common))}
+        parts = {name: json.loads(path.read_text()) for name, path in done.items()}
         sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
         write_report(folder, head, parts, "\n\n".join(sections))
     print(f"\n{folder / 'report.md'}")

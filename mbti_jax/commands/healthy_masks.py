@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from mbti_jax.commands.settings import from_config
-from mbti_jax.evaluation.healthy_masks import healthy_mask, read_shapes, write_layout
+from mbti_jax.evaluation.healthy_masks import case_mask, read_shapes, write_layout
 from mbti_jax.fields import FieldError, whole_number
 from mbti_jax.inference.provenance import digest
 from mbti_jax.inference.requests import RECORD, is_done
@@ -62,10 +62,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         target = Path(workdir) / files.subject
         if not is_done(target / RECORD, request):
             case = read_case(files, ("t1",))
-            try:
-                mask = healthy_mask(case.segmentation, case.brain, shapes, request["seed"])
-            except ValueError as error:
-                raise ValueError(f"{files.subject}: {error}") from error
+            mask = case_mask(case, shapes, request["seed"])
             with new_folder(target) as partial:
                 write_layout(partial, case, mask)
                 masks = {"healthy": mask.healthy, "unhealthy": mask.unhealthy, "whole": mask.whole}

@@ -13,8 +13,9 @@ from mbti_jax.commands.settings import from_config
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.load import load_model
-from mbti_jax.web.examples import Examples
+from mbti_jax.web.examples import make_phantom
 from mbti_jax.web.uploads import Limits
+from tfds_brats.cases import Case
 
 _MAX_PORT = 2**16 - 1
 
@@ -46,9 +47,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     model = load_model(settings.checkpoint)
     inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint, report_every=1)
     with tempfile.TemporaryDirectory(prefix="mbti_serve_", dir=workdir or None) as root:
-        examples = Examples(Path(root) / "phantom")
-        _ = examples.case  # Made now, so that nobody waits for it.
-        page = start(inpainter, examples, settings, Path(root))
+        page = start(inpainter, make_phantom(Path(root) / "phantom"), settings, Path(root))
         print(f"Open {page.local_url} (Ctrl-C ends it).")
         try:
             page.block_thread()
@@ -56,10 +55,12 @@ def main(config: ConfigDict, workdir: str) -> None:
             page.close()
 
 
-def start(inpainter: Inpainter, examples: Examples, settings: ServeSettings, root: Path) -> Any:
+def start(inpainter: Inpainter, example: Case, settings: ServeSettings, root: Path) -> Any:
     """Starts the server in the background.
 
     Args:
+        inpainter: the model.
+        example: see `examples.load_example`.
         settings: see `configs/serve.py`.
         root: folder for uploads and results; the caller deletes it.
 
@@ -72,7 +73,7 @@ def start(inpainter: Inpainter, examples: Examples, settings: ServeSettings, roo
     from mbti_jax.web import page
     from mbti_jax.web.actions import Actions
 
-    actions = Actions(inpainter, settings.limits, examples, root / "sessions")
+    actions = Actions(inpainter, settings.limits, example, root / "sessions")
     blocks = page.build(actions, inpainter, settings.num_steps)
     blocks.queue(max_size=settings.max_waiting, default_concurrency_limit=4)
     blocks.launch(

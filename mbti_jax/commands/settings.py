@@ -31,6 +31,7 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
     Raises:
         FieldError: a field that `cls` does not know, lacks, or refuses, by its full name.
     """
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
     hints = typing.get_type_hints(cls)
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = [name for name in config if name not in names and name not in _ADDRESS]
@@ -38,20 +39,17 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
         raise FieldError(unknown[0], f"is no setting; there are {', '.join(sorted(names))}")
     values = dict(given)
     for name in names & set(config):
-        kind = _dataclass_in(hints[name])
-        value: Any = config[name]
-        if kind is not None and (isinstance(value, Mapping) or _is_config(value)):
+        kind, value = _dataclass_in(hints[name]), config[name]
+        if kind is not None and isinstance(value, Mapping):
             try:
                 value = from_config(kind, value)
             except FieldError as error:
                 raise error.within(name) from error
-        values[name] = _plain(value)
-    required = {
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - values.keys())
+        # Lists are not immutable.
+        values[name] = tuple(value) if isinstance(value, list) else value
+    none = dataclasses.MISSING
+    required = [f for f in dataclasses.fields(cls) if f.default is none is f.default_factory]
+    missing = sorted({field.name for field in required} - values.keys())
     if missing:
         raise FieldError(missing[0], "is missing")
     return cls(**values)
@@ -62,14 +60,3 @@ def _dataclass_in(hint: Any) -> "type[DataclassInstance] | None":
     choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     found = [kind for kind in choices if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
     return found[0] if found else None
-
-
-def _is_config(value: Any) -> bool:
-    return hasattr(value, "to_dict")
-
-
-def _plain(value: Any) -> Any:
-    """Without ConfigDicts and lists, which are not immutable."""
-    if _is_config(value):
-        value = value.to_dict()
-    return tuple(value) if isinstance(value, list) else value

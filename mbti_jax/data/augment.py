@@ -25,15 +25,9 @@ def augment(
         The moved image and labels, of the same shapes and dtypes; see `flip_and_rotate`.
     """
     vertical_key, horizontal_key, angle_key = jax.random.split(key, 3)
-    return flip_and_rotate(
-        image,
-        labels,
-        flip_vertical=jax.random.bernoulli(vertical_key),
-        flip_horizontal=jax.random.bernoulli(horizontal_key),
-        angle_degrees=jax.random.uniform(
-            angle_key, minval=-MAX_ANGLE_DEGREES, maxval=MAX_ANGLE_DEGREES
-        ),
-    )
+    flips = jax.random.bernoulli(vertical_key), jax.random.bernoulli(horizontal_key)
+    angle = jax.random.uniform(angle_key, minval=-MAX_ANGLE_DEGREES, maxval=MAX_ANGLE_DEGREES)
+    return flip_and_rotate(image, labels, *flips, angle)
 
 
 def flip_and_rotate(

@@ -40,11 +40,10 @@ def cut_window(
 ) -> Shaped[np.ndarray, "h w *rest"]:
     """The window of `image` [H, W, ...]; zeros where it lies outside."""
     out = np.zeros((len(rows), len(columns), *image.shape[2:]), image.dtype)
-    (top, bottom), (left, right) = (
-        (max(span.start, 0), min(span.stop, size))
-        for span, size in zip((rows, columns), image.shape, strict=False)
-    )
-    out[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
-        image[top:bottom, left:right]
-    )
+    target, source = [], []
+    for span, size in zip((rows, columns), image.shape, strict=False):
+        first, end = max(span.start, 0), min(span.stop, size)
+        source.append(slice(first, end))
+        target.append(slice(first - span.start, end - span.start))
+    out[tuple(target)] = image[tuple(source)]
     return out

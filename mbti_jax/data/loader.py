@@ -9,6 +9,7 @@ endless sequence, however many processes share the work.
 """
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
@@ -82,9 +83,8 @@ class Examples:
         self._window = window
         self._groups = [tuple(sequences)] if joint else [(name,) for name in sequences]
         with_tumor = np.flatnonzero(source.index.tumor_area > 0)
-        self._records = np.concatenate(
-            [np.arange(len(source)), np.repeat(with_tumor, tumor_repeats - 1)]
-        )
+        repeated = np.repeat(with_tumor, tumor_repeats - 1)
+        self._records = np.concatenate([np.arange(len(source)), repeated])
 
     @property
     def num_channels(self) -> int:
@@ -130,6 +130,7 @@ class Examples:
         }
 
 
+@dataclasses.dataclass(frozen=True)
 class _Positions:
     """The endless sequence of one process's batch positions, from step 0 on.
 
@@ -137,28 +138,20 @@ class _Positions:
     `batch_size` on are padding: zeros, weight included.
     """
 
-    def __init__(
-        self,
-        examples: Any,  # A `grain.MapDataset`, or what can be indexed like one.
-        batch_size: int,
-        padded_size: int,
-        process_index: int,
-        process_count: int,
-    ):
-        self._examples = examples
-        self._batch_size = batch_size
-        self._per_process = padded_size // process_count
-        self._first = process_index * self._per_process
+    examples: Any  # A `grain.MapDataset`, or what can be indexed like one.
+    batch_size: int
+    per_process: int
+    process_index: int
 
     def __len__(self) -> int:
         return 2**62
 
     def __getitem__(self, index: SupportsIndex) -> Batch:
-        step, position = divmod(int(index), self._per_process)
-        position += self._first
-        if position < self._batch_size:
-            return self._examples[step * self._batch_size + position]
-        return {name: np.zeros_like(value) for name, value in self._examples[0].items()}
+        step, position = divmod(int(index), self.per_process)
+        position += self.process_index * self.per_process
+        if position < self.batch_size:
+            return self.examples[step * self.batch_size + position]
+        return _blank(self.examples[0])
 
 
 def training_batches(
@@ -186,7 +179,7 @@ def training_batches(
     Returns:
         Iterator over dicts, see `Examples`, with a leading axis of `padded_size / process_count`.
     """
-    padded_size = batch_size if padded_size is None else padded_size
+    padded_size = padded_size or batch_size
     if padded_size < batch_size or padded_size % process_count:
         raise ValueError(
             f"padded_size {padded_size} must be at least batch_size {batch_size} and divisible by "
@@ -194,15 +187,11 @@ def training_batches(
         )
     # `repeat` numbers the epochs consecutively and `shuffle` draws a new order for each.
     shuffled = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    positions = _Positions(shuffled, batch_size, padded_size, process_index, process_count)
     per_process = padded_size // process_count
-    dataset = (
-        grain.MapDataset.source(positions)[start_step * per_process :]
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * per_process)
-        )
-        .batch(per_process)
-    )
+    positions = _Positions(shuffled, batch_size, per_process, process_index)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * per_process)
+    left = grain.MapDataset.source(positions)[start_step * per_process :]
+    dataset = left.to_iter_dataset(options).batch(per_process)
     if num_threads:
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=2)
     return iter(dataset)
@@ -216,12 +205,11 @@ def fixed_batches(
     A split too small for that many is used once. Batches are padded with zeros, weight included, to
     `padded_size` (default: `batch_size`).
     """
-    padded_size = batch_size if padded_size is None else padded_size
     numbers = evenly_spaced(len(examples), num_batches * batch_size, with_ends=True)
     batches = []
     for start in range(0, len(numbers), batch_size):
         items = [examples[i] for i in numbers[start : start + batch_size]]
-        items += [{k: np.zeros_like(v) for k, v in items[0].items()}] * (padded_size - len(items))
+        items += [_blank(items[0])] * ((padded_size or batch_size) - len(items))
         batches.append(stack(items))
     return batches
 
@@ -239,6 +227,11 @@ def evenly_spaced(total: int, count: int, *, with_ends: bool = False) -> np.ndar
     if with_ends:
         return np.linspace(0, total - 1, count).round().astype(int)
     return ((np.arange(count) + 0.5) * total / count).astype(int)
+
+
+def _blank(example: Batch) -> Batch:
+    """What fills up a batch: zeros, weight included."""
+    return {name: np.zeros_like(value) for name, value in example.items()}
 
 
 def stack(items: Sequence[Batch]) -> Batch:

@@ -48,14 +48,8 @@ def area_resize(image: Float[AnyArray, "H W C"], size: tuple[int, int]) -> Float
     columns = _area_weights(image.shape[1], size[1])
     # Above background, zeros stay exactly zero whatever the weights' rounding. HIGHEST, because the
     # default of GPUs and TPUs would round image and weights to tf32 or bf16.
-    above_background = jnp.einsum(
-        "yh,hwc,xw->yxc",
-        rows,
-        image - BACKGROUND,
-        columns,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return above_background + BACKGROUND
+    factors, precision = (rows, image - BACKGROUND, columns), jax.lax.Precision.HIGHEST
+    return jnp.einsum("yh,hwc,xw->yxc", *factors, precision=precision) + BACKGROUND
 
 
 def nearest_resize(

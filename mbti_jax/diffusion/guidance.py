@@ -23,9 +23,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Key, Num, Shaped
+from jaxtyping import Key, Shaped
 
-from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.processes import Process, like
 
@@ -40,13 +40,8 @@ class Guidance(Protocol):
     """What a guidance is."""
 
     def denoise(
-        self,
-        predict: Predict,
-        process: Process,
-        x_t: Float[AnyArray, "B H W C"],
-        t: Num[AnyArray, " B"],
-        condition: Condition,
-    ) -> Float[AnyArray, "B H W C"]:
+        self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
+    ) -> Images:
         """The estimate of x_0, float32 [B, H, W, C]; every number of the guidance is float32 [B]."""
         ...
 
@@ -57,13 +52,8 @@ class Unguided:
     """The conditional network alone: one pass."""
 
     def denoise(
-        self,
-        predict: Predict,
-        process: Process,
-        x_t: Float[AnyArray, "B H W C"],
-        t: Num[AnyArray, " B"],
-        condition: Condition,
-    ) -> Float[AnyArray, "B H W C"]:
+        self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
+    ) -> Images:
         return process.to_x_0(predict(x_t, t, condition).astype(x_t.dtype), x_t, t)
 
 
@@ -82,13 +72,8 @@ class ClassifierFree:
     weight: Any
 
     def denoise(
-        self,
-        predict: Predict,
-        process: Process,
-        x_t: Float[AnyArray, "B H W C"],
-        t: Num[AnyArray, " B"],
-        condition: Condition,
-    ) -> Float[AnyArray, "B H W C"]:
+        self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
+    ) -> Images:
         both = jax.tree.map(_pairs, condition, condition.null())
         prediction = predict(_pairs(x_t, x_t), _pairs(t, t), both)
         prediction = prediction.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
@@ -108,10 +93,10 @@ def drop_condition(
         rate: probability of a replacement, in [0, 1]; 0.1 in the paper.
     """
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
-    class_vector = jnp.where(
-        dropped[:, None], condition.null().class_vector, condition.class_vector
+    given = condition.class_vector
+    return dataclasses.replace(
+        condition, class_vector=jnp.where(dropped[:, None], jnp.zeros_like(given), given)
     )
-    return dataclasses.replace(condition, class_vector=class_vector)
 
 
 def _pairs(

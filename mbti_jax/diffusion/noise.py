@@ -20,16 +20,15 @@ from jaxtyping import Float, Key
 
 from mbti_jax.diffusion.arrays import AnyArray
 
+Indices = Sequence[int] | AnyArray
+# Start noise, and a typed key per example.
+Noise = tuple[Float[jax.Array, "B ..."], Key[jax.Array, " B"]]
+
 # Beyond this many sigma the weights are cut off.
 _REACH = 3.0
 
 
-def noise_for(
-    seed: int,
-    samples: Sequence[int] | AnyArray,
-    slice_indices: Sequence[int] | AnyArray,
-    shape: Sequence[int],
-) -> tuple[Float[jax.Array, "B ..."], Key[jax.Array, " B"]]:
+def noise_for(seed: int, samples: Indices, slice_indices: Indices, shape: Sequence[int]) -> Noise:
     """Start noise and step keys of a batch, each example's from its own numbers alone.
 
     Args:
@@ -73,11 +72,11 @@ def slice_weights(z_sigma: float) -> Float[np.ndarray, " taps"]:
 
 def start_noise(
     seed: int,
-    samples: Sequence[int] | AnyArray,
-    slice_indices: Sequence[int] | AnyArray,
+    samples: Indices,
+    slice_indices: Indices,
     shape: Sequence[int],
     z_sigma: float = 0.0,
-) -> tuple[Float[jax.Array, "B ..."], Key[jax.Array, " B"]]:
+) -> Noise:
     """Start noise and step keys, see `noise_for`; the start noise is correlated along the slices.
 
     The noise that steps add with eta > 0 stays independent from slice to slice.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Num, Shaped
 
-from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.schedule import Schedule, make_schedule
 from mbti_jax.fields import FieldError
 
@@ -232,11 +232,8 @@ class ProcessSettings:
 
 
 def squared_error_terms(
-    prediction: Float[AnyArray, "B H W C"],
-    target: Float[AnyArray, "B H W C"],
-    roi: Shaped[AnyArray, "B H W 1"],
-    weight: Float[AnyArray, " B"],
-) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
+    prediction: Images, target: Images, roi: Shaped[AnyArray, "B H W 1"], weight: Numbers
+) -> tuple[Numbers, Numbers]:
     """Numerator and denominator of the loss, per example.
 
     The loss of a global batch is sum(sums) / sum(counts), the mean squared error over all pixels

@@ -81,6 +81,5 @@ class Sampling:
         record = dataclasses.asdict(self)
         if not isinstance(self.spacing, str):
             record["spacing"] = [int(t) for t in self.spacing]
-        guidance = record.pop("guidance")
-        names = {} if guidance is None else guidance
-        return record | {f"guidance_{name}": value for name, value in names.items()}
+        guidance = record.pop("guidance") or {}
+        return record | {f"guidance_{name}": value for name, value in guidance.items()}

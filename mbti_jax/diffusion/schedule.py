@@ -13,7 +13,6 @@ timesteps. Tables are cast to float32 only where they meet an image.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -71,7 +70,7 @@ def _cosine_betas(num_timesteps: int) -> Float[np.ndarray, " T"]:
     return np.minimum(1.0 - f[1:] / f[:-1], 0.999)
 
 
-_BETAS: dict[str, Callable[[int], np.ndarray]] = {"linear": _linear_betas, "cosine": _cosine_betas}
+_BETAS = {"linear": _linear_betas, "cosine": _cosine_betas}
 
 
 def make_schedule(name: str, num_timesteps: int = 1000) -> Schedule:
@@ -137,10 +136,7 @@ def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> Int[np.ndarray,
     )
 
 
-_SPACINGS: dict[str, Callable[[int, int], np.ndarray]] = {
-    "trailing": trailing_timesteps,
-    "ddim": ddim_timesteps,
-}
+_SPACINGS = {"trailing": trailing_timesteps, "ddim": ddim_timesteps}
 
 
 def sampling_timesteps(

@@ -6,6 +6,7 @@ a segmenter of one sequence misses what the sequence does not show, in real imag
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,10 @@ import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import control_tasks as tasks
-from mbti_jax.evaluation import report, statistics
-from mbti_jax.evaluation.segmenter import real_segmenters
+from mbti_jax.evaluation import report, segmenter, statistics
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
-from mbti_jax.io.files import shipped_text
-from mbti_jax.rois.kinds import COMPONENTS
-from mbti_jax.rois.kinds import KINDS as ROI_KINDS
+from mbti_jax.rois import kinds
 
 _PLACES = {
     "own": "where the slice has its tumor",
@@ -41,11 +39,11 @@ class ControlSettings(tasks.ControlTaskSettings):
 
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
     """Measures components, boxes and removal, and draws best, median and worst of each task."""
-    segmenters, min_area = real_segmenters(workbench, settings.segmenter), settings.min_area
+    segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
     slices, hosts = settings.slices(workbench)
     hosts, transplanted = tasks.transplant(slices.labels, hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
-    rows, names = [], []
+    rows, names, min_area = [], [], settings.min_area
     for kind, asked in tasks.KINDS.items():
         own = tasks.make_control_task(kind, slices, slices.labels, min_area)
         real = own.scores(tasks.segment(segmenters, own.slices.images))
@@ -57,12 +55,11 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             (painted,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
             segmented = tasks.segment(segmenters, painted)
             scores = task.scores(segmented)
-            for sequence in workbench.sequences:
-                for score in asked.scores:
-                    pair = (scores[sequence][score], task.slices.subjects)
-                    real_pair = (real[sequence][score], own.slices.subjects)
-                    row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
-                    rows.append(row | compare(pair, real_pair, workbench.seed))
+            for sequence, score in itertools.product(workbench.sequences, asked.scores):
+                pair = (scores[sequence][score], task.slices.subjects)
+                real_pair = (real[sequence][score], own.slices.subjects)
+                row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
+                rows.append(row | compare(pair, real_pair, workbench.seed))
             names.append(f"{kind}_{place}.png")
             title = asked.title[0].upper() + asked.title[1:]
             if kind != "removal":
@@ -107,37 +104,36 @@ def tables(result: Mapping[str, Any]) -> str:
     sequences = list(dict.fromkeys(row["sequence"] for row in result["scores"]))
     columns = ["slices", "real", "own place", "ratio", "elsewhere", "ratio"]
 
-    def cells(kind: str, sequence: str, score: str, label: str) -> list[Any]:
+    def cells(sequence: str, label: str, kind: str, score: str) -> list[Any]:
         rows = [by_key[kind, place, sequence, score] for place in _PLACES]
-        count = 0 if rows[0]["painted"] is None else rows[0]["painted"]["count"]
+        count = (rows[0]["painted"] or {"count": 0})["count"]
         numbers = [row[name] for row in rows for name in ("painted", "ratio")]
         return [sequence, label, count, rows[0]["real"], *numbers]
 
     components = [
-        cells("components", sequence, name, name.replace("_", " "))
-        for sequence in sequences
-        for name in COMPONENTS
+        cells(sequence, name.replace("_", " "), "components", name)
+        for sequence, name in itertools.product(sequences, kinds.COMPONENTS)
     ]
+    scores = {"iou": "IoU", "share": "share that is tumor"}
     boxes = [
-        cells(kind, sequence, score, f"{tasks.KINDS[kind].title.split(',')[0]}: {label}")
-        for kind in ("tumor_box", "edema_box")
-        for score, label in (("iou", "IoU"), ("share", "share that is tumor"))
-        for sequence in sequences
+        cells(sequence, f"{tasks.KINDS[kind].title.split(',')[0]}: {scores[score]}", kind, score)
+        for kind, score, sequence in itertools.product(
+            ("tumor_box", "edema_box"), scores, sequences
+        )
     ]
     removal = [
         [row["sequence"], row["painted"]["count"], row["real"], row["painted"]]
         for row in result["scores"]
         if row["kind"] == "removal"
     ]
-    images = "\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"])
-    return shipped_text(
-        "evaluation/text/control.md",
+    return report.section(
+        "control",
         result=result,
         min_real_score=tasks.MIN_REAL_SCORE,
         components=report.table(["sequence", "component", *columns], components, num_text=2),
         boxes=report.table(["sequence", "request", *columns], boxes, num_text=2),
         removal=report.table(["sequence", "slices", "before", "after"], removal),
-        images=images,
+        images="\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"]),
     )
 
 
@@ -150,8 +146,9 @@ def _draw(
     title: str,
 ) -> None:
     """Request, and by sequence result and segmentation, of the best, median and worst slice."""
-    ranked_by = COMPONENTS if task.kind == "components" else tasks.KINDS[task.kind].scores[:1]
-    # Every slice of a task has a tasks.score.
+    ranked_by = tasks.KINDS[task.kind].scores
+    ranked_by = ranked_by if task.kind == "components" else ranked_by[:1]
+    # Every slice of a task has a score.
     means = np.nanmean([scores[q][name] for q in segmented for name in ranked_by], axis=0)
     ranked = np.argsort(-means if task.kind != "removal" else means)
     chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
@@ -163,8 +160,8 @@ def _draw(
         line = [before, pictures.with_rois(before, masks)]
         for channel, label_maps in enumerate(segmented.values()):
             after = pictures.enlarge(pictures.gray(painted[n, ..., channel][window]))
-            masks = np.stack([label_maps[n] == kind.label for kind in ROI_KINDS], axis=-1)
-            line += [after, pictures.with_rois(after, pictures.enlarge(masks[window]), fill=0.2)]
+            masks = np.stack([label_maps[n][window] == kind.label for kind in kinds.KINDS], axis=-1)
+            line += [after, pictures.with_rois(after, pictures.enlarge(masks), fill=0.2)]
         cells.append(line)
         labels.append(f"{rank}: {means[n]:.2f}")
     columns = [f"{list(segmented)[-1].upper()} before", "request"]

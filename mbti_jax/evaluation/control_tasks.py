@@ -4,6 +4,7 @@ A task is scored on the label maps that segmenters draw of the repainted slices.
 scores of the real slices, which show what was asked for.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 
@@ -11,13 +12,11 @@ import numpy as np
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.evaluation.overlap import box_around, dice, intersection_over_union
-from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter
+from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter, component_labels
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 from mbti_jax.rois.tumors import moved, own_tumor
-from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import EDEMA
 
 # Below it a segmenter does not see the component on real slices either, and the ratio means nothing.
@@ -30,39 +29,35 @@ class ControlKind:
 
     Attributes:
         title: in words.
-        scores: names of its scores, see `ControlTask.score`.
         mode: what is painted where the tumor is, a key of `tumors.MODES`.
-        box: names of the ROIs that are bounding boxes.
-        scored_roi: name of the ROI in which the share of tumor is scored.
+        scores: names of its scores, see `ControlTask.score`.
+        scored_roi: name of the ROI in which the share of tumor is scored; with the score `iou`, it is a
+            bounding box.
     """
 
     title: str
-    scores: tuple[str, ...]
     mode: str
-    box: tuple[str, ...] = ()
+    scores: tuple[str, ...]
     scored_roi: str = ""
 
+    @property
+    def box(self) -> tuple[str, ...]:
+        """Names of the ROIs that are bounding boxes."""
+        return (self.scored_roi,) if "iou" in self.scores else ()
 
+
+_EDEMA_BOX = "edema as a box, other components free-form"
+_OF_BOXES = ("iou", "share")
 KINDS = {
-    "components": ControlKind("components, free-form", tuple(COMPONENTS), "replace"),
-    "tumor_box": ControlKind(
-        "mixed tumor in a box", ("iou", "share"), "random", box=("tumor",), scored_roi="tumor"
-    ),
-    "edema_box": ControlKind(
-        "edema as a box, other components free-form",
-        ("iou", "share"),
-        "replace",
-        box=("edema",),
-        scored_roi="edema",
-    ),
-    "removal": ControlKind(
-        "normal tissue in place of the tumor", ("share",), "remove", scored_roi="normal"
-    ),
+    "components": ControlKind("components, free-form", "replace", tuple(COMPONENTS)),
+    "tumor_box": ControlKind("mixed tumor in a box", "random", _OF_BOXES, "tumor"),
+    "edema_box": ControlKind(_EDEMA_BOX, "replace", _OF_BOXES, "edema"),
+    "removal": ControlKind("normal tissue in place of the tumor", "remove", ("share",), "normal"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class ControlTaskSettings:
+class ControlTaskSettings(PartSettings):
     """Slices of a test split and how they are scored.
 
     Attributes:
@@ -76,9 +71,6 @@ class ControlTaskSettings:
     min_area: int
     min_brain_area: int
     segmenter: RealSegmenterSettings
-
-    def __post_init__(self):
-        whole_numbers(self, least=1)
 
     def slices(self, workbench: Workbench) -> tuple[LabeledSlices, LabeledSlices]:
         """Slices with tumor, and slices without."""
@@ -159,7 +151,7 @@ def make_control_task(
     if kind not in KINDS:
         raise ValueError(f"unknown kind of task {kind!r}; choose from {', '.join(KINDS)}")
     asked = KINDS[kind]
-    labels = np.where(is_tumor(labels), labels, 0).astype(np.uint8)
+    labels = component_labels(labels)
     needed = [EDEMA] if kind == "edema_box" else COMPONENTS.values()
     suitable = np.max([(labels == label).sum((1, 2)) for label in needed], axis=0) >= min_area
     if not suitable.any():
@@ -188,21 +180,18 @@ def transplant(
     Raises:
         ValueError: none fits anywhere.
     """
-    tumors = [np.where(is_tumor(donor), donor, 0) for donor in labels]
-    rows, transplanted = [], []
+    tumors, rows, transplanted = component_labels(labels), [], []
     for row, brain in enumerate(hosts.brain):
-        for donor in np.random.default_rng((seed, row)).permutation(len(tumors)):
-            if not tumors[donor].any():
-                continue
-            try:
-                transplanted += list(moved(tumors[donor][None], brain[None], (seed, row)))
-            except ValueError:
-                continue
-            rows.append(row)
-            break
+        order = np.random.default_rng((seed, row)).permutation(len(tumors))
+        for tumor in filter(np.any, tumors[order]):
+            # Where it does not fit, the next one is tried.
+            with contextlib.suppress(ValueError):
+                transplanted.append(moved(tumor[None], brain[None], (seed, row))[0])
+                rows.append(row)
+                break
     if not rows:
         raise ValueError("no tumor fits into the brain of any slice without tumor")
-    return hosts[np.array(rows)], np.stack(transplanted).astype(np.uint8)
+    return hosts[np.array(rows)], np.stack(transplanted)
 
 
 def segment(segmenters: Mapping[str, Segmenter], images: np.ndarray) -> dict[str, np.ndarray]:

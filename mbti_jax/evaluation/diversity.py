@@ -12,8 +12,8 @@ for samples that are too alike, above 1 for samples that are too different.
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,9 @@ from skimage.metrics import structural_similarity
 
 from mbti_jax.evaluation import report, resynthesis
 from mbti_jax.evaluation.resynthesis import Resynthesis
-from mbti_jax.evaluation.statistics import mean_with_interval
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
+from mbti_jax.evaluation.statistics import cell, mean_with_interval
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.io import pictures
-from mbti_jax.io.files import shipped_text
 from mbti_jax.io.quantize import standard_deviation
 from tfds_brats.slices import bounding_box
 
@@ -40,7 +38,7 @@ _SHOWN_SAMPLES = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class DiversitySettings:
+class DiversitySettings(PartSettings):
     """Settings of the part.
 
     Attributes:
@@ -55,25 +53,17 @@ class DiversitySettings:
     num_steps: int
     min_brain_area: int
 
-    def __post_init__(self):
-        whole_numbers(self, least=1)
-
 
 def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict[str, Any]:
     """Measures and draws every task, free-form and box."""
     tasks = []
-    for kind in resynthesis.KINDS:
-        for box in (False, True):
-            repainted = resynthesis.resynthesize(
-                workbench, kind, box, **dataclasses.asdict(settings)
-            )
-            title = resynthesis.title(kind, box)
-            picture = f"{kind}_{'box' if box else 'free_form'}.png"
-            _draw(folder / picture, repainted, workbench.sequences, title)
-            sequences = measure(repainted, workbench.sequences, workbench.seed)
-            tasks.append(
-                {"task": title, **repainted.sizes, "picture": picture, "sequences": sequences}
-            )
+    for kind, box in itertools.product(resynthesis.KINDS, (False, True)):
+        repainted = resynthesis.resynthesize(workbench, kind, box, **dataclasses.asdict(settings))
+        title = resynthesis.title(kind, box)
+        picture = f"{kind}_{'box' if box else 'free_form'}.png"
+        _draw(folder / picture, repainted, workbench.sequences, title)
+        sequences = measure(repainted, workbench.sequences, workbench.seed)
+        tasks.append({"task": title, **repainted.sizes, "picture": picture, "sequences": sequences})
     return {**workbench.record(settings.num_steps), "tasks": tasks}
 
 
@@ -106,13 +96,12 @@ def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> di
             values["ssim_real"].append(np.mean([ssim(x, real[n], inside) for x in of_slice]))
             values["sd"].append(standard_deviation(of_slice, inside)[inside].mean())
             values["errors"].append(variance_and_error(of_slice, real[n], inside))
-        variances, errors = zip(*values.pop("errors"), strict=True)
-        error = np.mean(errors)
+        variance, error = np.mean(values.pop("errors"), axis=0)
         out[sequence] = {
             name: mean_with_interval(np.array(column, np.float64), subjects, seed)
             for name, column in values.items()
         }
-        spread = (len(samples) + 1) / len(samples) * np.mean(variances)
+        spread = (len(samples) + 1) / len(samples) * variance
         out[sequence]["spread_to_error"] = float(np.sqrt(spread / error)) if error else None
     return out
 
@@ -145,7 +134,7 @@ def ssim(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
 
 def pairwise_ssim(samples: np.ndarray, inside: np.ndarray) -> float:
     """Mean of `ssim` over all pairs of samples [R, H, W]."""
-    return float(np.mean([ssim(a, b, inside) for a, b in combinations(samples, 2)]))
+    return float(np.mean([ssim(a, b, inside) for a, b in itertools.combinations(samples, 2)]))
 
 
 def variance_and_error(
@@ -172,15 +161,14 @@ def tables(result: Mapping[str, Any]) -> str:
     for task in result["tasks"]:
         size = f"{task['num_slices']} ({task['num_subjects']})"
         for sequence, scores in task["sequences"].items():
-            ratio = scores["spread_to_error"]
             means = [scores[name] for name in ("ssim", "ssim_real", "sd")]
-            spread = None if ratio is None else f"{ratio:.2f}"
+            spread = cell(scores["spread_to_error"], digits=2)
             rows.append([task["task"], size, sequence, *means, spread])
         links.append(f"![Samples for {task['task']}](diversity/{task['picture']})")
     columns = ["task", "slices (subjects)", "sequence", "SSIM of pairs", "SSIM with real"]
     columns += ["SD", "spread / error"]
-    return shipped_text(
-        "evaluation/text/diversity.md",
+    return report.section(
+        "diversity",
         result=result,
         table=report.table(columns, rows, num_text=3, digits=3),
         pictures="\n".join(links),
@@ -190,30 +178,21 @@ def tables(result: Mapping[str, Any]) -> str:
 def _draw(path: Path, repainted: Resynthesis, sequences: tuple[str, ...], title: str) -> None:
     """The slice with the largest ROI: original, samples and their standard deviation, by sequence."""
     n = int(repainted.roi.sum((1, 2)).argmax())
-    inside, masks, image = (
-        repainted.roi[n],
-        repainted.condition.roi_masks[n],
-        repainted.slices.images[n],
-    )
-    samples = repainted.samples[:_SHOWN_SAMPLES, n]
-    window = pictures.around(inside)
-    cells = []
+    inside, image, samples = repainted.roi[n], repainted.slices.images[n], repainted.samples[:, n]
+    masks, window = pictures.enlarge(repainted.condition.roi_masks[n]), pictures.around(inside)
+    shown, cells = min(len(samples), _SHOWN_SAMPLES), []
     for channel in range(len(sequences)):
         whole = pictures.enlarge(pictures.gray(image[..., channel]))
-        spread = standard_deviation(repainted.samples[:, n, ..., channel], inside)
-        cells.append(
-            [
-                pictures.with_rois(whole, pictures.enlarge(masks), fill=0.0),
-                pictures.gray(image[..., channel][window]),
-                *(pictures.gray(sample[..., channel][window]) for sample in samples),
-                pictures.gray(spread[window], 0.0, _WHITE_SD),
-            ]
-        )
+        spread = standard_deviation(samples[..., channel], inside)
+        cut = [x[window][..., channel] for x in (image, *samples[:shown])]
+        marked = pictures.with_rois(whole, masks, fill=0.0)
+        deviation = pictures.gray(spread[window], 0.0, _WHITE_SD)
+        cells.append([marked, *map(pictures.gray, cut), deviation])
     pictures.figure(
         path,
         cells,
         rows=[name.upper() for name in sequences],
-        columns=["real, ROIs", "real", *(f"sample {i + 1}" for i in range(len(samples))), "SD"],
+        columns=["real, ROIs", "real", *(f"sample {i + 1}" for i in range(shown)), "SD"],
         title=title,
         footnote=f"synthetic inside the ROIs; SD: black 0, white {_WHITE_SD:g} and above",
     )

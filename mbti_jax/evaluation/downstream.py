@@ -4,7 +4,9 @@ Segmenters learn from real slices, from repainted ones, or from both, with the s
 and are tested on real slices of subjects that neither they nor the generator have seen.
 """
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,8 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import report, segmenter
 from mbti_jax.evaluation.control_tasks import make_control_task, transplant
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
-from mbti_jax.io.files import shipped_text
+from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference, summary
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
@@ -26,7 +26,7 @@ _DIFFERENCES = tuple(f"{name} - real" for name in SETS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
-class DownstreamSettings:
+class DownstreamSettings(PartSettings):
     """Settings of the part.
 
     Attributes:
@@ -47,9 +47,6 @@ class DownstreamSettings:
     min_brain_area: int
     segmenter: segmenter.SegmenterSettings
 
-    def __post_init__(self):
-        whole_numbers(self, least=1)
-
 
 def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dict[str, Any]:
     """Trains and tests the segmenters; writes nothing to `folder`."""
@@ -62,20 +59,12 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     test = make_control_task("components", slices, slices.labels, settings.min_area)
     rows = []
     for channel, sequence in enumerate(workbench.sequences):
-
-        def test_scores(name: str, seed: int, channel: int = channel, sequence: str = sequence):
-            network = segmenter.cached_segmenter(
-                workbench.folder,
-                sets[name].images[..., channel],
-                sets[name].labels,
-                settings.segmenter,
-                seed,
-                f"{sequence}, {name}, seed {seed}",
-            )
-            return test.score(network.labels(test.slices.images[..., channel]))
-
-        seeds = range(settings.num_seeds)
-        scores = {name: [test_scores(name, seed) for seed in seeds] for name in SETS}
+        scores = collections.defaultdict(list)
+        for (name, data), seed in itertools.product(sets.items(), range(settings.num_seeds)):
+            learned = (data.images[..., channel], data.labels, settings.segmenter, seed)
+            bar = f"{sequence}, {name}, seed {seed}"
+            network = segmenter.cached_segmenter(workbench.folder, *learned, bar)
+            scores[name].append(test.score(network.labels(test.slices.images[..., channel])))
         for component in COMPONENTS:
             dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
             summary = summarize(dice, test.slices.subjects, workbench.seed)
@@ -142,10 +131,8 @@ def summarize(
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in SETS:
-        by_seed = dice[name].mean(1)
-        spread = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None
-        mean = mean_with_interval(dice[name].mean(0), subjects, seed)
-        out[name] = {**(mean or {}), "seed_sd": spread}
+        mean = mean_with_interval(dice[name].mean(0), subjects, seed) or {}
+        out[name] = {**mean, "seed_sd": summary(dice[name].mean(1))["sd"]}
     for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
         mean, real_mean = dice[name].mean(0), dice["real"].mean(0)
         out[difference] = paired_difference(mean, real_mean, subjects, seed)
@@ -160,16 +147,13 @@ def tables(result: Mapping[str, Any]) -> str:
     )
     rows = []
     for row in result["scores"]:
-        sds = "-"
-        if row["real"] is not None:
-            by_set = [row[name]["seed_sd"] for name in SETS]
-            sds = ", ".join("-" if sd is None else f"{sd:.2f}" for sd in by_set)
-        component = row["component"].replace("_", " ")
         means, differences = [row[name] for name in SETS], [row[name] for name in _DIFFERENCES]
+        sds = row["real"] and ", ".join(cell(mean["seed_sd"]) for mean in means)
+        component = row["component"].replace("_", " ")
         rows.append([row["sequence"], component, *means, sds, *differences])
     columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})", *_DIFFERENCES]
-    return shipped_text(
-        "evaluation/text/downstream.md",
+    return report.section(
+        "downstream",
         result=result,
         amounts=amounts,
         table=report.table(columns, rows, num_text=2),

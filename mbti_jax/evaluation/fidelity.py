@@ -4,7 +4,9 @@ Both are compared with the same distance between real subjects, since no set of 
 to be nearer to real tissue than real tissue of other subjects is.
 """
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.statistics import mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.io.files import replacing, shipped_text
+from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
 # A covariance of D features has full rank from D + 1 vectors on; twice as many keep the
@@ -51,15 +53,12 @@ def run(workbench: Workbench, settings: FidelitySettings, folder: Path) -> dict[
     sets = resynthesis.components_and_normal(workbench, settings)
     values = intensities(sets["components"], sets["normal"])
     _draw_histograms(folder / "histograms.png", values, workbench.sequences)
+    by_title = {resynthesis.title(kind): repainted for kind, repainted in sets.items()}
+    request = (segmenters, settings.num_subsets, workbench.seed)
     return {
         **workbench.record(settings.num_steps),
-        "sizes": {resynthesis.title(kind): repainted.sizes for kind, repainted in sets.items()},
-        "features": {
-            resynthesis.title(kind): feature_distances(
-                repainted, segmenters, settings.num_subsets, workbench.seed
-            )
-            for kind, repainted in sets.items()
-        },
+        "sizes": {title: repainted.sizes for title, repainted in by_title.items()},
+        "features": {title: feature_distances(r, *request) for title, r in by_title.items()},
         "intensities": intensity_distances(values, workbench.sequences, workbench.seed),
     }
 
@@ -93,18 +92,16 @@ def feature_distances(
     if len(np.unique(slices.subjects)) < 2:
         return {"refused": "the slices are of one subject, so there is no other to compare with"}
     in_a = halves(slices.subjects)
-    counts = [int(in_a.sum()), int((~in_a).sum())]
-    by_sequence = {}
+    a, b = counts = [int(in_a.sum()), int((~in_a).sum())]
+    by_sequence, num_features = {}, 0
     for channel, (sequence, network) in enumerate(segmenters.items()):
         real = slices.images[..., channel]
         features = {"real": network.features(real, roi)}
         num_features = features["real"].shape[1]
-        minimum = VECTORS_PER_FEATURE * num_features
-        if min(counts) < minimum:
+        if min(counts) < (minimum := VECTORS_PER_FEATURE * num_features):
             return {
                 "refused": f"with {num_features} features each half of the subjects needs at least "
-                f"{minimum} slices ({VECTORS_PER_FEATURE} a feature); there are {counts[0]} and "
-                f"{counts[1]}"
+                f"{minimum} slices ({VECTORS_PER_FEATURE} a feature); there are {a} and {b}"
             }
         filled = np.stack(list(map(surrounding_mean, real, roi, slices.brain)))
         features["synthetic"] = network.features(repainted.samples[0, ..., channel], roi)
@@ -123,15 +120,11 @@ def halves(subjects: np.ndarray) -> np.ndarray:
     Args:
         subjects: [N] of at least two subjects.
     """
-    names, counts = np.unique(subjects, return_counts=True)
-    sizes, first = [0, 0], []
+    parts, total = ([], []), collections.Counter(np.sort(subjects).tolist())
     # The largest subject first, each to the half that has less.
-    for n in np.argsort(-counts, kind="stable").tolist():
-        half = int(sizes[1] < sizes[0])
-        sizes[half] += int(counts[n])
-        if half == 0:
-            first.append(names[n])
-    return np.isin(subjects, first)
+    for name, _ in total.most_common():
+        min(parts, key=lambda part: sum(total[other] for other in part)).append(name)
+    return np.isin(subjects, parts[0])
 
 
 def intensities(
@@ -212,8 +205,8 @@ def tables(result: Mapping[str, Any]) -> str:
         tissue, means = row["tissue"].replace("_", " "), (pooled, row["own"], row["between"])
         rows.append([tissue, row["sequence"], row["num_subjects"], *means])
     columns = ["tissue", "sequence", "subjects", "pooled", "same subject", "real, between subjects"]
-    return shipped_text(
-        "evaluation/text/fidelity.md",
+    return report.section(
+        "fidelity",
         result=result,
         features=features,
         table=report.table(columns, rows, num_text=2, digits=3),
@@ -223,17 +216,16 @@ def tables(result: Mapping[str, Any]) -> str:
 def _feature_table(task: str, measured: Mapping[str, Any]) -> str:
     if "refused" in measured:
         return f"No FID or KID for {task}: {measured['refused']}."
-    rows = []
+    rows, (a, b) = [], measured["counts"]
     for sequence, by_set in measured["sequences"].items():
         sets = [by_set[name] for name in ("real", "synthetic", "fill")]
         rows.append([sequence, "FID", *(f"{s['frechet']:.2f}" for s in sets)])
         kernel = [f"{s['kernel']:.4f} ± {s['kernel_error']:.4f}" for s in sets]
         rows.append([sequence, "KID", *kernel])
     columns = ["sequence", "distance (segmenter features)", "real", "repainted", "mean fill"]
-    return (
-        f"{task.capitalize()}: {measured['counts'][0]} and {measured['counts'][1]} slices, "
-        f"{measured['num_features']} features.\n\n{report.table(columns, rows, num_text=2)}"
-    )
+    shown = report.table(columns, rows, num_text=2)
+    features = f"{measured['num_features']} features"
+    return f"{task.capitalize()}: {a} and {b} slices, {features}.\n\n{shown}"
 
 
 def _crosswise(
@@ -241,16 +233,15 @@ def _crosswise(
 ) -> dict[str, float]:
     """Distances of A's real features to B's others and of B's real ones to A's others, averaged."""
     real_a, real_b, other_a, other_b = real[in_a], real[~in_a], other[in_a], other[~in_a]
-    frechet = distances.frechet_distance(real_a, other_b)
 
-    def kernel(a, b):
-        a_to_b = distances.kernel_distance(real_a[a], other_b[b])
-        return (a_to_b + distances.kernel_distance(real_b[b], other_a[a])) / 2
+    def both_ways(distance, a: Any = np.s_[:], b: Any = np.s_[:]):
+        return (distance(real_a[a], other_b[b]) + distance(real_b[b], other_a[a])) / 2
 
+    kernel = functools.partial(both_ways, distances.kernel_distance)
     sizes = (len(real_a), len(real_b))
     return {
-        "frechet": (frechet + distances.frechet_distance(real_b, other_a)) / 2,
-        "kernel": kernel(slice(None), slice(None)),
+        "frechet": both_ways(distances.frechet_distance),
+        "kernel": kernel(),
         "kernel_error": distances.half_subset_error(kernel, sizes, num_subsets, seed),
     }
 

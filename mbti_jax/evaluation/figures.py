@@ -1,8 +1,9 @@
 """The paper's figures on slices of a test split: what is painted where, the slices, the pictures."""
 
+import collections
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from mbti_jax.fields import FieldError, finite_number, one_of, whole_numbers
 from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done, progress_bar
-from mbti_jax.io import pictures
-from mbti_jax.io.files import write_json
+from mbti_jax.io import files, pictures
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, NORMAL, TUMOR
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor
@@ -130,21 +130,19 @@ class FigureSettings:
 
     def sampling(self, prediction: Prediction) -> Sampling:
         """How a prediction is sampled."""
-        weight, seed = prediction.guidance_weight, prediction.seed
-        common = Sampling(self.num_steps, spacing=self.spacing, eta=self.eta)
-        return dataclasses.replace(common, guidance=weight, seed=seed)
+        common = Sampling(self.num_steps, spacing=self.spacing, eta=self.eta, seed=prediction.seed)
+        return dataclasses.replace(common, guidance=prediction.guidance_weight)
 
     def _known(self) -> dict[str, Figure]:
-        def shown(
-            mode: str, *box: str, seed: int = self.seed, weight: float = self.guidance_weight
-        ) -> Prediction:
-            return Prediction(mode, box, seed, weight)
+        def shown(mode: str, *box: str) -> Prediction:
+            return Prediction(mode, box, self.seed, self.guidance_weight)
 
         def free_form_and_box(mode: str, box: str) -> tuple[Prediction, ...]:
             return shown(mode), shown(mode, box)
 
-        rising = tuple(shown("random", "tumor", weight=float(w)) for w in self.weights)
-        others = tuple(shown("random", "tumor", seed=self.seed + n) for n in range(self.num_seeds))
+        box, changed = shown("random", "tumor"), dataclasses.replace
+        rising = tuple(changed(box, guidance_weight=float(weight)) for weight in self.weights)
+        others = tuple(changed(box, seed=self.seed + n) for n in range(self.num_seeds))
         both = shown("move"), shown("move", "normal", "edema"), shown(_MOVE_RANDOM, "tumor")
         choice = "Tumor with components of the model's choice"
         instead = "Tumorless tissue instead of the tumor"
@@ -197,16 +195,14 @@ def draw_figures(
             **{name: getattr(settings, name) for name in _REQUESTED},
             "predictions": [prediction.record() for prediction in figure.predictions],
         }
-        exists = is_done(record, request) and path.is_file()
-        if not exists:
-            content = choose(inpainter, source, figure.predictions, settings)
+        done = " exists"
+        if not (is_done(record, request) and path.is_file()):
+            content, done = choose(inpainter, source, figure.predictions, settings), ""
             painted = _paint(inpainter, figure, content, settings)
             _draw(path, inpainter, figure, content, painted, settings.num_steps)
             # Last, since it says that the figure is complete.
-            write_json(record, {**_record(inpainter, figure, content), "request": request})
-        logging.getLogger(__name__).info(
-            "figure %s%s: %s", figure.name, " exists" if exists else "", path
-        )
+            files.write_json(record, {**_record(inpainter, figure, content), "request": request})
+        logging.getLogger(__name__).info("figure %s%s: %s", figure.name, done, path)
 
 
 def choose(
@@ -234,7 +230,7 @@ def choose(
         records.append(record)
         slices.append(candidate)
         if len(records) == len(inpainter.sequences):
-            by_prediction = [list(rows) for rows in zip(*rois, strict=True)]
+            by_prediction = list(map(list, zip(*rois, strict=True)))
             return Content(records, LabeledSlices.concatenate(slices), by_prediction)
     raise ValueError(
         f"only {len(records)} of the {len(inpainter.sequences)} slices needed were found: the split "
@@ -244,14 +240,17 @@ def choose(
     )
 
 
-def in_random_order(source: SliceSource, seed: int) -> Iterator[int]:
+def in_random_order(source: SliceSource, seed: int) -> list[int]:
     """Records with tumor: first one of each patient, then a second one of each, and so on."""
-    index = source.index
-    records = np.random.default_rng(seed).permutation(np.flatnonzero(index.tumor_area > 0))
-    turn, seen = np.zeros(len(records), int), {}
-    for position, patient in enumerate(index.patient[records]):
-        turn[position] = seen[patient] = seen.get(patient, -1) + 1
-    return map(int, records[np.argsort(turn, kind="stable")])
+    index, seen = source.index, collections.Counter()
+    records = np.random.default_rng(seed).permutation(np.flatnonzero(index.tumor_area > 0)).tolist()
+
+    def turn(record: int) -> int:
+        seen[index.patient[record]] += 1
+        return seen[index.patient[record]]
+
+    # `sorted` asks for each record's turn once, in their order.
+    return sorted(records, key=turn)
 
 
 def rois_of(slices: LabeledSlices, predictions: Sequence[Prediction], seed: int) -> list[Rois]:
@@ -298,21 +297,16 @@ def _paint(
 ) -> list[np.ndarray]:
     """For each prediction its samples, float32 [rows, S, S, C], with a progress bar over all."""
     images = content.images(inpainter)
-    count, out = len(figure.predictions), []
+    indices, count, out = content.slices.slice_indices, len(figure.predictions), []
     with progress_bar(f"figure {figure.name}") as progress:
         for prediction, rois in zip(figure.predictions, content.rois, strict=True):
 
             def report(done: int, total: int, number: int = len(out)) -> None:
                 progress(number * total + done, count * total)
 
-            (painted,) = inpainter.sample(
-                images,
-                Condition.stack([row.condition() for row in rois]),
-                settings.sampling(prediction),
-                slice_indices=content.slices.slice_indices,
-                progress=report,
-            )
-            out.append(painted)
+            condition = Condition.stack([row.condition() for row in rois])
+            request = (images, condition, settings.sampling(prediction))
+            out.extend(inpainter.sample(*request, slice_indices=indices, progress=report))
     return out
 
 
@@ -326,11 +320,8 @@ def _draw(
 ) -> None:
     def shown(images: np.ndarray) -> list[np.ndarray]:
         """Pictures of the rows' sequences in [rows, S, S, C]."""
-        last = images.shape[-1] - 1
-        return [
-            pictures.enlarge(pictures.gray(image[..., min(row, last)]))
-            for row, image in enumerate(images)
-        ]
+        rows = [image[..., min(n, image.shape[-1] - 1)] for n, image in enumerate(images)]
+        return [pictures.enlarge(pictures.gray(row)) for row in rows]
 
     before, masks = shown(content.images(inpainter)), None
     columns, labels = [before], ["input"]
@@ -355,17 +346,14 @@ def _draw(
 
 def _record(inpainter: Inpainter, figure: Figure, content: Content) -> dict[str, Any]:
     """The provenance record of a figure."""
-    slices = content.slices
-    rows = {
-        "sequence": inpainter.sequences,
-        "subject": map(str, slices.subjects),
-        "slice_index": map(int, slices.slice_indices),
-        "record": content.records,
-    }
+    rows, slices = ("sequence", "subject", "slice_index", "record"), content.slices
+    where = (slices.subjects.tolist(), slices.slice_indices.tolist(), content.records)
     return provenance.record(
         inpainter.checkpoint,
         figure=figure.heading,
-        rows=[dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)],
+        rows=[
+            dict(zip(rows, r, strict=True)) for r in zip(inpainter.sequences, *where, strict=True)
+        ],
         predictions=[
             {**prediction.record(), "rois": [row.record() for row in rois]}
             for prediction, rois in zip(figure.predictions, content.rois, strict=True)

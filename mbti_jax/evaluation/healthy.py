@@ -5,6 +5,7 @@ mask and its dilated tumor (`healthy_masks`), the methods see the voided volume 
 the healthy mask is scored. All methods fill the same voxels.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import baselines, healthy_masks, metrics, report, statistics
-from mbti_jax.evaluation.cache import array_digest, cached
+from mbti_jax.evaluation import baselines, cache, healthy_masks, metrics, report, statistics
 from mbti_jax.evaluation.healthy_masks import HealthyMask
 from mbti_jax.evaluation.slices import spread
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
-from mbti_jax.io import pictures
-from mbti_jax.io.files import file_digest, shipped_text
+from mbti_jax.io import files, pictures
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
@@ -47,7 +45,7 @@ _SHOWN = {"ssim": 3, "ssim_axial": 3, "psnr": 2, "mse": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class HealthySettings:
+class HealthySettings(PartSettings):
     """Settings of the part.
 
     Attributes:
@@ -67,9 +65,6 @@ class HealthySettings:
     z_sigma_mm: float
     num_shape_cases: int
     regressor: str
-
-    def __post_init__(self):
-        whole_numbers(self, least=1)
 
     @property
     def mean_name(self) -> str:
@@ -92,36 +87,30 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         models.append(regressor)
     joint = [name for model in models if model.num_channels > 1 for name in model.sequences]
     sequences = tuple(dict.fromkeys(["t1", *joint]))
-    volumes, slices, shown = [], [], []
+    volumes, slices, labels, cells, painted = [], [], [], [], {}
     cases = spread(workbench.cases("test"), settings.num_cases)
-    for number, files in enumerate(tqdm(cases, desc="healthy tissue", unit="case")):
-        case = read_case(files, sequences)
-        # As in the challenge, the brain is that of T1.
-        brain = case.values("t1") != 0
-        try:
-            seed = (workbench.seed, number)
-            mask = healthy_masks.healthy_mask(case.segmentation, brain, shapes, seed)
-        except ValueError as error:
-            raise ValueError(f"{files.subject}: {error}") from error
-        voided = voided_case(case, mask)
+    for number, case_files in enumerate(tqdm(cases, desc="healthy tissue", unit="case")):
+        case = read_case(case_files, sequences)
+        mask = healthy_masks.case_mask(case, shapes, (workbench.seed, number))
+        voided, t1 = voided_case(case, mask), case.values("t1")
         seed = workbench.seed + number
         painted = paint(workbench, voided, mask, settings, seed, regressor)
-        t1, t1_voided = case.values("t1"), voided.values("t1")
+        area = (mask.healthy & (t1 != 0)).sum((0, 1))
         for method, values in painted.items():
-            arrays = (np.where(mask.whole, values, t1), t1, t1_voided, mask.healthy)
-            row = {"subject": files.subject, "method": method}
+            arrays = (np.where(mask.whole, values, t1), t1, voided.values("t1"), mask.healthy)
+            row = {"subject": case.subject, "method": method}
             volumes.append({**row, **metrics.brats_inpainting_metrics(*arrays)})
             by_slice = metrics.axial_slice_metrics(*arrays)
-            area = (mask.healthy & brain).sum((0, 1))
             large = [k for k in by_slice if area[k] >= _MIN_AREA] or [int(area.argmax())]
             for k in spread(large, settings.slices_per_case):
                 slices.append({**row, "slice": k, **by_slice[k]})
-        if len(shown) < _NUM_PICTURES:
-            shown.append(_picture_row(case, voided, mask, painted))
+        if number < _NUM_PICTURES:
+            labels.append(f"{case.subject}, slice {area.argmax()}")
+            cells.append(_cells(case, voided, mask, painted, int(area.argmax())))
     pictures.figure(
         folder / "slices.png",
-        [cells for _, cells in shown],
-        rows=[label for label, _ in shown],
+        cells,
+        rows=labels,
         columns=["T1", "voided", *painted],
         title="Healthy tissue: the slice with the largest mask",
     )
@@ -234,10 +223,10 @@ def compared(
         Metric -> method -> `mean`, `median`, `sd`, `count`, `low`, `high`, and `minus`: reference ->
         `mean`, `low`, `high` of the paired difference method - reference.
     """
-    of_method: dict[str, list[Mapping[str, Any]]] = {}
+    of_method = collections.defaultdict(list)
     for row in rows:
-        of_method.setdefault(row["method"], []).append(row)
-    subjects = np.array([row["subject"] for row in next(iter(of_method.values()))])
+        of_method[row["method"]].append(row)
+    subjects = np.array([row["subject"] for row in of_method[rows[0]["method"]]])
     out: dict[str, dict[str, Any]] = {}
     for metric in (name for name in rows[0] if name not in ("subject", "method", "slice")):
         values = {m: np.array([row[metric] for row in of_method[m]]) for m in of_method}
@@ -269,8 +258,8 @@ def tables(result: Mapping[str, Any]) -> str:
         about = "The regressor is the same U-Net without time."
     else:
         about = "**No regressor was given**, so the table lacks the plain U-Net."
-    return shipped_text(
-        "evaluation/text/healthy.md",
+    return report.section(
+        "healthy",
         about=about,
         result=result,
         official=_metric_tables(result["official_3d"], result["references"]),
@@ -284,9 +273,8 @@ def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str
         rows = []
         for method, numbers in results.get(metric, {}).items():
             differences = [numbers["minus"].get(name) for name in references]
-            sd = None if numbers["sd"] is None else f"{numbers['sd']:.{digits}f}"
-            median = f"{numbers['median']:.{digits}f}"
-            rows.append([method, numbers, median, sd, *differences])
+            middle = [statistics.cell(numbers[name], digits) for name in ("median", "sd")]
+            rows.append([method, numbers, *middle, *differences])
         if rows:
             columns = [f"`{metric}`", "mean", "median", "SD", *minus]
             out.append(report.table(columns, rows, digits=digits))
@@ -307,8 +295,8 @@ def _inpainted(
     request = {
         "weights": inpainter.checkpoint["weights_sha256"],
         "subject": voided.subject,
-        "inputs": [file_digest(voided.files.images[name]) for name in sequences],
-        "roi": array_digest(roi),
+        "inputs": [files.file_digest(voided.files.images[name]) for name in sequences],
+        "roi": cache.array_digest(roi),
         "sampling": sampling.record(),
     }
     rois = Rois.of({"normal": to_slices(roi)}, to_slices(roi).shape)
@@ -323,21 +311,20 @@ def _inpainted(
                 (volume,) = inpaint(samples=(sample,), progress=progress)
             return {"t1": from_slices(volume.values["t1"])[roi].astype(np.float32)}
 
-        out = np.zeros(roi.shape)
-        out[roi] = cached(workbench.folder, "healthy", {**request, "sample": sample}, compute)["t1"]
+        out, numbered = np.zeros(roi.shape), {**request, "sample": sample}
+        out[roi] = cache.cached(workbench.folder, "healthy", numbered, compute)["t1"]
         yield out
 
 
-def _picture_row(
-    case: Case, voided: Case, mask: HealthyMask, painted: Mapping[str, np.ndarray]
-) -> tuple[str, list[np.ndarray]]:
-    """Label and cells, cut to the brain, of the slice with most masked brain."""
+def _cells(
+    case: Case, voided: Case, mask: HealthyMask, painted: Mapping[str, np.ndarray], k: int
+) -> list[np.ndarray]:
+    """Pictures of slice `k`, cut to the brain: original, voided and painted."""
     t1, scale = case.values("t1"), voided.scale("t1")
-    k = int((mask.healthy & (t1 != 0)).sum((0, 1)).argmax())
     y0, x0, y1, x1 = bounding_box(to_slices((t1 != 0) | mask.healthy)[k])
     filled = (np.where(mask.whole, values, t1) for values in painted.values())
     cut = [to_slices(v)[k, y0:y1, x0:x1] for v in (t1, voided.values("t1"), *filled)]
-    return f"{case.subject}, slice {k}", [pictures.gray(scale.to_model(values)) for values in cut]
+    return [pictures.gray(scale.to_model(values)) for values in cut]
 
 
 def _images_seen(inpainter: Inpainter) -> int | None:

@@ -24,10 +24,10 @@ Files are written in the challenge's layout, which `configs/inpaint.py` reads as
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from scipy import ndimage
+from skimage import measure, segmentation
 from tqdm import tqdm
 
 from mbti_jax.io.nifti import write_label_map, write_nifti_like
@@ -41,7 +41,6 @@ MIN_BRAIN = 0.75
 # Width of the range of ranks that a shape is drawn from, as a share of all shapes.
 _RANKS = 0.1
 _DRAWS_PER_WIDTH = 200
-_NEIGHBORS_26 = np.ones((3, 3, 3), bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,33 +84,28 @@ def largest_component(brain: np.ndarray) -> np.ndarray:
     return _components(brain, lambda counts: counts == counts.max())
 
 
-def _label(mask: np.ndarray, neighbors: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """`scipy.ndimage.label`, whose type says less than it returns."""
-    return cast(tuple[np.ndarray, int], ndimage.label(mask, neighbors))
-
-
 def _components(mask: np.ndarray, chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The components whose sizes are `chosen`, holes filled."""
     out = np.zeros_like(mask)
     if not mask.any():
         return out
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    numbers, _ = _label(mask[box], _NEIGHBORS_26)
+    numbers = np.asarray(measure.label(mask[box], connectivity=3))
     counts = np.bincount(numbers.ravel())
     counts[0] = 0
     # Voxels not connected to the outside, which a margin holds together, are inside. Much faster than
     # ndimage.binary_fill_holes, which dilates step by step.
-    outside, _ = _label(np.pad(~chosen(counts)[numbers], 1, constant_values=True))
-    out[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    outside = segmentation.flood(np.pad(chosen(counts)[numbers], 1), (0, 0, 0), connectivity=1)
+    out[box] = ~outside[1:-1, 1:-1, 1:-1]
     return out
 
 
 def shapes_of(case: Case) -> list[Shape]:
     """The shapes in a case that was read with its segmentation."""
-    numbers, _ = _label(large_components(is_tumor(case.segmentation)), _NEIGHBORS_26)
+    numbers = measure.label(large_components(is_tumor(case.segmentation)), connectivity=3)
     volume = np.count_nonzero(largest_component(case.brain))
-    masks = [numbers[box] == n for n, box in enumerate(ndimage.find_objects(numbers), start=1)]
-    return [Shape(mask, np.count_nonzero(mask) / volume) for mask in masks]
+    parts = measure.regionprops(numbers)
+    return [Shape(part.image, np.count_nonzero(part.image) / volume) for part in parts]
 
 
 def read_shapes(files: Sequence[CaseFiles]) -> list[Shape]:
@@ -175,6 +169,19 @@ def healthy_mask(
                 f"{MIN_DISTANCE:g} voxels from the tumor; give more cases to take shapes from"
             )
         width *= 2
+
+
+def case_mask(case: Case, shapes: Sequence[Shape], seed: int | Sequence[int]) -> HealthyMask:
+    """The `healthy_mask` of a case; as in the challenge, its brain is that of T1.
+
+    Raises:
+        ValueError: no shape found a place, with the case's name.
+    """
+    try:
+        brain = dataclasses.replace(case, images={"t1": case.images["t1"]}).brain
+        return healthy_mask(case.segmentation, brain, shapes, seed)
+    except ValueError as error:
+        raise ValueError(f"{case.subject}: {error}") from error
 
 
 def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -29,7 +29,6 @@ from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
-from mbti_jax.io.files import shipped_text
 
 # A patch nearer than this share of the real held-out patches counts as near as a copy.
 _NEAR = 0.01
@@ -79,8 +78,8 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
             matches = nearest(repainted, training, channel, f"{task}, {sequence}")
             compared = compare(matches, repainted.slices.subjects, workbench.seed)
             rows.append({"task": task, "sequence": sequence, **compared})
-            for pair in pair_rows(matches, compared):
-                pairs.append(pair | {"channel": channel, "repainted": repainted, "in": training})
+            source = {"channel": channel, "repainted": repainted, "in": training}
+            pairs += [source | pair for pair in pair_rows(matches, compared)]
     pairs = sorted(pairs, key=lambda pair: pair["to_threshold"])[: settings.num_pairs]
     _draw(folder / "closest.png", pairs, workbench.sequences)
     return result | {"searched": searched, "rows": rows, "num_pairs": len(pairs)}
@@ -163,14 +162,11 @@ def compare(
     rank = 1 + _NEAR * (count - 1)
     out = {"num_rois": count, "chance": rank / (count + 1)}
     for measure in ("distance", "isolation"):
-        real, synthetic = matches["real"][measure], matches["synthetic"][measure]
-        threshold = float(np.quantile(real, _NEAR))
-        out[measure] = {
-            "real": float(np.median(real)),
-            "synthetic": float(np.median(synthetic)),
-            "threshold": threshold,
-            "share": float((synthetic < threshold).mean()),
-        }
+        both = {source: matches[source][measure] for source in ("real", "synthetic")}
+        threshold = float(np.quantile(both["real"], _NEAR))
+        medians = {source: float(np.median(values)) for source, values in both.items()}
+        share = float((both["synthetic"] < threshold).mean())
+        out[measure] = {**medians, "threshold": threshold, "share": share}
     pair = (matches["synthetic"]["distance"], matches["real"]["distance"])
     out["distance"]["difference"] = paired_difference(*pair, subjects, seed)
     return out
@@ -180,18 +176,13 @@ def pair_rows(
     matches: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Synthetic ROIs and their matches, with the distance over the threshold of real ones."""
-    synthetic, threshold = matches["synthetic"], compared["distance"]["threshold"]
+    synthetic, threshold = matches["synthetic"], max(compared["distance"]["threshold"], 1e-6)
+    pairs = [
+        dict(zip(synthetic, row, strict=True)) for row in zip(*synthetic.values(), strict=True)
+    ]
     return [
-        {
-            "n": n,
-            "distance": float(distance),
-            "isolation": float(synthetic["isolation"][n]),
-            "to_threshold": float(distance) / max(threshold, 1e-6),
-            "row": int(synthetic["row"][n]),
-            "mirrored": bool(synthetic["mirrored"][n]),
-            "corner": synthetic["corner"][n],
-        }
-        for n, distance in enumerate(synthetic["distance"])
+        pair | {"n": n, "to_threshold": pair["distance"] / threshold}
+        for n, pair in enumerate(pairs)
     ]
 
 
@@ -213,8 +204,8 @@ def tables(result: Mapping[str, Any]) -> str:
         rows.append([row["task"], row["sequence"], *cells])
     columns = ["task", "sequence", "distance, real", "repainted", "difference", "nearer"]
     columns += ["isolation, real", "repainted", "nearer", "chance"]
-    return shipped_text(
-        "evaluation/text/memorization.md",
+    return report.section(
+        "memorization",
         result=result,
         searched=searched,
         table=report.table(columns, rows, num_text=2, digits=3),

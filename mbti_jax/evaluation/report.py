@@ -19,6 +19,11 @@ from tfds_brats.splits import SPLITS
 _PACKAGES = ("jax", "flax", "numpy", "scipy", "scikit-image")
 
 
+def section(name: str, /, **values: Any) -> str:
+    """The text `evaluation/text/NAME.md` with `values` in it."""
+    return shipped_text(f"evaluation/text/{name}.md", **values)
+
+
 def machine() -> dict[str, Any]:
     """The hardware and software that made the numbers and the seconds, in JSON values."""
     device = jax.local_devices()[0]
@@ -91,7 +96,7 @@ def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> st
         limits.append("limit_phantom")
     if not head["dataset"]["held_out"]:
         limits.append("limit_unknown")
-    shown = "\n".join(shipped_text(f"evaluation/text/{name}.md") for name in limits)
+    shown = "\n".join(section(name) for name in limits)
     sections = [_introduction(head), text.strip(), _budget(parts), shown]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -117,8 +122,6 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
 
 def _introduction(head: Mapping[str, Any]) -> str:
     model, dataset = head["model"], head["dataset"]
-    seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
-    note = f" {model['note']}" if model["note"] else ""
     known = (
         "The model was trained on this training split, so the test subjects are **held out**"
         if dataset["held_out"]
@@ -128,14 +131,14 @@ def _introduction(head: Mapping[str, Any]) -> str:
         [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
         for split, n in dataset["splits"].items()
     ]
-    return shipped_text(
-        "evaluation/text/introduction.md",
+    return section(
+        "introduction",
         model=model,
         dataset=dataset,
         sequences=", ".join(model["sequences"]),
         joint="jointly" if model["joint"] else "one at a time",
-        seen=seen,
-        note=note,
+        seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
+        note=f" {model['note']}" if model["note"] else "",
         known=known,
         table=table(["split", "subjects", "slices", "with tumor"], rows),
     )
@@ -146,7 +149,7 @@ def _budget(parts: Mapping[str, Any]) -> str:
         return ""
     rows = []
     for name, part in parts.items():
-        settings = ", ".join(f"{k} {_short(v)}" for k, v in part["request"]["settings"].items())
+        settings = _short(part["request"]["settings"])[1:-1]
         rows.append([name, f"{part['seconds'] / 60:.1f}", part["request"]["seed"], settings])
     machines = {
         f"{m['devices']}, {m['cpu_cores']} CPU cores, {m['architecture']}; "
@@ -154,8 +157,8 @@ def _budget(parts: Mapping[str, Any]) -> str:
         for m in (part["machine"] for part in parts.values())
     }
     minutes = sum(part["seconds"] for part in parts.values()) / 60
-    return shipped_text(
-        "evaluation/text/budget.md",
+    return section(
+        "budget",
         table=table(["part", "minutes", "seed", "settings"], rows),
         minutes=minutes,
         machines="; and ".join(sorted(machines)),

@@ -13,8 +13,7 @@ import numpy as np
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import whole_numbers
+from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tasks import TaskSettings, sample_task
 from mbti_jax.rois.tumors import own_tumor
@@ -23,7 +22,7 @@ KINDS = {"normal": "normal tissue", "components": "tumor components", "tumor": "
 
 
 @dataclasses.dataclass(frozen=True)
-class ResynthesisSettings:
+class ResynthesisSettings(PartSettings):
     """Free-form components and normal tissue; parts with the same settings share the samples.
 
     Attributes:
@@ -37,9 +36,6 @@ class ResynthesisSettings:
     num_normal_slices: int
     min_brain_area: int
     num_steps: int
-
-    def __post_init__(self):
-        whole_numbers(self, least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,8 @@ from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, in_batches
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, whole_number, whole_numbers
-from mbti_jax.models.unet import Params, UNet, init_params, param_shapes
+from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
+from mbti_jax.models.unet import Params, UNet, init_params
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.
@@ -180,17 +181,15 @@ def cached_segmenter(
     Raises:
         ValueError: the file there is damaged.
     """
-    request = [dataclasses.asdict(settings), seed, array_digest(images), array_digest(labels)]
-    shapes = param_shapes(make_network(settings, images.shape[1]))
-    paths, structure = jax.tree.flatten_with_path(shapes)
-    names = [jax.tree_util.keystr(path) for path, _ in paths]
+    sizes, arrays = dataclasses.asdict(settings), (images, labels)
+    request = {"settings": sizes, "seed": seed, "data": [array_digest(array) for array in arrays]}
 
     def compute() -> dict[str, np.ndarray]:
-        params = jax.device_get(train(images, labels, settings, seed, name).params)
-        return dict(zip(names, jax.tree.leaves(params), strict=True))
+        params = train(images, labels, settings, seed, name).params
+        return to_guided_diffusion(jax.device_get(params))
 
-    arrays = cached(folder, "segmenter", request, compute)
-    params = jax.tree.unflatten(structure, [arrays[name] for name in names])
+    named = cached(folder, "segmenter", request, compute)
+    params = from_guided_diffusion(named, make_network(settings, images.shape[1]))
     return Segmenter(params, settings, images.shape[1])
 
 
@@ -212,8 +211,7 @@ def real_segmenters(workbench: Workbench, settings: RealSegmenterSettings) -> di
 
 def training_slices(workbench: Workbench, count: int) -> LabeledSlices:
     """Slices of the training split, two thirds of them with tumor."""
-    without = count // 3
-    counts = {True: count - without, False: without}
+    counts = {True: count - count // 3, False: count // 3}
     parts = [workbench.slices("train", n, with_tumor=tumor) for tumor, n in counts.items()]
     return LabeledSlices.concatenate(parts)
 

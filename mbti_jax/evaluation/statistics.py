@@ -177,11 +177,11 @@ def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> st
     return text if low is None else f"{text} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def cell(result: Mapping[str, Any] | None, digits: int = 2) -> str:
-    """`interval_text` of the entries `mean`, `low` and `high`, and `-` for None."""
-    if result is None:
-        return "-"
-    return interval_text(result["mean"], result["low"], result["high"], digits)
+def cell(value: Mapping[str, Any] | Number, digits: int = 2) -> str:
+    """`interval_text` of `mean`, `low` and `high`, a number rounded, and `-` for None."""
+    if isinstance(value, Mapping):
+        return interval_text(value["mean"], value["low"], value["high"], digits)
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _sample(values: np.ndarray, subjects: np.ndarray) -> Sample:

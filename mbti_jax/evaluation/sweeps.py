@@ -5,6 +5,7 @@ are the parts of the evaluation.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,21 +17,13 @@ from scipy.ndimage import binary_erosion, laplace
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import control_tasks, report
-from mbti_jax.evaluation.control_tasks import (
-    MIN_REAL_SCORE,
-    ControlTask,
-    ControlTaskSettings,
-    make_control_task,
-)
-from mbti_jax.evaluation.resynthesis import own_condition
-from mbti_jax.evaluation.segmenter import Segmenter, real_segmenters
+from mbti_jax.evaluation import control_tasks, report, resynthesis, segmenter, statistics
+from mbti_jax.evaluation.control_tasks import ControlTask, ControlTaskSettings
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError, finite_number, whole_number
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.io.files import replacing, shipped_text
+from mbti_jax.io.files import replacing
 
 MEASURES = {
     "dice": "Dice of components",
@@ -43,7 +36,7 @@ MAX_TIMED_STEPS = 100
 
 
 # How far below the Dice, and from the texture, at the most steps a choice of steps may be.
-_DICE_MARGIN, _TEXTURE_MARGIN = 0.02, 0.05
+DICE_MARGIN, TEXTURE_MARGIN = 0.02, 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,26 +93,25 @@ class Sweep:
     """A part that compares values of one setting.
 
     Attributes:
+        name: of the part; the texts `NAME.md` are its recommendation.
         title: of its section in the report.
         column: name of the varied setting in tables.
         label: its name in pictures.
         fixed: name of the setting that all values have in common.
         fixed_text: that setting in words.
-        scale: of the varied setting in pictures, arguments of `Axes.set_xscale`.
-        log_seconds: whether seconds are drawn on a logarithmic scale.
+        scale: of the varied setting in pictures, arguments of `Axes.set_xscale`; where it is
+            logarithmic, seconds are drawn so as well.
         choose: makes the recommendation from the `rows` of `measure`.
-        advice: the recommendation and the picture, in Markdown.
     """
 
+    name: str
     title: str
     column: str
     label: str
     fixed: str
     fixed_text: str
     scale: Mapping[str, Any]
-    log_seconds: bool
     choose: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
-    advice: Callable[[Mapping[str, Any]], str]
 
     def run(self, workbench: Workbench, settings: Any, folder: Path) -> dict[str, Any]:
         """Measures every value and draws the curves."""
@@ -146,7 +138,7 @@ class Sweep:
         axes[-1].plot(values, [row["seconds"] for row in rows], "o-", color="tab:gray")
         for axis in axes:
             axis.set_xscale(**self.scale)
-        if self.log_seconds:
+        if self.scale["value"] == "log":
             axes[-1].set_yscale("log")
         else:
             axes[-1].set_ylim(bottom=0)
@@ -167,18 +159,20 @@ class Sweep:
         pairs = ", ".join(f"{q} {name.replace('_', ' ')}" for q, name in dice) or "none"
         rows = []
         for row in result["rows"]:
-            means = [cell(row[name], 4 if name == "mae" else 2) for name in MEASURES]
+            means = [statistics.cell(row[name], 4 if name == "mae" else 2) for name in MEASURES]
             seconds = f"{'about ' if row['extrapolated'] else ''}{row['seconds']:.2g}"
             rows.append([f"{row['value']:g}", *means, seconds])
+        choice = result["choice"]
+        shown = {name: "-" if value is None else f"{value:g}" for name, value in choice.items()}
         columns = [self.column, "Dice", "IoU", "MAE", "texture", "seconds per image"]
-        return shipped_text(
-            "evaluation/text/sweep.md",
+        return report.section(
+            "sweep",
             title=self.title,
             fixed=self.fixed_text.format(result["fixed"][self.fixed]),
             pairs=pairs,
             result=result,
             table=report.table(columns, rows),
-            advice=self.advice(result["choice"]),
+            advice=report.section(self.name, dice=DICE_MARGIN, texture=TEXTURE_MARGIN, **shown),
         )
 
 
@@ -196,33 +190,33 @@ def measure(
         `sizes`, `scored` (see `visible_components`), `batch_size`, and `rows` with `value`, each of
         `MEASURES` (see `mean_with_interval`), `seconds` and `extrapolated`.
     """
-    segmenters = real_segmenters(workbench, settings.segmenter)
+    segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
     slices, hosts = settings.slices(workbench)
     placed = control_tasks.transplant(slices.labels, hosts, workbench.seed)
     tasks = [
-        make_control_task(kind, *placed, settings.min_area) for kind in ("components", "tumor_box")
+        control_tasks.make_control_task(kind, *placed, settings.min_area)
+        for kind in ("components", "tumor_box")
     ]
-    pipeline = workbench.inpainter.pipeline
-    healthy = own_condition(hosts, "normal", False, pipeline.tasks, workbench.seed)
+    rois = workbench.inpainter.pipeline.tasks
+    healthy = resynthesis.own_condition(hosts, "normal", False, rois, workbench.seed)
     scored = visible_components(segmenters, slices, settings.min_area)
     # All in one call, since each call is padded to whole batches.
-    all_slices = LabeledSlices.concatenate([*(task.slices for task in tasks), hosts])
+    parts = [*(task.slices for task in tasks), hosts]
     condition = Condition.concatenate([*(task.condition for task in tasks), healthy])
-    sizes = [*(len(task.slices) for task in tasks), len(hosts)]
-    noise_numbers = np.concatenate([np.arange(size) for size in sizes])
+    together = (LabeledSlices.concatenate(parts), condition)
+    numbers = np.concatenate([np.arange(len(part)) for part in parts])
     rows = []
     for value, sampling in samplings.items():
-        (painted,) = workbench.repaint(
-            all_slices, condition, sampling, name=f"at {value:g}", noise_numbers=noise_numbers
-        )
-        *painted, painted_healthy = np.split(painted, np.cumsum(sizes)[:-1])
+        name = f"at {value:g}"
+        (painted,) = workbench.repaint(*together, sampling, name=name, noise_numbers=numbers)
+        *painted, painted_healthy = np.split(painted, np.flatnonzero(numbers == 0)[1:])
         values = healthy_scores(hosts, healthy, painted_healthy)
         for task, images in zip(tasks, painted, strict=True):
-            segmented = control_tasks.segment(segmenters, images)
-            values |= control_scores(task, segmented, scored)
+            values |= control_scores(task, control_tasks.segment(segmenters, images), scored)
+        interval = functools.partial(statistics.mean_with_interval, seed=workbench.seed)
         rows.append(
             {"value": value}
-            | {name: mean_with_interval(*values[name], workbench.seed) for name in MEASURES}
+            | {name: interval(*values[name]) for name in MEASURES}
             | seconds_per_image(workbench.inpainter, hosts, healthy, sampling)
         )
     return {
@@ -238,7 +232,7 @@ def measure(
 
 
 def visible_components(
-    segmenters: Mapping[str, Segmenter], slices: LabeledSlices, min_area: int
+    segmenters: Mapping[str, segmenter.Segmenter], slices: LabeledSlices, min_area: int
 ) -> dict[str, list]:
     """What segmenters see in real slices well enough to be scored in repainted ones.
 
@@ -246,15 +240,16 @@ def visible_components(
         `dice`: [sequence, component] pairs, and `iou`: sequences, with a mean of at least
         `control_tasks.MIN_REAL_SCORE` in the real slices.
     """
-    components = make_control_task("components", slices, slices.labels, min_area)
-    boxes = make_control_task("tumor_box", slices, slices.labels, min_area)
+    components, boxes = (
+        control_tasks.make_control_task(kind, slices, slices.labels, min_area)
+        for kind in ("components", "tumor_box")
+    )
     out: dict[str, list] = {"dice": [], "iou": []}
     for sequence, labels in control_tasks.segment(segmenters, components.slices.images).items():
-        dice = components.score(labels)
-        for name, values in dice.items():
-            if np.isfinite(values).any() and np.nanmean(values) >= MIN_REAL_SCORE:
+        for name, values in components.score(labels).items():
+            if np.isfinite(values).any() and np.nanmean(values) >= control_tasks.MIN_REAL_SCORE:
                 out["dice"].append([sequence, name])
-        if boxes.score(labels)["iou"].mean() >= MIN_REAL_SCORE:
+        if boxes.score(labels)["iou"].mean() >= control_tasks.MIN_REAL_SCORE:
             out["iou"].append(sequence)
     return out
 
@@ -314,15 +309,12 @@ def seconds_per_image(
     """
     rows = np.resize(np.arange(len(slices)), inpainter.batch_size)
     images = slices.images[rows, ..., : inpainter.num_channels]
+    steps, timed = sampling.num_steps, min(sampling.num_steps, MAX_TIMED_STEPS)
     inpainter.sample(images, condition[rows], dataclasses.replace(sampling, num_steps=1))
-    timed = min(sampling.num_steps, MAX_TIMED_STEPS)
     start = time.perf_counter()
     inpainter.sample(images, condition[rows], dataclasses.replace(sampling, num_steps=timed))
     seconds = (time.perf_counter() - start) / len(rows)
-    return {
-        "seconds": seconds * sampling.num_steps / timed,
-        "extrapolated": sampling.num_steps > timed,
-    }
+    return {"seconds": seconds * steps / timed, "extrapolated": steps > timed}
 
 
 def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -347,46 +339,29 @@ def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     good = [
         row["value"]
         for row in rows
-        if abs(row["texture"]["mean"] - most["texture"]["mean"]) <= _TEXTURE_MARGIN
-        and (not most["dice"] or row["dice"]["mean"] >= most["dice"]["mean"] - _DICE_MARGIN)
+        if abs(row["texture"]["mean"] - most["texture"]["mean"]) <= TEXTURE_MARGIN
+        and (not most["dice"] or row["dice"]["mean"] >= most["dice"]["mean"] - DICE_MARGIN)
     ]
     return {"steps": min(good)}
 
 
-def _weight_advice(choice: Mapping[str, Any]) -> str:
-    tumor = "-" if choice["tumor"] is None else f"{choice['tumor']:g}"
-    return f"""![Curves](guidance/curves.png)
-
-**For tumors w = {tumor}** (highest mean of Dice and IoU), **for healthy tissue w =
-{choice["healthy"]:g}** (least MAE)."""
-
-
-def _steps_advice(choice: Mapping[str, Any]) -> str:
-    return f"""![Curves](steps/curves.png)
-
-**{choice["steps"]} steps** are the fewest with a Dice at most {_DICE_MARGIN:g} below, and a texture
-within {_TEXTURE_MARGIN:g} of, that at the most steps."""
-
-
 GUIDANCE = Sweep(
+    name="guidance",
     title="Guidance weight",
     column="w",
     label="guidance weight w",
     fixed="num_steps",
     fixed_text="{} steps",
     scale={"value": "symlog", "linthresh": 1},
-    log_seconds=False,
     choose=choose_weight,
-    advice=_weight_advice,
 )
 STEPS = Sweep(
+    name="steps",
     title="Number of steps",
     column="steps",
     label="steps",
     fixed="guidance_weight",
     fixed_text="w = {:g}",
     scale={"value": "log"},
-    log_seconds=True,
     choose=choose_steps,
-    advice=_steps_advice,
 )

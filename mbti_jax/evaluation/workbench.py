@@ -4,6 +4,7 @@ Training, validation and test are splits by patient. What is learned for an eval
 learned from the training split, what is scored comes from the test split: the generator's own folds.
 """
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,20 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader
+from mbti_jax.fields import whole_numbers
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles, find_cases
 from tfds_brats.reading import SliceSource
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSettings:
+    """What the settings of all parts have in common: their whole numbers are counts, 1 and more."""
+
+    def __post_init__(self):
+        whole_numbers(self, least=1)
 
 
 class Workbench:

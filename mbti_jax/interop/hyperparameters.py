@@ -4,10 +4,8 @@ What leaves no trace in the tensors - heads, their order, the groups of the norm
 of the images - cannot be found this way.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-_DOWNSAMPLE = "input_blocks.{}.0.op.weight"
 
 
 def infer_hyperparameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -40,9 +38,10 @@ def infer_hyperparameters(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
 
 def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     model_channels = shapes["time_embed.0.weight"][1]
-    num_blocks = len({name.split(".")[1] for name in shapes if name.startswith("output_blocks.")})
-    has_block = [_any_under(shapes, f"input_blocks.{i}.") for i in range(num_blocks)]
-    has_conv = [_DOWNSAMPLE.format(i) in shapes for i in range(num_blocks)]
+    blocks = {".".join(name.split(".")[:2]) for name in shapes}
+    num_blocks = sum(block.startswith("output_blocks.") for block in blocks)
+    has_block = [f"input_blocks.{i}" in blocks for i in range(num_blocks)]
+    has_conv = [f"input_blocks.{i}.0.op.weight" in shapes for i in range(num_blocks)]
     # A residual block that comes second in its output block is there to resample.
     doubled = [
         any(f"output_blocks.{i}.{j}.in_layers.0.weight" in shapes for j in (1, 2))
@@ -51,12 +50,9 @@ def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     resblock_updown = any(doubled)
     if resblock_updown:
         num_res_blocks = doubled.index(True)
-    elif any(has_conv):
-        num_res_blocks = has_conv.index(True) - 1
-    elif not all(has_block):
-        num_res_blocks = has_block.index(False) - 1
     else:
-        num_res_blocks = num_blocks - 1
+        gaps = [conv or not block for conv, block in zip(has_conv, has_block, strict=True)]
+        num_res_blocks = [*gaps, True].index(True) - 1
     num_levels, rest = divmod(num_blocks, num_res_blocks + 1)
     if rest or not num_levels:
         raise KeyError(f"a multiple of {num_res_blocks + 1} output blocks, found {num_blocks}")
@@ -64,6 +60,7 @@ def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     # The first output block of every level, from the lowest level to the image.
     first_blocks = [f"output_blocks.{i * (num_res_blocks + 1)}" for i in range(num_levels)][::-1]
     widths = [shapes[f"{block}.0.in_layers.2.weight"][0] for block in first_blocks]
+    attending = [i for i, block in enumerate(first_blocks) if f"{block}.1.qkv.weight" in shapes]
     condition_width = shapes["middle_block.0.emb_layers.1.weight"][0]
     return {
         "in_channels": shapes["input_blocks.0.0.weight"][1],
@@ -72,19 +69,11 @@ def _infer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "model_channels": model_channels,
         "num_res_blocks": num_res_blocks,
         "channel_mult": tuple(_multiple(width, model_channels) for width in widths),
-        "attention_resolutions": tuple(
-            2**level
-            for level, block in enumerate(first_blocks)
-            if f"{block}.1.qkv.weight" in shapes
-        ),
+        "attention_resolutions": tuple(2**level for level in attending),
         "conv_resample": resblock_updown or any(has_conv) or num_levels == 1,
         "resblock_updown": resblock_updown,
         "use_scale_shift_norm": condition_width == 2 * widths[-1],
     }
-
-
-def _any_under(names: Collection[str], prefix: str) -> bool:
-    return any(name.startswith(prefix) for name in names)
 
 
 def _multiple(width: int, model_channels: int) -> float:

@@ -77,10 +77,8 @@ def write_export(
     else:
         tensors = to_guided_diffusion(params)
 
-    fresh, old = (
-        directory.with_name(f"{directory.name}.{word}-{os.getpid()}")
-        for word in ("writing", "replaced")
-    )
+    fresh = directory.with_name(f"{directory.name}.writing-{os.getpid()}")
+    old = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
     fresh.mkdir(parents=True)
     try:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, fresh / _WEIGHTS)

@@ -32,10 +32,9 @@ def to_guided_diffusion(params: Mapping) -> dict[str, np.ndarray]:
     Returns:
         C-contiguous numpy arrays in PyTorch's layouts by name, in the dtypes of `params`.
     """
-    flat = flatten_dict(params)
     return {
         _torch_name(path): np.ascontiguousarray(_to_torch_layout(path, np.asarray(value)))
-        for path, value in flat.items()
+        for path, value in flatten_dict(params).items()
     }
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -80,10 +80,8 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             arrays = dict(file)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(f"{path} is no complete .npz file of plain arrays: {error}") from error
-    prefixed = {
-        k.removeprefix(_GOLDEN_PREFIX): v for k, v in arrays.items() if k.startswith(_GOLDEN_PREFIX)
-    }
-    return prefixed or arrays
+    prefixed = {k for k in arrays if k.startswith(_GOLDEN_PREFIX)}
+    return {k.removeprefix(_GOLDEN_PREFIX): arrays[k] for k in prefixed or arrays}
 
 
 class _Storage(NamedTuple):
@@ -107,35 +105,25 @@ class _StateDict(dict):
         pass
 
 
-# The pickle may call these and could try to write attributes to them, which instances of a class
-# without slots refuse.
-class _MakeDict:
-    __slots__ = ()
+class _Callable(NamedTuple):
+    """A function that the pickle may call. It could try to write attributes: tuples refuse."""
 
-    def __call__(self, *items):
-        return _StateDict(*items)
+    function: Callable[..., Any]
 
-
-class _MakeTensor:
-    __slots__ = ()
-
-    def __call__(self, storage, offset, shape, strides, *_):
-        if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("a tensor without storage")
-        return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    def __call__(self, *args):
+        return self.function(*args)
 
 
-class _MakeParameter:
-    __slots__ = ()
-
-    def __call__(self, tensor, *_):
-        return tensor
+def _make_tensor(storage, offset, shape, strides, *_):
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("a tensor without storage")
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
 _ALLOWED = {
-    ("collections", "OrderedDict"): _MakeDict(),
-    ("torch._utils", "_rebuild_tensor_v2"): _MakeTensor(),
-    ("torch._utils", "_rebuild_parameter"): _MakeParameter(),
+    ("collections", "OrderedDict"): _Callable(lambda *items: _StateDict(*items)),
+    ("torch._utils", "_rebuild_tensor_v2"): _Callable(_make_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Callable(lambda tensor, *_: tensor),
     **{("torch", storage): dtype for storage, dtype in _STORAGE_DTYPES.items()},
 }
 

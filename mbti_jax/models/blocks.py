@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
-from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.diffusion.arrays import AnyArray, Images
 
 _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
@@ -162,10 +162,10 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[AnyArray, "B H W C"],
+        x: Images,
         scale: Float[jax.Array, "B C"] | None = None,
         shift: Float[jax.Array, "B C"] | None = None,
-    ) -> Float[jax.Array, "B H W C"]:
+    ) -> Images:
         """x [B, H, W, C]; scale and shift [B, C], or neither -> [B, H, W, C] in the type of x."""
         weight = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
@@ -270,7 +270,7 @@ class AttentionBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "B H W C"]) -> Float[jax.Array, "B H W C"]:
+    def __call__(self, x: Images) -> Images:
         """x [B, H, W, C] -> [B, H, W, C]."""
         batch, height, width, channels = x.shape
         h = GroupNorm(self.num_groups, silu=False, name="norm")(x)

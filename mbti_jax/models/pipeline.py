@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Integer, Key, Num
+from jaxtyping import Float, Integer, Key
 
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
-from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
@@ -23,6 +23,7 @@ from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
+Quarters = Float[AnyArray, "4"]
 
 
 class Inputs(NamedTuple):
@@ -77,11 +78,7 @@ class Pipeline:
         )
 
     def apply(
-        self,
-        params: Params,
-        x_t: Float[AnyArray, "B H W C"],
-        t: Num[AnyArray, " B"],
-        condition: Condition,
+        self, params: Params, x_t: Images, t: Numbers, condition: Condition
     ) -> Float[jax.Array, "B H W C"]:
         """The network without dropout: float32 [B, H, W, C]."""
         return jnp.asarray(self.model.apply({"params": params}, x_t, t, condition))
@@ -98,15 +95,13 @@ class Pipeline:
             float32 [B, S, S, C] in model units, background -1; uint8 [B, S, S].
         """
         size = (self.image_size, self.image_size)
-        images = jax.vmap(decode)(batch["codes"], batch["gain"], batch["bias"])
-        resize = jax.vmap(lambda image: area_resize(image, size))
-        return resize(images), jax.vmap(lambda labels: nearest_resize(labels, size))(
-            batch["labels"]
-        )
 
-    def prepare(
-        self, batch: Mapping[str, AnyArray], keys: Key[jax.Array, " B"], *, augmented: bool
-    ) -> Inputs:
+        def one(codes, gain, bias, labels):
+            return area_resize(decode(codes, gain, bias), size), nearest_resize(labels, size)
+
+        return jax.vmap(one)(batch["codes"], batch["gain"], batch["bias"], batch["labels"])
+
+    def prepare(self, batch: Mapping[str, AnyArray], keys: Keys, *, augmented: bool) -> Inputs:
         """Scales, resizes, augments and draws a task for every example.
 
         Args:
@@ -114,7 +109,6 @@ class Pipeline:
             keys: typed keys [B].
             augmented: flip and rotate.
         """
-
         images, labels = self.resized(batch)
 
         def one(key, image, labels):
@@ -129,10 +123,10 @@ class Pipeline:
         self,
         params: Params,
         inputs: Inputs,
-        weight: Float[AnyArray, " B"],
-        keys: Key[jax.Array, " B"],
+        weight: Numbers,
+        keys: Keys,
         dropout_key: Key[jax.Array, ""] | None = None,
-    ) -> tuple[Float[jax.Array, ""], tuple[Float[jax.Array, "4"], Float[jax.Array, "4"]]]:
+    ) -> tuple[Float[jax.Array, ""], tuple[Quarters, Quarters]]:
         """Sums from which the loss is made: over examples, and for each quarter of the timesteps.
 
         Args:
@@ -150,20 +144,19 @@ class Pipeline:
             t = self.process.draw_time(time_key)
             return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
 
-        t, eps, drop_keys = jax.vmap(draw)(keys)
-        roi = inputs.condition.roi
-        x_t = self.process.corrupt(inputs.x_0, eps, t, roi)
+        (x_0, condition), (t, eps, drop_keys) = inputs, jax.vmap(draw)(keys)
+        roi = condition.roi
+        x_t = self.process.corrupt(x_0, eps, t, roi)
         prediction = self.model.apply(
             {"params": params},
             x_t,
             t,
-            drop_condition(drop_keys, inputs.condition, self.drop_rate),
+            drop_condition(drop_keys, condition, self.drop_rate),
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
-        prediction = jnp.asarray(prediction)
-        target = self.process.target(inputs.x_0, eps, t)
-        sums, counts = squared_error_terms(prediction, target, roi, weight)
+        target = self.process.target(x_0, eps, t)
+        sums, counts = squared_error_terms(jnp.asarray(prediction), target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
         quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)
@@ -177,19 +170,14 @@ def example_keys(
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
 
 
-def losses(
-    sums: Float[AnyArray, "4"], counts: Float[AnyArray, "4"]
-) -> dict[str, Float[AnyArray, ""]]:
+def losses(sums: Quarters, counts: Quarters) -> dict[str, Float[AnyArray, ""]]:
     """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
 
     Args:
         sums, counts: float32 [4], see `Pipeline.loss_terms`.
     """
-    quarters = sums / counts
-    return {
-        "loss": sums.sum() / counts.sum(),
-        **{f"loss_q{i + 1}": quarters[i] for i in range(QUARTERS)},
-    }
+    by_quarter = {f"loss_q{i}": loss for i, loss in enumerate(sums / counts, start=1)}
+    return {"loss": sums.sum() / counts.sum(), **by_quarter}
 
 
 def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:

@@ -5,6 +5,7 @@ Nichol 2021, arXiv 2105.05233) whose label embedding takes a real-valued vector,
 checkpoints can be used; 2-D only.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -14,21 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Key, Num
+from jaxtyping import Float, Key
 
-from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.diffusion.arrays import AnyArray, Numbers
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.models.blocks import (
-    ZERO_INIT,
-    AttentionBlock,
-    Downsample,
-    GroupNorm,
-    ResBlock,
-    Upsample,
-    conv3x3,
-    dense,
-    timestep_embedding,
-)
+from mbti_jax.models import blocks
 
 # Nested dicts of arrays.
 Params = Any
@@ -87,11 +78,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: AnyArray,
-        t: Num[AnyArray, " B"],
-        condition: Condition,
-        deterministic: bool = True,
+        self, x: AnyArray, t: Numbers, condition: Condition, deterministic: bool = True
     ) -> Float[jax.Array, "B H W {self.out_channels}"]:
         """Predicts the noise (or whatever the diffusion process trains it for).
 
@@ -113,19 +100,22 @@ class UNet(nn.Module):
         self._check(x, class_vector)
         dtype = jnp.dtype(self.dtype)
         wrap = nn.remat if self.remat else lambda block, **_: block
-        res_block = wrap(ResBlock, static_argnums=(3,))
-        attention_block = wrap(AttentionBlock)
+        res_block = functools.partial(
+            wrap(blocks.ResBlock, static_argnums=(3,)),
+            num_groups=self.num_groups,
+            dropout=self.dropout,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            dtype=dtype,
+        )
+        attention_block = functools.partial(
+            wrap(blocks.AttentionBlock),
+            num_groups=self.num_groups,
+            use_new_attention_order=self.use_new_attention_order,
+            dtype=dtype,
+        )
 
         def res(h, width, name, resample="none"):
-            block = res_block(
-                channels=width,
-                num_groups=self.num_groups,
-                dropout=self.dropout,
-                use_scale_shift_norm=self.use_scale_shift_norm,
-                resample=resample,
-                dtype=dtype,
-                name=name,
-            )
+            block = res_block(channels=width, resample=resample, name=name)
             return block(h, embedding, deterministic)
 
         def attend(h, num_heads, name):
@@ -136,14 +126,7 @@ class UNet(nn.Module):
                         f"{h.shape[-1]} channels cannot be split into heads of "
                         f"num_head_channels={self.num_head_channels}"
                     )
-            block = attention_block(
-                num_heads=num_heads,
-                num_groups=self.num_groups,
-                use_new_attention_order=self.use_new_attention_order,
-                dtype=dtype,
-                name=name,
-            )
-            return block(h)
+            return attention_block(num_heads=num_heads, name=name)(h)
 
         embedding = self._embedding(t, class_vector)
         widths = [int(multiple * self.model_channels) for multiple in self.channel_mult]
@@ -151,7 +134,7 @@ class UNet(nn.Module):
         heads_up = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
 
         h = space_to_depth(x, self.patch_size).astype(dtype)
-        h = conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
+        h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
         skips = [h]
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
@@ -165,7 +148,7 @@ class UNet(nn.Module):
                 if self.resblock_updown:
                     h = res(h, width, name, resample="down")
                 else:
-                    h = Downsample(self.conv_resample, dtype, name=name)(h)
+                    h = blocks.Downsample(self.conv_resample, dtype, name=name)(h)
                 skips.append(h)
 
         h = res(h, widths[-1], "middle_block_0")
@@ -186,23 +169,22 @@ class UNet(nn.Module):
                     if self.resblock_updown:
                         h = res(h, widths[level], name, resample="up")
                     else:
-                        h = Upsample(self.conv_resample, dtype, name=name)(h)
+                        h = blocks.Upsample(self.conv_resample, dtype, name=name)(h)
 
-        h = GroupNorm(self.num_groups, name="out_0")(h)
-        channels = self.out_channels * self.patch_size**2
-        h = conv3x3(channels, dtype, "out_2")(h)
+        h = blocks.GroupNorm(self.num_groups, name="out_0")(h)
+        h = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(h)
         return jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32)
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""
         width = 4 * self.model_channels
-        embedding = timestep_embedding(t, self.model_channels)
-        embedding = dense(width, jnp.float32, "time_embed_0")(embedding)
-        embedding = dense(width, jnp.float32, "time_embed_2")(nn.silu(embedding))
+        embedding = blocks.timestep_embedding(t, self.model_channels)
+        embedding = blocks.dense(width, jnp.float32, "time_embed_0")(embedding)
+        embedding = blocks.dense(width, jnp.float32, "time_embed_2")(nn.silu(embedding))
         if not self.num_classes:
             return embedding
-        label = dense(width, jnp.float32, "label_emb_0")(class_vector.astype(jnp.float32))
-        label = dense(width, jnp.float32, "label_emb_2")(nn.silu(label))
+        label = blocks.dense(width, jnp.float32, "label_emb_0")(class_vector.astype(jnp.float32))
+        label = blocks.dense(width, jnp.float32, "label_emb_2")(nn.silu(label))
         return jnp.concatenate([embedding, label], axis=-1)
 
     def _check(self, x, class_vector):
@@ -247,7 +229,9 @@ def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
         Nested dict of float32 arrays.
     """
     flat = flat_shapes(model)
-    drawn = [path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in ZERO_INIT]
+    drawn = [
+        path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in blocks.ZERO_INIT
+    ]
     ends = np.cumsum([flat[path].size for path in drawn])
     noise = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
     params = {
@@ -267,7 +251,7 @@ def space_to_depth(
     batch, height, width, channels = x.shape
     p = patch_size
     x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
-    return x.reshape(batch, height // p, width // p, p * p * channels)
+    return x.reshape(*x.shape[:3], p * p * channels)
 
 
 def depth_to_space(

@@ -9,8 +9,9 @@ parameters, so that inference reads nothing else) and `metadata` (JSON):
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,6 +21,10 @@ from mbti_jax.models.unet import Params
 from mbti_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
+# Fields of the state in the item `train`.
+_TRAIN = ("step", "params", "opt_state")
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +67,12 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                train=ocp.args.StandardSave(train),
-                ema=ocp.args.StandardSave(state.ema),
-                metadata=ocp.args.JsonSave(self._metadata),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            train=ocp.args.StandardSave({name: getattr(state, name) for name in _TRAIN}),
+            ema=ocp.args.StandardSave(state.ema),
+            metadata=ocp.args.JsonSave(self._metadata),
         )
+        self._manager.save(step, args=items, force=True)
 
     def restore(self, shapes: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None when the run has none yet.
@@ -88,50 +89,35 @@ class Checkpointer:
             ValueError: there are checkpoints, but none can be read. They are left as they are, so that
                 no run starts over because of a disk or memory failure.
         """
-        unreadable = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                saved = self._manager.restore(
-                    step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())
-                )["metadata"]
-                differences = _differences(upgrade(saved["contract"]), self._metadata["contract"])
-                if differences:
-                    raise CheckpointMismatchError(
-                        f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
-                        f"start in a new workdir, or undo: {'; '.join(differences)}"
-                    )
-                items = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        train=ocp.args.StandardRestore(
-                            {
-                                "step": shapes.step,
-                                "params": shapes.params,
-                                "opt_state": shapes.opt_state,
-                            }
-                        ),
-                        ema=ocp.args.StandardRestore(shapes.ema),
-                    ),
+        newest_first = sorted(self._manager.all_steps(), reverse=True)
+        train = {name: getattr(shapes, name) for name in _TRAIN}
+        items = ocp.args.Composite(
+            train=ocp.args.StandardRestore(train), ema=ocp.args.StandardRestore(shapes.ema)
+        )
+
+        def read(step: int) -> TrainState:
+            metadata = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+            contract = self._manager.restore(step, args=metadata)["metadata"]["contract"]
+            if differences := _differences(upgrade(contract), self._metadata["contract"]):
+                raise CheckpointMismatchError(
+                    f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
+                    f"start in a new workdir, or undo: {'; '.join(differences)}"
                 )
-            except CheckpointMismatchError:
-                raise
-            except Exception as error:  # Orbax has no exception of its own for damaged files.
-                path = self._manager.directory / str(step)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                logger.warning(
-                    "checkpoint %s cannot be read (%s); trying the one before it", path, reason
-                )
-                unreadable.append(step)
-                continue
-            if unreadable:
-                self._set_aside(unreadable)
-            return TrainState(**items["train"], ema=items["ema"])
-        if unreadable:
+            saved = self._manager.restore(step, args=items)
+            return TrainState(**saved["train"], ema=saved["ema"])
+
+        if not newest_first:
+            return None
+        found = _first_readable(Path(self._manager.directory), newest_first, read)
+        if found is None:
             raise ValueError(
                 f"none of the checkpoints in {self._manager.directory} can be read, see the warnings "
                 "above. Start in a new workdir, unless it was the disk or the memory that failed."
             )
-        return None
+        step, state = found
+        if step != newest_first[0]:
+            self._set_aside(newest_first[: newest_first.index(step)])
+        return state
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
@@ -171,16 +157,35 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
         ),
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
-            try:
-                saved = checkpointer.restore(folder / str(step), items)
-            except Exception as error:  # Orbax has no exception of its own for damaged files.
-                logger.warning("checkpoint %s cannot be read: %s", folder / str(step), error)
-                continue
-            metadata = saved["metadata"]
-            metadata["contract"] = upgrade(metadata["contract"])
-            return saved["ema"], {**metadata, "step": step}
-    raise ValueError(f"{folder} holds no complete, readable checkpoint")
+        newest_first = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
+        found = _first_readable(
+            folder, newest_first, lambda step: checkpointer.restore(folder / str(step), items)
+        )
+    if found is None:
+        raise ValueError(f"{folder} holds no complete, readable checkpoint")
+    step, saved = found
+    metadata = saved["metadata"]
+    metadata["contract"] = upgrade(metadata["contract"])
+    return saved["ema"], {**metadata, "step": step}
+
+
+def _first_readable(
+    folder: Path, steps: Sequence[int], read: Callable[[int], T]
+) -> tuple[int, T] | None:
+    """The first of the steps whose checkpoint can be read, and what `read` makes of it."""
+    for step in steps:
+        try:
+            return step, read(step)
+        except CheckpointMismatchError:
+            raise
+        except Exception as error:  # Orbax has no exception of its own for damaged files.
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.warning(
+                "checkpoint %s cannot be read (%s); trying the one before it",
+                folder / str(step),
+                reason,
+            )
+    return None
 
 
 def _differences(saved: Any, current: Any, name: str = "") -> list[str]:

@@ -6,7 +6,6 @@ that is started again resumes from its newest checkpoint and computes what it wo
 """
 
 import contextlib
-import functools
 import logging
 import os
 import signal
@@ -74,34 +73,26 @@ def make_train_step(
         (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
         return grads, terms
 
-    def step(
-        state: TrainState, batch: dict[str, jax.Array]
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        size = len(batch["weight"])
-        keys = example_keys(key, state.step, size)
+    def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        keys = example_keys(key, state.step, len(batch["weight"]))
         dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
         if accumulation == 1:
             grads, (sums, counts) = microbatch_grads(state.params, batch, keys, dropout_key)
         else:
-            # Microbatch m takes every A-th example, so that the devices keep the examples they hold.
-            split = jax.tree.map(
-                lambda x: jnp.swapaxes(
-                    x.reshape(size // accumulation, accumulation, *x.shape[1:]), 0, 1
-                ),
-                (batch, keys),
-            )
+
+            def split(x):
+                """Microbatch m takes every A-th example: the devices keep the ones they hold."""
+                return jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1)
 
             def add(total, part):
-                m, (part_batch, part_keys) = part
+                m, part_batch, part_keys = part
                 part_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
                 new = microbatch_grads(state.params, part_batch, part_keys, part_dropout)
                 return jax.tree.map(jnp.add, total, new), None
 
-            zeros = (
-                jax.tree.map(jnp.zeros_like, state.params),
-                (jnp.zeros(QUARTERS), jnp.zeros(QUARTERS)),
-            )
-            parts = (jnp.arange(accumulation), split)
+            parts = (jnp.arange(accumulation), *jax.tree.map(split, (batch, keys)))
+            none = jnp.zeros(QUARTERS)
+            zeros = (jax.tree.map(jnp.zeros_like, state.params), (none, none))
             (grads, (sums, counts)), _ = jax.lax.scan(add, zeros, parts)
         grads = jax.tree.map(lambda g: g / counts.sum(), grads)
         metrics = {**losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
@@ -130,14 +121,15 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     root = jax.random.key(settings.seed)
 
     optimizer = optax.adam(settings.optimizer.learning_rate)
-    init = functools.partial(_init_state, pipeline, optimizer)
-    shapes = jax.eval_shape(init, jax.random.fold_in(root, _INIT))
-    shardings = sharding.state_sharding(mesh, shapes, fully_sharded=settings.fully_sharded)
-    shapes = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
+
+    def init(key: jax.Array) -> TrainState:
+        return create_state(init_params(pipeline.model, key), optimizer)
+
+    init_key = jax.random.fold_in(root, _INIT)
+    shardings = sharding.state_sharding(
+        mesh, jax.eval_shape(init, init_key), fully_sharded=settings.fully_sharded
     )
+    init = jax.jit(init, out_shardings=shardings)
     x_0_bounds = loader.intensity_bounds(examples)
     metadata = {
         "contract": settings.contract(examples.fingerprint),
@@ -148,9 +140,7 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
         },
     }
     checkpointer = Checkpointer(workdir, metadata, settings.max_to_keep)
-    state = checkpointer.restore(shapes)
-    if state is None:
-        state = jax.jit(init, out_shardings=shardings)(jax.random.fold_in(root, _INIT))
+    state = checkpointer.restore(init.eval_shape(init_key)) or init(init_key)
     start = int(state.step)
     _say(
         f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters, "
@@ -158,17 +148,15 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
         f"{'resuming' if start else 'starting'} at step {start} of {settings.num_steps}"
     )
 
-    train_step = jax.jit(
-        make_train_step(
-            pipeline,
-            optimizer,
-            jax.random.fold_in(root, _TRAIN),
-            accumulation=settings.accumulation,
-            ema_decay=settings.ema_decay,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
+    step = make_train_step(
+        pipeline,
+        optimizer,
+        jax.random.fold_in(root, _TRAIN),
+        accumulation=settings.accumulation,
+        ema_decay=settings.ema_decay,
     )
+    out_shardings = (shardings, sharding.replicated(mesh))
+    train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     batches = loader.training_batches(
         examples,
         seed=settings.seed,
@@ -201,12 +189,6 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
         )
 
 
-def _init_state(
-    pipeline: Pipeline, optimizer: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
-    return create_state(init_params(pipeline.model, key), optimizer)
-
-
 def _loop(
     settings: TrainSettings,
     state: TrainState,
@@ -223,13 +205,8 @@ def _loop(
         Whether the last step was reached.
     """
     start = int(state.step)
-    bar = tqdm(
-        total=settings.num_steps,
-        initial=start,
-        unit="step",
-        disable=writer is None,
-        desc="training",
-    )
+    total, quiet = settings.num_steps, writer is None
+    bar = tqdm(desc="training", unit="step", total=total, initial=start, disable=quiet)
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
     pending = None
     for step in range(start, settings.num_steps):
@@ -254,9 +231,8 @@ def _loop(
             pending = None
         if validates:
             # Before saving: a run killed in between does both again.
-            log.pause()
-            validation.run(done, state.ema, writer)
-            log.resume()
+            with log.paused():
+                validation.run(done, state.ema, writer)
         if saves:
             checkpointer.save(state)
         if stop:
@@ -276,7 +252,6 @@ class _Log:
         self._writer, self._bar, self._batch_size, self._every = writer, bar, batch_size, every
         self._values: list[dict[str, float]] = []
         self._since = time.perf_counter()
-        self._paused = 0.0
 
     def read(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -309,12 +284,12 @@ class _Log:
         self._bar.unpause()
         self._since = time.perf_counter()
 
-    def pause(self) -> None:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
         """Stops the clock of images per second."""
-        self._paused = time.perf_counter()
-
-    def resume(self) -> None:
-        self._since += time.perf_counter() - self._paused
+        start = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - start
 
 
 @contextlib.contextmanager

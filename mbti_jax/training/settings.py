@@ -1,6 +1,7 @@
 """Settings of a training run, checked where they are made."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from mbti_jax.fields import FieldError, finite_number, whole_number, whole_numbe
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.rois.tasks import TaskSettings
 from tfds_brats.reading import SliceSource
+
+# Fields of `TrainSettings` that decide what a run computes.
+_CONTRACT = ("data", "seed", "batch_size", "model", "tasks", "diffusion", "optimizer", "ema_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,24 +170,14 @@ class TrainSettings:
         Returns:
             Plain JSON values.
         """
-        data = dataclasses.asdict(self.data)
+        fields = dataclasses.asdict(self)
         # Where the data lies, how it is read and what it is validated on change no update.
         for name in ("dataset", "validation_split", "num_threads"):
-            del data[name]
-        return {
-            "data": {**data, "sequences": list(self.data.sequences), "fingerprint": fingerprint},
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-            "model": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in self.model.items()
-                if name != "remat"  # Changes memory and time, not the result.
-            },
-            "tasks": dataclasses.asdict(self.tasks),
-            "diffusion": dataclasses.asdict(self.diffusion),
-            "optimizer": dataclasses.asdict(self.optimizer),
-            "ema_decay": self.ema_decay,
-        }
+            del fields["data"][name]
+        # Changes memory and time, not the result.
+        fields["model"].pop("remat", None)
+        fields["data"]["fingerprint"] = fingerprint
+        return json.loads(json.dumps({name: fields[name] for name in _CONTRACT}))
 
     def pipeline(self) -> Pipeline:
         """Network, process and tasks: those of the contract, and rematerialization as asked for.

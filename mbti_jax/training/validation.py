@@ -60,18 +60,15 @@ class Validation:
         """
         self._mesh = mesh
         self._step = jax.jit(make_validation_step(pipeline, key))
-        self._batches = loader.fixed_batches(
-            examples,
-            settings.validation_batches,
-            settings.batch_size,
-            padded_size=sharding.padded_batch_size(settings.batch_size, mesh, 1),
-        )
-        size = sharding.padded_batch_size(settings.num_pictures, mesh, 1)
-        (pictured,) = loader.fixed_batches(
-            examples.with_tumor(), 1, settings.num_pictures, padded_size=size
-        )
+
+        def batches(examples: loader.Examples, count: int, size: int) -> list[loader.Batch]:
+            padded_size = sharding.padded_batch_size(size, mesh, 1)
+            return loader.fixed_batches(examples, count, size, padded_size)
+
+        self._batches = batches(examples, settings.validation_batches, settings.batch_size)
+        (pictured,) = batches(examples.with_tumor(), 1, settings.num_pictures)
         self._num_pictures = int(pictured["weight"].sum())
-        keys = jax.random.split(jax.random.fold_in(key, 0), size)
+        keys = jax.random.split(jax.random.fold_in(key, 0), len(pictured["weight"]))
         prepare = jax.jit(functools.partial(pipeline.prepare, augmented=False))
         self._pictured = jax.device_get(prepare(pictured, keys))
         self._sampler = Sampler(pipeline.apply, pipeline.process)

@@ -13,51 +13,43 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import check_names
 from mbti_jax.web import painter, results
-from mbti_jax.web.examples import Examples
+from mbti_jax.web.examples import load_example
 from mbti_jax.web.results import Result
 from mbti_jax.web.session import Session, load_files, take_roi
 from mbti_jax.web.uploads import Limits
+from tfds_brats.cases import Case
 from tfds_brats.conventions import SEQUENCES
 
 
 class Actions:
     """What happens on the page; every method is a handler of one of its events."""
 
-    def __init__(self, inpainter: Inpainter, limits: Limits, examples: Examples, root: Path):
+    def __init__(self, inpainter: Inpainter, limits: Limits, example: Case, root: Path):
         self._inpainter = inpainter
         self._limits = limits
-        self._examples = examples
+        self._example = example
         self._root = root
         self._running: dict[str, Session] = {}
         self._has_compiled = False
 
     def load(self, old, files, convention, sequences):
-        session = load_files(
-            files or [],
-            convention or "",
-            sequences or [],
-            self._inpainter,
-            self._root,
-            self._limits,
-        )
-        return self._replace(old, session)
+        given = files or [], convention or "", sequences or []
+        return _replace(old, load_files(*given, self._inpainter, self._root, self._limits))
 
     def load_example(self, old, name):
-        return self._replace(old, self._examples.load(name, self._inpainter, self._root))
+        return _replace(old, load_example(name, self._example, self._inpainter, self._root))
 
     def open(self, session):
         """Shows what was loaded: painter, slice slider, sequences."""
         number, sequence = session.first_slice, session.sequences[0]
-        depth = session.shape[0]
+        depth, several = session.shape[0], len(session.sequences) > 1
+        choices = [(title(name), name) for name in session.sequences]
+        separate = several and self._inpainter.num_channels == 1
         return (
-            self._painter(session, number, sequence),
+            _painter(session, number, sequence),
             gr.Slider(value=number, maximum=max(depth - 1, 1), visible=depth > 1),
-            gr.Radio(choices=_choices(session), value=sequence, visible=len(session.sequences) > 1),
-            gr.CheckboxGroup(
-                choices=_choices(session),
-                value=list(session.sequences),
-                visible=len(session.sequences) > 1 and self._inpainter.num_channels == 1,
-            ),
+            gr.Radio(choices, value=sequence, visible=several),
+            gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
             gr.Column(visible=True),
         )
 
@@ -65,14 +57,13 @@ class Actions:
         """Another slice."""
         if session is None:
             return gr.skip()
-        return self._painter(session, int(number), sequence)
+        return _painter(session, int(number), sequence)
 
     def show_sequence(self, session, number, sequence):
         """Another sequence; the painter keeps what it has, and its history."""
         if session is None:
             return gr.skip()
-        picture = painter.png_url(session.picture(int(number), sequence))
-        return gr.HTML(picture=picture, tissues=painter.tissues())
+        return _picture(session, int(number), sequence)
 
     def paint(self, session, value):
         if session is not None and value is not None:
@@ -108,15 +99,13 @@ class Actions:
         _loaded(session)
         session.begin()
         self._running[str(request.session_hash)] = session
-        note = (
-            "" if self._has_compiled else " (the first run compiles the model: up to a minute more)"
-        )
+        first = "" if self._has_compiled else " (the first run compiles: up to a minute more)"
 
         def report(done: int, total: int) -> None:
             self._has_compiled = True
             progress((done, total), desc="Sampling", unit="steps")
 
-        progress(0, desc=f"Preparing{note}")
+        progress(0, desc=f"Preparing{first}")
         try:
             result = results.run(
                 self._inpainter,
@@ -150,64 +139,26 @@ class Actions:
 
     def show(self, session, result, number, sequence, sample):
         """The results in the slice and sequence that are looked at."""
-        hidden = gr.Column(visible=False)
+        spread = gr.Image(visible=False)
         if session is None or result is None:
-            return hidden, None, None, gr.Image(visible=False), "", gr.skip()
+            return gr.Column(visible=False), None, None, spread, "", gr.skip()
         number, sample = int(number), int(sample)
-        samples = results.samples_of(session, result, number, sequence)
-        if not samples:
-            text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
-            if sequence not in result.values:
-                text = f"{title(sequence)} was not repainted."
-            return (
-                gr.Column(visible=True),
-                None,
-                None,
-                gr.Image(visible=False),
-                text,
-                _paths(result, sample),
+        samples, compared = results.samples_of(session, result, number, sequence), None
+        if samples:
+            compared = results.before(session, result, number, sequence), samples[sample]
+            text = (
+                f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after "
+                "right."
             )
-        spread = results.uncertainty(session, result, number, sequence)
-        shown = gr.Image(visible=False)
-        if spread is not None:
-            label = f"Standard deviation, 0 to {spread[1]:.3g}"
-            shown = gr.Image(value=spread[0], label=label, visible=True)
-        return (
-            gr.Column(visible=True),
-            (results.before(session, result, number, sequence), samples[sample]),
-            [(picture, f"sample {n}") for n, picture in enumerate(samples)],
-            shown,
-            f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after right.",
-            _paths(result, sample),
-        )
-
-    def _painter(self, session: Session, number: int, sequence: str):
-        value = {
-            "slice": number,
-            "shape": list(session.shape[1:]),
-            "aspect": session.aspect,
-            "runs": painter.to_runs(session.labels(number)),
-            "box": list(session.box),
-            # A picture does not say which side is which.
-            "sides": session.case is not None,
-        }
-        # An update replaces all that the painter's script knows, so the tissues are sent again.
-        picture = painter.png_url(session.picture(number, sequence))
-        return gr.HTML(value=value, picture=picture, tissues=painter.tissues())
-
-    def _replace(self, old: Session | None, session: Session):
-        """(session, no result, a sentence about what was loaded)"""
-        if old is not None:
-            old.close()
-        depth, height, width = session.shape
-        slices = f"{depth} slices of " if depth > 1 else ""
-        names = ", ".join(map(title, session.sequences))
-        where = (
-            "Radiological orientation: the patient's right is on the left, anterior on top."
-            if session.case is not None
-            else "The picture is taken as it is; the model expects anterior on top."
-        )
-        return session, None, f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
+        elif sequence in result.values:
+            text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
+        else:
+            text = f"{title(sequence)} was not repainted."
+        if uncertain := results.uncertainty(session, result, number, sequence):
+            label = f"Standard deviation, 0 to {uncertain[1]:.3g}"
+            spread = gr.Image(value=uncertain[0], label=label, visible=True)
+        gallery = [(picture, f"sample {n}") for n, picture in enumerate(samples)]
+        return gr.Column(visible=True), compared, gallery, spread, text, _paths(result, sample)
 
 
 def in_sentences(function: Callable) -> Callable:
@@ -244,8 +195,39 @@ def _paths(result: Result, sample: int) -> list[str]:
     return [str(path) for path in (result.archive, *result.files[sample])]
 
 
-def _choices(session: Session) -> list[tuple[str, str]]:
-    return [(title(name), name) for name in session.sequences]
+def _picture(session: Session, number: int, sequence: str, **painted: Any) -> gr.HTML:
+    """The painter with another picture, and what else it is given."""
+    picture = painter.png_url(session.picture(number, sequence))
+    # An update replaces all that the painter's script knows, so the tissues are sent again.
+    return gr.HTML(picture=picture, tissues=painter.tissues(), **painted)
+
+
+def _painter(session: Session, number: int, sequence: str) -> gr.HTML:
+    value = {
+        "slice": number,
+        "shape": list(session.shape[1:]),
+        "aspect": session.aspect,
+        "runs": painter.to_runs(session.labels(number)),
+        "box": list(session.box),
+        # A picture does not say which side is which.
+        "sides": isinstance(session.source, Case),
+    }
+    return _picture(session, number, sequence, value=value)
+
+
+def _replace(old: Session | None, session: Session):
+    """(session, no result, a sentence about what was loaded)"""
+    if old is not None:
+        old.close()
+    depth, height, width = session.shape
+    slices = f"{depth} slices of " if depth > 1 else ""
+    names = ", ".join(map(title, session.sequences))
+    where = (
+        "Radiological orientation: the patient's right is on the left, anterior on top."
+        if isinstance(session.source, Case)
+        else "The picture is taken as it is; the model expects anterior on top."
+    )
+    return session, None, f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
 
 
 def _ranges(numbers: list[int]) -> str:

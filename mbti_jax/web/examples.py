@@ -1,7 +1,5 @@
 """Examples for the page: a digital phantom with ROIs in one slice."""
 
-import threading
-from functools import cached_property
 from pathlib import Path
 
 from mbti_jax.inference.inpainter import Inpainter
@@ -20,41 +18,30 @@ EXAMPLES = {
 _SEED = 1
 
 
-class Examples:
-    """The phantom is made when it is first asked for, which takes some seconds; all users share it."""
+def make_phantom(folder: Path) -> Case:
+    """The case of the examples, written into `folder`; takes some seconds, so all users share it."""
+    write_phantoms(folder, num_subjects=1, seed=_SEED)
+    (files,) = find_cases(folder, "phantom")
+    return read_case(files)
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._lock = threading.Lock()
 
-    @property
-    def case(self) -> Case:
-        """The phantom."""
-        with self._lock:
-            return self._case
+def load_example(title: str, case: Case, inpainter: Inpainter, root: Path) -> Session:
+    """A session with ROIs in the slice that holds most of the tumor.
 
-    @cached_property
-    def _case(self) -> Case:
-        write_phantoms(self._folder, num_subjects=1, seed=_SEED)
-        (files,) = find_cases(self._folder, "phantom")
-        return read_case(files)
+    Args:
+        title: a key of `EXAMPLES`.
+        case: with a segmentation, such as `make_phantom` gives.
+        inpainter: the model.
+        root: folder in which the session makes its own.
 
-    def load(self, title: str, inpainter: Inpainter, root: Path) -> Session:
-        """A session with ROIs in the slice that holds most of the tumor.
-
-        Args:
-            title: a key of `EXAMPLES`.
-            root: folder in which the session makes its own.
-
-        Raises:
-            ValueError: there is no such example, or the model cannot paint it.
-        """
-        if title not in EXAMPLES:
-            raise ValueError(f"unknown example {title!r}; examples are {', '.join(EXAMPLES)}")
-        mode, box = EXAMPLES[title]
-        session = volume_session(self.case, inpainter, new_session_folder(root))
-        labels = to_slices(self.case.segmentation)
-        largest = int(is_tumor(labels).sum((1, 2)).argmax())
-        rois = own_tumor(labels, session.brain, mode)
-        session.paint(largest, rois[largest].label_map(), box)
-        return session
+    Raises:
+        ValueError: there is no such example, or the model cannot paint it.
+    """
+    if title not in EXAMPLES:
+        raise ValueError(f"unknown example {title!r}; examples are {', '.join(EXAMPLES)}")
+    mode, box = EXAMPLES[title]
+    session = volume_session(case, inpainter, new_session_folder(root))
+    labels = to_slices(case.segmentation)
+    largest = int(is_tumor(labels).sum((1, 2)).argmax())
+    session.paint(largest, own_tumor(labels, session.brain, mode)[largest].label_map(), box)
+    return session

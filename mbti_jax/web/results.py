@@ -1,6 +1,7 @@
 """Sampling what a user painted, and the results as files and pictures."""
 
 import dataclasses
+import itertools
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -52,9 +53,11 @@ class Result:
     archive: Path
     warnings: list[str]
 
-    def position(self, number: int) -> int | None:
-        """Where a slice is in the arrays; None if it was not repainted."""
-        return self.slices.index(number) if number in self.slices else None
+    def samples(self, number: int, sequence: str) -> np.ndarray:
+        """[num_samples, H, W] of a slice; [0, H, W] where it was not repainted."""
+        if number not in self.slices or sequence not in self.values:
+            return np.empty((0, *self.roi.shape[1:]))
+        return self.values[sequence][:, self.slices.index(number)]
 
 
 def run(
@@ -96,40 +99,45 @@ def run(
     options = {"progress": progress, "cancel": session.cancelled.is_set}
     folder = session.folder / "result"
     shutil.rmtree(folder, ignore_errors=True)
+    source, slices = session.source, sorted(session.painted)
     with new_folder(folder) as target:
-        if session.case is None:
-            image = session.slice_image
+        folders = [target / f"sample_{number:03d}" for number in range(num_samples)]
+        for one in folders:
+            one.mkdir()
+        if isinstance(source, Case):
+            samples = inpainter.inpaint_volume(
+                source, rois, sampling, samples=range(num_samples), sequences=sequences, **options
+            )
+            _write_volumes(inpainter, session, source, samples, folders)
+            values = {}
+            for name in sequences:
+                painted = np.stack([sample.values[name][slices] for sample in samples])
+                values[name] = np.where(rois.union[slices], painted, session.volumes[name][slices])
+            warnings = samples[0].details["warnings"]
+        else:
             if sequences != session.sequences:
                 raise ValueError("the sequences of a single slice are repainted all together")
             # A single slice has no neighbors to share its noise with.
             sampling = dataclasses.replace(sampling, z_sigma_mm=0.0)
             inpainted = inpainter.inpaint(
-                image, rois[0], sampling, num_samples=num_samples, **options
+                source, rois[0], sampling, num_samples=num_samples, **options
             )
-            values, warnings = _write_slice(inpainter, session, inpainted, target)
-        else:
-            samples = inpainter.inpaint_volume(
-                session.case, rois, sampling, samples=range(num_samples), sequences=sequences,
-                **options,
-            )  # fmt: skip
-            values, warnings = _write_volumes(inpainter, session, session.case, samples, target)
-    files = _files(folder, num_samples)
+            _write_slice(inpainter, session, source, inpainted, folders)
+            by_channel = inpainted.images.reshape(num_samples, 1, *source.shape[:2], -1)
+            values = dict(zip(sequences, np.moveaxis(by_channel, -1, 0), strict=True))
+            warnings = inpainted.provenance["warnings"]
+    files = [sorted((folder / one.name).iterdir()) for one in folders]
     archive = folder / f"{session.name}-inpainted.zip"
     with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
-        for path in dict.fromkeys(path for paths in files for path in paths):
+        for path in itertools.chain.from_iterable(files):
             packed.write(path, path.relative_to(folder))
-    slices = sorted(session.painted)
     return Result(slices, values, rois.union[slices], files, archive, warnings)
 
 
 def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
     """uint8 [h, w, 3], the samples of a slice in gray; empty where it was not repainted."""
-    position = result.position(number)
-    if position is None or sequence not in result.values:
-        return []
-    scale = session.scales[sequence]
-    shown = [pictures.gray(scale.to_model(v[position])) for v in result.values[sequence]]
-    return [_close_up(session, result, picture) for picture in shown]
+    samples = session.scales[sequence].to_model(result.samples(number, sequence))
+    return [_close_up(session, result, pictures.gray(sample)) for sample in samples]
 
 
 def before(session: Session, result: Result, number: int, sequence: str) -> np.ndarray:
@@ -146,11 +154,11 @@ def uncertainty(
         (uint8 [h, w, 3] with the ROI from dark to bright over the dimmed slice, the value of the
         brightest color in the file's units); None with fewer than two samples.
     """
-    position = result.position(number)
-    if position is None or sequence not in result.values or len(result.values[sequence]) < 2:
+    samples = result.samples(number, sequence)
+    if len(samples) < 2:
         return None
-    roi = result.roi[position]
-    spread = standard_deviation(result.values[sequence][:, position], roi)
+    roi = result.roi[result.slices.index(number)]
+    spread = standard_deviation(samples, roi)
     top = float(spread.max())
     colors = matplotlib.colormaps["inferno"](spread / (top or 1.0))[..., :3]
     shown = session.picture(number, sequence) // 2
@@ -163,55 +171,37 @@ def _write_volumes(
     session: Session,
     case: Case,
     samples: Sequence[InpaintedVolume],
-    folder: Path,
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Writes repainted volumes; returns what `Result` holds of them."""
-    title = preview_title(session.name, inpainter)
-    for number, sample in enumerate(samples):
-        target = folder / f"sample_{number:03d}"
-        target.mkdir()
+    folders: Sequence[Path],
+) -> None:
+    title, request = preview_title(session.name, inpainter), _request(session)
+    for target, sample in zip(folders, samples, strict=True):
         clipped = write_case(target, case, sample)
         draw_case(target / "preview.png", case, sample, title)
         record = case_record(
-            inpainter, case, sample, _request(session), z_continuity={}, clipped_to_dtype=clipped
+            inpainter, case, sample, request, z_continuity={}, clipped_to_dtype=clipped
         )
         write_json(target / RECORD, record)
-    slices = sorted(session.painted)
-    roi = samples[0].rois.union[slices]
-    values = {}
-    for name in samples[0].values:
-        painted = np.stack([sample.values[name][slices] for sample in samples])
-        values[name] = np.where(roi, painted, session.volumes[name][slices])
-    return values, samples[0].details["warnings"]
 
 
 def _write_slice(
-    inpainter: Inpainter, session: Session, inpainted: InpaintedSlice, folder: Path
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Writes a repainted slice; returns what `Result` holds of it."""
-    title = preview_title(session.name, inpainter)
-    for number, image in enumerate(inpainted.images):
-        target = folder / f"sample_{number:03d}"
-        target.mkdir()
-        write_sequences(target, session.files, image)
+    inpainter: Inpainter,
+    session: Session,
+    image: np.ndarray,
+    inpainted: InpaintedSlice,
+    folders: Sequence[Path],
+) -> None:
+    title, request = preview_title(session.name, inpainter), _request(session)
+    for number, target in enumerate(folders):
+        one = dataclasses.replace(inpainted, images=inpainted.images[[number]])
+        write_sequences(target, session.files, one.images[0])
         write_slice(target / "rois.png", inpainted.rois.label_map())
-        one = dataclasses.replace(inpainted, images=image[None])
-        draw_slice(target / "preview.png", session.slice_image, one, title)
-        record = {**inpainted.provenance, **_request(session), "sample": number}
-        write_json(target / RECORD, record)
-    images = inpainted.images
-    values = np.moveaxis(images.reshape(*images.shape[:3], -1), -1, 0)
-    named = {name: v[:, None] for name, v in zip(session.sequences, values, strict=True)}
-    return named, inpainted.provenance["warnings"]
+        draw_slice(target / "preview.png", image, one, title)
+        write_json(target / RECORD, {**inpainted.provenance, **request, "sample": number})
 
 
 def _request(session: Session) -> dict[str, Any]:
     digests = {path.name: file_digest(path) for path in session.files}
     return {"inputs": digests, "made_with": "web page"}
-
-
-def _files(folder: Path, num_samples: int) -> list[list[Path]]:
-    return [sorted((folder / f"sample_{n:03d}").iterdir()) for n in range(num_samples)]
 
 
 def _close_up(session: Session, result: Result, picture: np.ndarray) -> np.ndarray:

@@ -1,11 +1,12 @@
 """What the page holds for one user: images, painted ROIs, results."""
 
+import contextlib
 import dataclasses
+import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Sequence
-from functools import cached_property
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mbti_jax.io import pictures, slices
 from mbti_jax.rois.regions import Rois, check_names, parse_labels
 from mbti_jax.web import uploads
 from mbti_jax.web.uploads import Limits
-from tfds_brats.cases import Case, find_cases, read_case
+from tfds_brats.cases import Case, CaseFiles, find_cases, read_case
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.scale import IntensityScale
 from tfds_brats.slices import to_slices
@@ -29,9 +30,11 @@ class Session:
     Attributes:
         name: of the case or slice.
         folder: the user's own files; deleted by `close`.
-        case: the volumes, or None for a single slice.
-        image: [H, W] or [H, W, C], the single slice, or None for volumes.
-        sequences: what can be shown and repainted.
+        source: the case, or [H, W] or [H, W, C], the single slice.
+        volumes: sequence -> [Z, H, W] in the file's units, row 0 anterior, column 0 the patient's right.
+        scales: sequence -> the scale by which it is shown, and repainted.
+        brain: bool [Z, H, W].
+        files: the user's images.
         painted: slice number -> uint8 [H, W] with the numbers of `ROI_LABELS`, 0 where nothing is.
         box: names of the tissues to be treated as bounding boxes.
         busy: whether a run is waiting or under way.
@@ -40,9 +43,10 @@ class Session:
 
     name: str
     folder: Path
-    case: Case | None
-    image: np.ndarray | None
-    sequences: tuple[str, ...]
+    source: Case | np.ndarray
+    volumes: dict[str, np.ndarray]
+    scales: dict[str, IntensityScale]
+    brain: np.ndarray
     files: list[Path]
     painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     box: tuple[str, ...] = ()
@@ -50,38 +54,9 @@ class Session:
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
 
     @property
-    def slice_image(self) -> np.ndarray:
-        """`image`, where it is a single slice that was loaded.
-
-        Raises:
-            ValueError: volumes were loaded.
-        """
-        if self.image is None:
-            raise ValueError(f"{self.name} holds volumes")
-        return self.image
-
-    @cached_property
-    def volumes(self) -> dict[str, np.ndarray]:
-        """Sequence -> [Z, H, W] in the file's units, row 0 anterior, column 0 the patient's right."""
-        if self.case is not None:
-            return {name: to_slices(self.case.values(name)) for name in self.sequences}
-        channels = np.moveaxis(np.atleast_3d(self.slice_image), -1, 0)
-        return {name: channel[None] for name, channel in zip(self.sequences, channels, strict=True)}
-
-    @cached_property
-    def scales(self) -> dict[str, IntensityScale]:
-        """Sequence -> the scale by which it is shown, and repainted."""
-        if self.case is not None:
-            return {name: self.case.scale(name) for name in self.sequences}
-        brain = self.brain[0]
-        return {name: checks.slice_scale(v[0], brain) for name, v in self.volumes.items()}
-
-    @cached_property
-    def brain(self) -> np.ndarray:
-        """bool [Z, H, W]."""
-        if self.case is not None:
-            return to_slices(self.case.brain)
-        return np.any([volume != 0 for volume in self.volumes.values()], axis=0)
+    def sequences(self) -> tuple[str, ...]:
+        """What can be shown and repainted."""
+        return tuple(self.volumes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,7 +66,9 @@ class Session:
     @property
     def aspect(self) -> float:
         """Height of a pixel over its width."""
-        return 1.0 if self.case is None else self.case.spacing[1] / self.case.spacing[0]
+        if not isinstance(self.source, Case):
+            return 1.0
+        return self.source.spacing[1] / self.source.spacing[0]
 
     @property
     def first_slice(self) -> int:
@@ -182,35 +159,21 @@ def load_files(
         ValueError: files that cannot be used; the message names the file.
     """
     folder = new_session_folder(root)
-    try:
+    with contextlib.ExitStack() as on_failure, _named_as_uploaded(folder):
+        on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
         # Where the convention of MSD looks for images.
         files = uploads.copy_in(paths, folder / "imagesTr", limits)
         if not any(map(uploads.is_nifti, files)):
-            return _slice_session(files, convention, sequences, inpainter, folder, limits)
-        if not all(map(uploads.is_nifti, files)):
+            session = _slice_session(files, convention, sequences, inpainter, folder, limits)
+        elif not all(map(uploads.is_nifti, files)):
             raise ValueError("a picture and a NIfTI file do not make one case; choose either")
-        if convention and sequences:
-            raise ValueError("name the files' sequences or choose a convention, not both")
-        if convention:
-            found = find_cases(folder, convention, sequences=(), labels=False)
-            if len(found) > 1:
-                names = ", ".join(case.subject for case in found)
-                raise ValueError(f"these are files of several cases ({names}); choose one")
-            case_paths = found[0]
         else:
-            case_paths = inputs.named_files(_named(files, sequences))
-        available = [name for name in SEQUENCES if name in case_paths.images]
-        case = read_case(case_paths, available, labels=False)
-        uploads.check_slice(case.subject, case.brain.shape[:2], limits)
-        return volume_session(case, inpainter, folder)
-    except ValueError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        # Where the files lie means nothing to the user.
-        text = str(error).replace(f"{folder / 'imagesTr'}/", "")
-        raise ValueError(text.replace(str(folder), "the upload")) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            found = _case_files(files, convention, sequences, folder)
+            case = read_case(found, [s for s in SEQUENCES if s in found.images], labels=False)
+            uploads.check_slice(case.subject, case.brain.shape[:2], limits)
+            session = volume_session(case, inpainter, folder)
+        on_failure.pop_all()
+    return session
 
 
 def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -> None:
@@ -223,22 +186,20 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
         ValueError: it cannot be used; the message names the file.
     """
     labels = parse_labels(meaning)
-    folder = Path(tempfile.mkdtemp(dir=session.folder))
-    try:
-        (file,) = uploads.copy_in([path], folder, limits)
-        if session.case is None:
-            if uploads.is_nifti(file):
-                raise ValueError(f"{file.name}: the ROI of a single slice is a PNG or npy file")
-            roi = slices.read_roi(file)
-            maps = Rois.of(roi, session.shape[1:], labels=labels).label_map()[None]
+    source = session.source
+    with (
+        tempfile.TemporaryDirectory(dir=session.folder) as folder,
+        _named_as_uploaded(Path(folder)),
+    ):
+        (file,) = uploads.copy_in([path], Path(folder), limits)
+        if isinstance(source, Case) != uploads.is_nifti(file):
+            kinds = "volume is a NIfTI", "single slice is a PNG or npy"
+            raise ValueError(f"{file.name}: the ROI of a {kinds[uploads.is_nifti(file)]} file")
+        if isinstance(source, Case):
+            maps = inputs.read_roi_volume(file, source, labels).label_map()
         else:
-            if not uploads.is_nifti(file):
-                raise ValueError(f"{file.name}: the ROI of a volume is a NIfTI file")
-            maps = inputs.read_roi_volume(file, session.case, labels).label_map()
-    except ValueError as error:
-        raise ValueError(str(error).replace(f"{folder}/", "")) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            roi = Rois.of(slices.read_roi(file), session.shape[1:], labels=labels)
+            maps = roi.label_map()[None]
     session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
 
 
@@ -246,6 +207,30 @@ def new_session_folder(root: Path) -> Path:
     """A new folder below `root` for the files of one session."""
     root.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(dir=root))
+
+
+@contextlib.contextmanager
+def _named_as_uploaded(folder: Path) -> Iterator[None]:
+    """Errors without the folder that the files were copied to, which means nothing to the user."""
+    try:
+        yield
+    except ValueError as error:
+        text = re.sub(f"{re.escape(str(folder))}(/imagesTr)?/", "", str(error))
+        raise ValueError(text.replace(str(folder), "the upload")) from error
+
+
+def _case_files(
+    files: Sequence[Path], convention: str, sequences: Sequence[str], folder: Path
+) -> CaseFiles:
+    if not convention:
+        return inputs.named_files(_named(files, sequences))
+    if sequences:
+        raise ValueError("name the files' sequences or choose a convention, not both")
+    found = find_cases(folder, convention, sequences=(), labels=False)
+    if len(found) > 1:
+        names = ", ".join(case.subject for case in found)
+        raise ValueError(f"these are files of several cases ({names}); choose one")
+    return found[0]
 
 
 def _named(files: Sequence[Path], sequences: Sequence[str]) -> dict[str, str]:
@@ -294,15 +279,27 @@ def _slice_session(
     names = tuple(sequences) or tuple(f"sequence {c}" for c in range(count))
     if count == 1 and not sequences:
         names = ("slice",)
-    session = Session(files[0].stem, folder, None, image, names, list(files))
-    _ = session.scales  # Raises where no scale fits.
-    return session
+    channels, brain = np.moveaxis(values, -1, 0), np.any(values != 0, axis=-1)
+    return Session(
+        files[0].stem,
+        folder,
+        image,
+        volumes={name: channel[None] for name, channel in zip(names, channels, strict=True)},
+        scales={n: checks.slice_scale(c, brain) for n, c in zip(names, channels, strict=True)},
+        brain=brain[None],
+        files=list(files),
+    )
 
 
 def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
     """A session of a case that has been read; raises ValueError if the model cannot paint it."""
     sequences = inpainter.sequences_of(case)
-    files = list(dict.fromkeys(case.files.images.values()))
-    session = Session(case.subject, folder, case, None, sequences, files)
-    _ = session.scales  # Raises where no scale fits.
-    return session
+    return Session(
+        case.subject,
+        folder,
+        case,
+        volumes={name: to_slices(case.values(name)) for name in sequences},
+        scales={name: case.scale(name) for name in sequences},
+        brain=to_slices(case.brain),
+        files=list(dict.fromkeys(case.files.images.values())),
+    )

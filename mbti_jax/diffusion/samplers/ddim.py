@@ -13,10 +13,9 @@ eta = 1 is ancestral sampling.
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Float
 
+from mbti_jax.diffusion.arrays import Images
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
 
@@ -43,16 +42,11 @@ def table(process: Process, sampling: Sampling) -> Rows:
     return Rows(t.astype(np.int32), *map(np.float32, (noise, x_0_factor, x_t_factor)))
 
 
-def start(x_T: Float[jax.Array, "B H W C"]) -> tuple[()]:
+def start(x_T: Images) -> tuple[()]:
     """DDIM remembers nothing."""
     return ()
 
 
-def step(
-    carry: tuple[()],
-    x_t: Float[jax.Array, "B H W C"],
-    x_0: Float[jax.Array, "B H W C"],
-    row: Rows,
-) -> tuple[tuple[()], Float[jax.Array, "B H W C"]]:
+def step(carry: tuple[()], x_t: Images, x_0: Images, row: Rows) -> tuple[tuple[()], Images]:
     """x_t_prev without its noise."""
     return carry, row.x_0_factor * x_0 + row.x_t_factor * x_t

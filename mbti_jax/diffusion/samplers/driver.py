@@ -173,11 +173,8 @@ def _steps(apply, process, request, carry, x_t, span, method):
         t = jnp.full(len(x_t), row.t)
         x_0 = guidance.denoise(predict, process, x_t, t, condition)
         x_0 = jnp.clip(x_0, bounds[0], bounds[1])
-        z = jax.vmap(
-            lambda key: jax.random.normal(
-                jax.random.fold_in(key, row.t.astype(jnp.int32)), x_t.shape[1:]
-            )
-        )(keys)
+        keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, row.t.astype(jnp.int32))
+        z = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(keys_t)
         carry, x_t_prev = method.step(carry, x_t, x_0, row)
         x_t = jnp.where(roi, x_t_prev + row.noise * z, context)
         return carry, x_t, done + 1
