@@ -143,6 +143,8 @@ def check_field(name: str, value: Any, kind: Any) -> None:
         wanted = origin or kind
         if not isinstance(value, wanted):
             raise FieldError(name, f"must be a group of fields, not {value!r}")
+        for key, entry in value.items() if origin is Mapping else ():
+            check_field(f"{name}.{key}", entry, arguments[1])
 
 
 def whole_number(name: str, value: Any, least: int = 0, most: int = _MAX_INT) -> int:

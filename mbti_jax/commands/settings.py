@@ -31,7 +31,6 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
     Raises:
         FieldError: a field that `cls` does not know, lacks, or refuses, by its full name.
     """
-    config = config.to_dict() if isinstance(config, ConfigDict) else config
     hints = field_types(cls)
     names = sorted(field.name for field in dataclasses.fields(cls))
     config = {name: value for name, value in config.items() if name not in _ADDRESS}
@@ -39,6 +38,7 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
     values = dict(given)
     for name, value in config.items():
         kind = _dataclass_in(hints[name])
+        value = value.to_dict() if isinstance(value, ConfigDict) else value
         if kind is not None and isinstance(value, Mapping):
             try:
                 value = from_config(kind, value)

@@ -13,7 +13,15 @@ import pytest
 from conftest import ROOT
 from tiny import tiny_config
 
-from mbti_jax.commands import evaluate, export, figures, healthy_masks, import_torch, quickstart
+from mbti_jax.commands import (
+    evaluate,
+    export,
+    figures,
+    healthy_masks,
+    import_torch,
+    inpaint,
+    quickstart,
+)
 from mbti_jax.commands.serve import ServeSettings
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.guidance import ClassifierFree
@@ -28,6 +36,7 @@ from mbti_jax.fields import (
     finite_number,
     increasing_numbers,
 )
+from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.models.unet import UNet
 from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.settings import DataSettings, OptimizerSettings, TrainSettings
@@ -45,7 +54,13 @@ WRONG = {
 
 
 def load(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]().to_dict()
+    config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]().to_dict()
+    if name == "inpaint":
+        # As the command does: what belongs to the sampler or the model is made apart.
+        for field in (*inpaint._SAMPLING, *inpaint._MODEL):
+            del config[field]
+        config |= {"source": "cases", "tumor": "remove", "sampling": Sampling()}
+    return config
 
 
 SETTINGS = {
@@ -58,6 +73,7 @@ SETTINGS = {
     "serve": ServeSettings,
     "import_torch": import_torch.ImportSettings,
     "export": export.ExportSettings,
+    "inpaint": InpaintSettings,
 }
 
 
@@ -68,11 +84,15 @@ def leaves(types: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tupl
         choices = [c for c in typing.get_args(kind) if c is not type(None)]
         optional = type(None) in typing.get_args(kind)
         kind = choices[0] if optional else kind
+        if isinstance(value, Sampling):
+            continue
         if typing.get_origin(kind) is Annotated:
             kind = typing.get_args(kind)[0]
         yield name, typing.get_origin(kind) or kind, optional
         if isinstance(value, dict):
             of_group = field_types(kind) if dataclasses.is_dataclass(kind) else field_types(UNet)
+            if name == "images":
+                of_group = dict.fromkeys(value, str)
             for inner, inner_kind, inner_optional in leaves(of_group, value):
                 yield f"{name}.{inner}", inner_kind, inner_optional
 
