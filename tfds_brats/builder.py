@@ -6,7 +6,6 @@ TFDS writes and reads array_record without TensorFlow as long as images are pass
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ import tensorflow_datasets as tfds
 
 from tfds_brats.cases import CaseFiles, find_cases, survey_case
 from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings, write_phantoms
 from tfds_brats.reading import (
     SUMMARY_FILE,
@@ -180,8 +180,7 @@ def build(
         "num_subjects": len(cases),
     }
     data_dir = Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_build_in(data_dir):
+    with only_process_in(data_dir, "build"):
         if (dataset_dir := find_dataset(data_dir)) is not None:
             _check_same(dataset_dir, source, summary)
             logger.info(f"{dataset_dir} already holds the dataset of {source}.")
@@ -360,14 +359,3 @@ def _check_space(cases: Sequence[CaseFiles], data_dir: Path) -> None:
             f"{data_dir} has {free / 1e9:.2f} GB free, but the dataset needs about "
             f"{needed / 1e9:.2f} GB; free some space or choose another data_dir"
         )
-
-
-@contextlib.contextmanager
-def _only_build_in(data_dir: Path) -> Iterator[None]:
-    """Holds a lock that disappears with the process."""
-    with (data_dir / ".build.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another build is writing to {data_dir}; wait for it") from error
-        yield

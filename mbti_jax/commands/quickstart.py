@@ -17,7 +17,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
-from mbti_jax.fields import whole_numbers
+from mbti_jax.fields import Count, FieldError, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
@@ -47,14 +47,14 @@ class EvaluationSettings:
         FieldError: a number below 1.
     """
 
-    num_rois: int
-    num_samples: int
-    num_steps: int
-    figure_steps: int
-    batch_size: int
+    num_rois: Count
+    num_samples: Count
+    num_steps: Count
+    figure_steps: Count
+    batch_size: Count
 
     def __post_init__(self):
-        whole_numbers(self, least=1)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,17 @@ class QuickstartSettings(TrainSettings):
     convention: str
     phantom: PhantomSettings
     evaluation: EvaluationSettings
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_steps", "figure_steps"):
+            steps = getattr(self.evaluation, name)
+            if steps > self.diffusion.num_timesteps:
+                raise FieldError(
+                    f"evaluation.{name}",
+                    f"must be at most diffusion.num_timesteps, {self.diffusion.num_timesteps}, "
+                    f"not {steps}",
+                )
 
 
 def main(config: ConfigDict, workdir: str) -> None:

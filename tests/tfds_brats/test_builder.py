@@ -25,6 +25,7 @@ from mbti_jax.commands import data as command
 from tfds_brats import builder
 from tfds_brats.cases import find_cases, read_case
 from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.locking import only_process_in
 from tfds_brats.reading import SliceSource
 from tfds_brats.records import encode_subject
 from tfds_brats.splits import SPLITS
@@ -303,7 +304,8 @@ import sys
 from tfds_brats import builder
 if __name__ == "__main__":
     builder.build(sys.argv[1], "brats2021", sys.argv[2], num_workers=int(sys.argv[3]))
-    from tfds_brats.reading import SliceSource
+    from tfds_brats.locking import only_process_in
+from tfds_brats.reading import SliceSource
     SliceSource(sys.argv[2], "train").read(0)
     heavy = {"jax", "torch", "flax"} & set(sys.modules)
     sys.exit(f"imported {heavy}" if heavy else 0)
@@ -370,7 +372,7 @@ def test_a_worker_that_dies_is_an_error_of_the_system():
 
 def test_two_builds_at_once_are_an_error(tmp_path):
     with (
-        builder._only_build_in(tmp_path),
+        only_process_in(tmp_path, "build"),
         pytest.raises(ValueError, match="another build is writing"),
     ):
         builder.build(DUMMY_DATA, "brats2021", tmp_path, num_workers=1)
