@@ -128,6 +128,10 @@ class Checkpointer:
                 (folder / str(step)).rename(folder / f"{step}.unreadable{before or ''}")
         self._manager.reload()
 
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there."""
+        return sorted(self._manager.all_steps())
+
     def wait(self) -> None:
         """Blocks until what was saved is complete on disk."""
         self._manager.wait_until_finished()
