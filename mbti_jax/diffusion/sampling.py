@@ -17,7 +17,6 @@ from mbti_jax.fields import (
     Share,
     check_fields,
     finite_number,
-    one_of,
 )
 
 
@@ -51,7 +50,10 @@ class Sampling:
 
     def __post_init__(self):
         if isinstance(self.spacing, str):
-            one_of("spacing", self.spacing, SPACINGS)
+            if self.spacing not in SPACINGS:
+                known = ", ".join(SPACINGS)
+                problem = f"must be one of {known}, or timesteps. Unknown spacing {self.spacing!r}"
+                raise FieldError("spacing", problem)
         else:
             if not isinstance(self.spacing, Sequence | np.ndarray):
                 problem = f"must be a name or timesteps, not {self.spacing!r}"

@@ -335,7 +335,7 @@ def test_items_of_two_checkpoints_mixed_are_refused(workdir, item):
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(workdir):
     (workdir / "checkpoints" / "7").rename(workdir / "checkpoints" / "9")
-    with pytest.raises(CheckpointMismatchError, match="9 is mixed from several.*step 7"):
+    with pytest.raises(CheckpointMismatchError, match=r"9 is mixed from several.*step 7"):
         restore(workdir)
 
 
