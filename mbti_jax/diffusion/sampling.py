@@ -20,6 +20,10 @@ from mbti_jax.fields import (
 )
 
 
+class NonFiniteSampleError(ValueError):
+    """Samples with NaN or infinity in them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How samples are drawn. Progress and cancellation travel beside it.
@@ -98,3 +102,19 @@ class Sampling:
             record["spacing"] = [int(t) for t in self.spacing]
         guidance = record.pop("guidance") or {}
         return record | {f"guidance_{name}": value for name, value in guidance.items()}
+
+
+def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """`samples` if they are finite.
+
+    Raises:
+        NonFiniteSampleError: they are not; the message says how they were drawn.
+    """
+    wrong = samples.size - int(np.isfinite(samples).sum())
+    if wrong:
+        how = ", ".join(f"{name}={value}" for name, value in sampling.record().items())
+        raise NonFiniteSampleError(
+            f"{wrong:,} of {samples.size:,} values that were sampled are not finite ({how}). Lower the "
+            "guidance weight; if it is 0, the checkpoint or the image is at fault"
+        )
+    return samples

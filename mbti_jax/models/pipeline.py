@@ -24,13 +24,17 @@ from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 T = TypeVar("T", ProcessSettings, TaskSettings)
 
+PixelSize = Annotated[float, Interval(0.01, 100)]
 # What a contract says of the images.
 _DATA = {
     "sequences": Annotated[tuple[str, ...], Interval(1, 64)],
     "joint": bool,
     "image_size": ImageSize,
     "window": ImageSize,
+    "pixel_size_mm": PixelSize | None,
 }
+# Of those: what earlier versions did not record.
+_OPTIONAL = ("pixel_size_mm",)
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
@@ -78,9 +82,9 @@ class Pipeline:
             FieldError: a field has no such value.
         """
         for name, kind in _DATA.items():
-            if name not in contract["data"]:
+            if name not in contract["data"] and name not in _OPTIONAL:
                 raise FieldError(f"data.{name}", "is missing")
-            check_field(f"data.{name}", contract["data"][name], kind)
+            check_field(f"data.{name}", contract["data"].get(name), kind)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")
         return cls.of(contract["data"], contract["model"], process, tasks)

@@ -146,7 +146,7 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     init = jax.jit(init, out_shardings=shardings)
     x_0_bounds = loader.intensity_bounds(examples)
     metadata = {
-        "contract": settings.contract(examples.fingerprint),
+        "contract": settings.contract(examples.fingerprint, data.pixel_size_mm()),
         "inference": {
             "x_0_bounds": list(x_0_bounds),
             "guidance_weight": settings.guidance_weight,
