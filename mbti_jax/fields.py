@@ -65,8 +65,10 @@ class Interval:
     def __str__(self) -> str:
         if self.high == math.inf:
             return f"{'at least' if self.closed in ('both', 'left') else 'above'} {self.low}"
-        left = "[" if self.closed in ("both", "left") else "("
-        right = "]" if self.closed in ("both", "right") else ")"
+        if self.closed == "both":
+            return f"between {self.low} and {self.high}"
+        left = "[" if self.closed == "left" else "("
+        right = "]" if self.closed == "right" else ")"
         return f"in {left}{self.low}, {self.high}{right}"
 
 

@@ -36,6 +36,7 @@ from tfds_brats.reading import (
     read_summary,
 )
 from tfds_brats.records import SubjectRecords, encode_subject
+from tfds_brats.space import check_space
 from tfds_brats.splits import SPLITS, split_patients
 from tfds_brats.table import format_table
 from tfds_brats.volumes import is_gzip
@@ -354,8 +355,4 @@ def _check_space(cases: Sequence[CaseFiles], data_dir: Path) -> None:
         f"{len(cases)} subjects; about {needed / 1e9:.2f} GB needed in {data_dir}, "
         f"{free / 1e9:.2f} GB free."
     )
-    if needed > free:
-        raise OSError(
-            f"{data_dir} has {free / 1e9:.2f} GB free, but the dataset needs about "
-            f"{needed / 1e9:.2f} GB; free some space or choose another data_dir"
-        )
+    check_space(data_dir, needed, "the dataset")

@@ -27,6 +27,7 @@ from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.training.loop import train
 from mbti_jax.training.settings import TrainSettings
 from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
@@ -92,7 +93,11 @@ def main(config: ConfigDict, workdir: str) -> None:
         ValueError, OSError: as the stages do.
     """
     settings = from_config(QuickstartSettings, config)
-    folder = Path(workdir)
+    with only_process_in(workdir):
+        _run(settings, Path(workdir))
+
+
+def _run(settings: QuickstartSettings, folder: Path) -> None:
     seconds: dict[str, float] = {}
     with _stage("data: subjects and slices", seconds):
         dataset = build_or_make_phantoms(
@@ -123,9 +128,11 @@ def main(config: ConfigDict, workdir: str) -> None:
     print(f"\n{stages}, {sum(seconds.values()):.0f} s in all")
     print(f"\nFigure: {figure}")
     print(f"Training curves: tensorboard --logdir {folder / 'run' / 'tensorboard'}")
+    cases = (
+        "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021"
+    )
     print(
-        "Next, your own BraTS cases: "
-        "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
+        f"Next, the paper's network{'' if settings.source else ' on your own BraTS cases'}: {cases}, "
         "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
     )
 

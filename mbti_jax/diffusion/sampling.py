@@ -17,8 +17,11 @@ from mbti_jax.fields import (
     Share,
     check_fields,
     finite_number,
-    one_of,
 )
+
+
+class NonFiniteSampleError(ValueError):
+    """Samples with NaN or infinity in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +54,10 @@ class Sampling:
 
     def __post_init__(self):
         if isinstance(self.spacing, str):
-            one_of("spacing", self.spacing, SPACINGS)
+            if self.spacing not in SPACINGS:
+                known = ", ".join(SPACINGS)
+                problem = f"must be one of {known}, or timesteps. Unknown spacing {self.spacing!r}"
+                raise FieldError("spacing", problem)
         else:
             if not isinstance(self.spacing, Sequence | np.ndarray):
                 problem = f"must be a name or timesteps, not {self.spacing!r}"
@@ -96,3 +102,19 @@ class Sampling:
             record["spacing"] = [int(t) for t in self.spacing]
         guidance = record.pop("guidance") or {}
         return record | {f"guidance_{name}": value for name, value in guidance.items()}
+
+
+def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """`samples` if they are finite.
+
+    Raises:
+        NonFiniteSampleError: they are not; the message says how they were drawn.
+    """
+    wrong = samples.size - int(np.isfinite(samples).sum())
+    if wrong:
+        how = ", ".join(f"{name}={value}" for name, value in sampling.record().items())
+        raise NonFiniteSampleError(
+            f"{wrong:,} of {samples.size:,} values that were sampled are not finite ({how}). Lower the "
+            "guidance weight; if it is 0, the checkpoint or the image is at fault"
+        )
+    return samples

@@ -5,7 +5,7 @@ Training, validation and inference all build theirs here, the last one from what
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,24 @@ from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
-from mbti_jax.fields import FieldError, check_field, check_names, field_types
-from mbti_jax.models.unet import Params, UNet, check_unet
+from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
+from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
 from mbti_jax.rois.kinds import NUM_KINDS
 from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 T = TypeVar("T", ProcessSettings, TaskSettings)
+
+PixelSize = Annotated[float, Interval(0.01, 100)]
+# What a contract says of the images.
+_DATA = {
+    "sequences": Annotated[tuple[str, ...], Interval(1, 64)],
+    "joint": bool,
+    "image_size": ImageSize,
+    "window": ImageSize,
+    "pixel_size_mm": PixelSize | None,
+}
+# Of those: what earlier versions did not record.
+_OPTIONAL = ("pixel_size_mm",)
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
@@ -69,6 +81,10 @@ class Pipeline:
         Raises:
             FieldError: a field has no such value.
         """
+        for name, kind in _DATA.items():
+            if name not in contract["data"] and name not in _OPTIONAL:
+                raise FieldError(f"data.{name}", "is missing")
+            check_field(f"data.{name}", contract["data"].get(name), kind)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")
         return cls.of(contract["data"], contract["model"], process, tasks)

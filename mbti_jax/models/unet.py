@@ -26,7 +26,7 @@ from mbti_jax.models import blocks
 Params = Any
 
 # Bounds that no network reaches, so that a number in a config or a file asks for no absurd memory.
-ImageSize = Annotated[int, Interval(1, 2**14)]
+ImageSize = Annotated[int, Interval(1, 2**12)]
 Channels = Annotated[int, Interval(1, 2**16)]
 PatchSize = Annotated[int, Interval(1, 64)]
 Multiple = Annotated[float, Interval(0, 1024, "right")]
@@ -67,10 +67,10 @@ class UNet(nn.Module):
     out_channels: Channels = 1
     num_classes: Annotated[int, Interval(0, 1024)] = 5
     model_channels: Channels = 128
-    num_res_blocks: Annotated[int, Interval(0, 64)] = 2
+    num_res_blocks: Annotated[int, Interval(0, 16)] = 2
     attention_resolutions: Sequence[Annotated[int, Interval(1)]] = (8, 16)
     dropout: Annotated[float, Interval(0, 1, "left")] = 0.0
-    channel_mult: Annotated[Sequence[Multiple], Interval(1, 16)] = (1, 2, 4, 8)
+    channel_mult: Annotated[Sequence[Multiple], Interval(1, 10)] = (1, 2, 4, 8)
     conv_resample: bool = True
     num_heads: Channels = 1
     num_head_channels: Annotated[int, Interval(-1)] = -1

@@ -12,8 +12,12 @@ from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import ImageSize
 from mbti_jax.rois.tasks import TaskSettings
 from tfds_brats.conventions import SEQUENCES
-from tfds_brats.reading import SliceSource
+from tfds_brats.reading import SliceSource, find_dataset, read_summary
 
+# A dataset's summary says here how large pixels are, (height, width) in mm; None: not all the same.
+_SPACING = "spacing_mm"
+# Relative difference up to which pixels are of one size.
+_SAME_SIZE = 0.01
 # Fields of `TrainSettings` that decide what a run computes.
 _CONTRACT = ("data", "seed", "batch_size", "model", "tasks", "diffusion", "optimizer", "ema_decay")
 
@@ -61,6 +65,26 @@ class DataSettings:
                 f"must be at least image_size, {self.image_size} pixels, not {self.window}: larger "
                 "images would show nothing more",
             )
+
+    def pixel_size_mm(self) -> float | None:
+        """Side of a pixel of the dataset in millimeters; None where the dataset does not say.
+
+        Raises:
+            ValueError: the window would be another one in millimeters from subject to subject, or from
+                rows to columns.
+        """
+        folder = find_dataset(self.dataset)
+        summary = {} if folder is None else read_summary(folder)
+        if _SPACING not in summary:
+            return None
+        spacing = summary[_SPACING]
+        if spacing is None or max(spacing) > (1 + _SAME_SIZE) * min(spacing):
+            what = "differ between subjects" if spacing is None else f"are {spacing} mm"
+            raise ValueError(
+                f"{self.dataset}: pixels {what}, and a window of {self.window} pixels would cut out "
+                "another field of view from each; resample the cases to square pixels of one size"
+            )
+        return sum(spacing) / 2
 
     def examples(self, source: SliceSource) -> Examples:
         """The examples of a split.
@@ -159,11 +183,12 @@ class TrainSettings:
         if self.guidance_weight and not self.diffusion.make().is_stochastic:
             raise FieldError("guidance_weight", "is 0 for a regressor, which has no guidance")
 
-    def contract(self, fingerprint: str) -> dict[str, Any]:
+    def contract(self, fingerprint: str, pixel_size_mm: float | None = None) -> dict[str, Any]:
         """What a resumed run must share with this one, and what its model is; see `checkpoint`.
 
         Args:
             fingerprint: of the training examples.
+            pixel_size_mm: of the dataset, see `DataSettings.pixel_size_mm`.
 
         Returns:
             Plain JSON values.
@@ -174,7 +199,7 @@ class TrainSettings:
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
-        fields["data"]["fingerprint"] = fingerprint
+        fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
         return json.loads(json.dumps({name: fields[name] for name in _CONTRACT}))
 
     def pipeline(self) -> Pipeline:

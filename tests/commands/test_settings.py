@@ -14,6 +14,7 @@ from conftest import ROOT
 from tiny import tiny_config
 
 from mbti_jax.commands import (
+    data,
     evaluate,
     export,
     figures,
@@ -73,6 +74,7 @@ SETTINGS = {
     "serve": ServeSettings,
     "import_torch": import_torch.ImportSettings,
     "export": export.ExportSettings,
+    "data": data.Settings,
     "inpaint": InpaintSettings,
 }
 

@@ -304,8 +304,7 @@ import sys
 from tfds_brats import builder
 if __name__ == "__main__":
     builder.build(sys.argv[1], "brats2021", sys.argv[2], num_workers=int(sys.argv[3]))
-    from tfds_brats.locking import only_process_in
-from tfds_brats.reading import SliceSource
+    from tfds_brats.reading import SliceSource
     SliceSource(sys.argv[2], "train").read(0)
     heavy = {"jax", "torch", "flax"} & set(sys.modules)
     sys.exit(f"imported {heavy}" if heavy else 0)
