@@ -37,9 +37,6 @@ class _Data:
     pixel_size_mm: PixelSize | None
 
 
-# Of those: what earlier versions did not record.
-_OPTIONAL = ("pixel_size_mm",)
-
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
 Quarters = Float[AnyArray, "4"]
@@ -86,8 +83,6 @@ class Pipeline:
             FieldError: a field has no such value.
         """
         for name, kind in field_types(_Data).items():
-            if name not in contract["data"] and name not in _OPTIONAL:
-                raise FieldError(f"data.{name}", "is missing")
             check_field(f"data.{name}", contract["data"].get(name), kind)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")
