@@ -56,8 +56,8 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             segmented = tasks.segment(segmenters, painted)
             scores = task.scores(segmented)
             for sequence, score in itertools.product(workbench.sequences, asked.scores):
-                pair = (scores[sequence][score], task.slices.subjects)
-                real_pair = (real[sequence][score], own.slices.subjects)
+                pair = (scores[sequence][score], task.slices.patients)
+                real_pair = (real[sequence][score], own.slices.patients)
                 row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
                 rows.append(row | compare(pair, real_pair, workbench.seed))
             names.append(f"{kind}_{place}.png")
@@ -82,8 +82,8 @@ def compare(painted: statistics.Sample, real: statistics.Sample, seed: int) -> d
     """Scores of repainted slices compared with those of real slices.
 
     Args:
-        painted: (scores, subjects), float [N] and [N]; NaN for slices without a score.
-        real: (scores, subjects), float [M] and [M].
+        painted: (scores, patients), float [N] and [N]; NaN for slices without a score.
+        real: (scores, patients), float [M] and [M].
         seed: of the intervals' resampling.
 
     Returns:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import mbti_jax
-from mbti_jax.evaluation.statistics import cell
+from mbti_jax.evaluation.statistics import MIN_PATIENTS, cell
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing, shipped_text, write_json
 from tfds_brats.splits import SPLITS
@@ -140,6 +140,7 @@ def _introduction(head: Mapping[str, Any]) -> str:
         seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
         note=f" {model['note']}" if model["note"] else "",
         known=known,
+        min_patients=MIN_PATIENTS,
         table=table(["split", "subjects", "slices", "with tumor"], rows),
     )
 

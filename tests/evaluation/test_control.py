@@ -134,15 +134,17 @@ def test_transplanted_tumors_lie_in_the_brain():
 
 
 def test_scores_compared_with_real_ones():
-    subjects = np.array(["a", "a", "b", "b"])
-    painted, real = np.array([0.2, np.nan, 0.4, 0.6]), np.array([0.8, 0.6, np.nan, 1.0])
-    found = compare((painted, subjects), (real, subjects), seed=0)
-    assert found["painted"]["mean"] == pytest.approx(0.4) and found["painted"]["count"] == 3
+    patients = np.array(["a", "a", "b", "b", "c", "d"])
+    painted = np.array([0.2, np.nan, 0.4, 0.6, 0.5, 0.3])
+    real = np.array([0.8, 0.6, np.nan, 1.0, 0.9, 0.7])
+    found = compare((painted, patients), (real, patients), seed=0)
+    assert found["painted"]["mean"] == pytest.approx(0.4) and found["painted"]["count"] == 5
     assert found["real"]["mean"] == pytest.approx(0.8)
     assert found["ratio"]["mean"] == pytest.approx(0.5)
-    # Of subject a alone, and of b alone.
-    assert found["ratio"]["low"] == pytest.approx(0.2 / 0.7)
-    assert found["ratio"]["high"] == pytest.approx(0.5)
+    assert found["ratio"]["low"] < 0.5 < found["ratio"]["high"]
+    # Two patients show too little for an interval, and still a ratio.
+    found = compare((painted[:4], patients[:4]), (real[:4], patients[:4]), seed=0)
+    assert found["ratio"] == pytest.approx({"mean": 0.5, "low": None, "high": None})
 
 
 def test_no_ratio_to_what_a_sequence_does_not_show():
