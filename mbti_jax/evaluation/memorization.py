@@ -61,8 +61,8 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
     result = workbench.record(settings.num_steps) | {"min_area": settings.min_area}
     if not workbench.held_out:
         return result | {
-            "refused": "the model was not trained on this dataset's training split, so the slices that "
-            "it may have copied cannot be searched"
+            "refused": "the model was not trained on this dataset's training split, as far as the "
+            "checkpoint says, so the slices that it may have copied cannot be searched"
         }
     rows, pairs, searched = [], [], {}
     for kind, repainted in resynthesis.components_and_normal(workbench, settings).items():

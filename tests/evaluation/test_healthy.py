@@ -16,7 +16,7 @@ from mbti_jax.evaluation import healthy
 from mbti_jax.evaluation.baselines import biharmonic, surrounding_mean
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
 from mbti_jax.evaluation.metrics import axial_inpainting_metrics, brats_inpainting_metrics
-from mbti_jax.evaluation.statistics import paired_difference
+from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
@@ -143,6 +143,19 @@ def test_a_table_of_constructed_numbers():
     assert found["score"]["a"]["sd"] == pytest.approx(np.std(a, ddof=1))
     expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvwx"), 4), 0)
     assert found["score"]["c"]["minus"]["a"] == expected
+
+
+def test_timepoints_of_a_patient_are_no_further_patients():
+    values = np.random.default_rng(0).normal(size=12)
+    rows = [
+        {"subject": f"s{n}", "patient": f"p{n // 2}", "method": "a", "score": float(value)}
+        for n, value in enumerate(values)
+    ]
+    found = healthy.compared(rows, [], seed=0)["score"]["a"]
+    expected = mean_with_interval(values, np.arange(12) // 2, 0)
+    assert (found["low"], found["high"]) == (expected["low"], expected["high"])
+    apart = [{**row, "patient": row["subject"]} for row in rows]
+    assert healthy.compared(apart, [], seed=0)["score"]["a"]["low"] != found["low"]
 
 
 def test_all_methods_are_judged_on_the_same_masks(result):
