@@ -92,8 +92,8 @@ def false_positives(
     """What segmenters take for tumor in real slices where there is none, as shares of the brain.
 
     Returns:
-        By sequence `outside` (of the tumor, in slices with one) and `without` (in slices without one), see
-        `mean_with_interval`.
+        By sequence `outside` (of the tumor, in slices with one) and `without` (in slices without), each
+        a `mean_with_interval`.
     """
     out: dict[str, dict[str, Any]] = {sequence: {} for sequence in segmenters}
     for name, slices in (("outside", with_tumor), ("without", without)):
