@@ -37,9 +37,9 @@ def write_case(
     clipped = {}
     for source, volumes in by_file.items():
         name = f"{stem(source)}-inpainted{ending or source.name.removeprefix(stem(source))}"
-        clipped[name] = write_nifti_like(source, folder / name, volumes, roi, case.to_disk)
+        clipped[name] = write_nifti_like(source, folder / name, volumes, roi)
     labels = from_slices(result.rois.label_map())
-    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)), case.to_disk)
+    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)))
     return clipped
 
 

@@ -12,7 +12,12 @@ from typing import cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    io_orientation,
+    ornt_transform,
+)
 
 from mbti_jax.io.files import write_bytes
 from mbti_jax.io.quantize import quantize
@@ -25,9 +30,10 @@ def write_nifti_like(
     target: Path,
     values: Mapping[int | None, np.ndarray],
     roi: np.ndarray,
-    to_disk: np.ndarray,
 ) -> int:
     """Writes a copy of a NIfTI file with other values inside the ROI.
+
+    The file's own axes count: files of one case may be stored in different orientations.
 
     Args:
         source: .nii or .nii.gz file to copy.
@@ -35,7 +41,6 @@ def write_nifti_like(
         values: float [X, Y, Z] in LPS, in the units of slope * stored + intercept; used inside the ROI.
             The key is the index along a fourth axis, None for a file with three axes.
         roi: bool [X, Y, Z] in LPS.
-        to_disk: orientation from LPS to the file's axes (`Case.to_disk`).
 
     Returns:
         How many values were clipped to the file's data type.
@@ -53,6 +58,7 @@ def write_nifti_like(
     slope, intercept = (1 if slope is None else slope), intercept or 0
     # A view, so that what is set in it is set in `raw`.
     stored = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
+    to_disk = _to_disk(header)
     roi, clipped = apply_orientation(roi, to_disk), 0
     for channel, new in values.items():
         volume = stored if channel is None else stored[..., channel]
@@ -68,15 +74,21 @@ def load_image(path: Path) -> nib.Nifti1Image:
     return cast(nib.Nifti1Image, nib.load(path))
 
 
-def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.ndarray) -> None:
+def write_label_map(target: Path, labels: np.ndarray, like: Path) -> None:
     """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`."""
     reference = load_image(like)
-    image = nib.Nifti1Image(apply_orientation(labels, to_disk), reference.affine)
+    stored = apply_orientation(labels, _to_disk(reference.header))
+    image = nib.Nifti1Image(stored, reference.affine)
     # The same codes, so that viewers take both for the same space.
     image.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)
     image.set_qform(reference.affine, int(reference.header["qform_code"]))
     image.header.set_xyzt_units("mm")
     write_bytes(target, image.to_bytes())
+
+
+def _to_disk(header: nib.Nifti1Header) -> np.ndarray:
+    """[3, 2] orientation from LPS to the axes of a file with that header."""
+    return ornt_transform(axcodes2ornt("LPS"), io_orientation(np.asarray(header.get_best_affine())))
 
 
 def _header(content: bytes | bytearray) -> nib.Nifti1Header:
