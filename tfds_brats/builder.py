@@ -6,7 +6,6 @@ TFDS writes and reads array_record without TensorFlow as long as images are pass
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ import tensorflow_datasets as tfds
 
 from tfds_brats.cases import CaseFiles, find_cases, survey_case
 from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings, write_phantoms
 from tfds_brats.reading import (
     SUMMARY_FILE,
@@ -36,8 +36,10 @@ from tfds_brats.reading import (
     read_summary,
 )
 from tfds_brats.records import SubjectRecords, encode_subject
+from tfds_brats.space import check_space
 from tfds_brats.splits import SPLITS, split_patients
 from tfds_brats.table import format_table
+from tfds_brats.volumes import is_gzip
 from tfds_brats.workers import Workers, default_num_workers
 
 logger = logging.getLogger(__name__)
@@ -135,7 +137,13 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
             np.savez(self.data_path / index_file(split), **_index(subjects)._asdict())
             digests = "".join(subject.digest for subject in subjects)
             fingerprints[split] = hashlib.sha256(digests.encode()).hexdigest()
-        summary = {**self._summary, "fingerprints": fingerprints}
+        subjects = [subject for split in self._written.values() for subject in split]
+        summary = {
+            **self._summary,
+            "fingerprints": fingerprints,
+            "spacing_mm": _common_spacing([subject.spacing for subject in subjects]),
+            "warnings": {s.subject: s.warnings for s in subjects if s.warnings},
+        }
         (self.data_path / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
 
 
@@ -173,8 +181,7 @@ def build(
         "num_subjects": len(cases),
     }
     data_dir = Path(data_dir)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with _only_build_in(data_dir):
+    with only_process_in(data_dir, "build"):
         if (dataset_dir := find_dataset(data_dir)) is not None:
             _check_same(dataset_dir, source, summary)
             logger.info(f"{dataset_dir} already holds the dataset of {source}.")
@@ -184,6 +191,8 @@ def build(
             with contextlib.closing(Workers(num_workers)) as workers:
                 dataset_dir = _build(cases, summary, data_dir, workers)
             logger.info(f"Wrote {dataset_dir}.")
+            for subject, warnings in read_summary(dataset_dir)["warnings"].items():
+                logger.info(f"warning: {subject}: {'; '.join(warnings)}")
     logger.info(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
     return dataset_dir
 
@@ -285,6 +294,15 @@ def _index(subjects: Sequence[SubjectRecords]) -> RecordIndex:
     )
 
 
+def _common_spacing(spacings: Sequence[tuple[float, float]]) -> list[float] | None:
+    """[row, column] in mm of the pixels of all subjects; None where they differ by more than 1%."""
+    lowest, highest = np.min(spacings, axis=0), np.max(spacings, axis=0)
+    if (highest > 1.01 * lowest).any():
+        return None
+    # Headers hold float32.
+    return np.float32(np.median(spacings, axis=0)).round(4).tolist()
+
+
 def _files_of(files: CaseFiles) -> dict[str, Path]:
     labels = {} if files.labels is None else {"labels": files.labels}
     return {**files.images, **labels}
@@ -305,7 +323,7 @@ def _source_digest(cases: Sequence[CaseFiles]) -> str:
 def _content_digest(path: Path) -> str:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        if path.suffix == ".gz":
+        if is_gzip(path):
             # A gzip file ends with the CRC-32 and the length of its content.
             file.seek(max(0, size - 8))
             return f"{size} {file.read().hex()}"
@@ -329,27 +347,12 @@ def _check_space(cases: Sequence[CaseFiles], data_dir: Path) -> None:
     needed = 0
     for files in cases:
         for path in {*_files_of(files).values()}:
-            is_gzip = path.suffix == ".gz"
-            ratio = _RECORD_BYTES_PER_GZIP_BYTE if is_gzip else _RECORD_BYTES_PER_PLAIN_BYTE
+            packed = is_gzip(path)
+            ratio = _RECORD_BYTES_PER_GZIP_BYTE if packed else _RECORD_BYTES_PER_PLAIN_BYTE
             needed += path.stat().st_size * ratio
     free = shutil.disk_usage(data_dir).free
     logger.info(
         f"{len(cases)} subjects; about {needed / 1e9:.2f} GB needed in {data_dir}, "
         f"{free / 1e9:.2f} GB free."
     )
-    if needed > free:
-        raise OSError(
-            f"{data_dir} has {free / 1e9:.2f} GB free, but the dataset needs about "
-            f"{needed / 1e9:.2f} GB; free some space or choose another data_dir"
-        )
-
-
-@contextlib.contextmanager
-def _only_build_in(data_dir: Path) -> Iterator[None]:
-    """Holds a lock that disappears with the process."""
-    with (data_dir / ".build.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another build is writing to {data_dir}; wait for it") from error
-        yield
+    check_space(data_dir, needed, "the dataset")

@@ -4,10 +4,13 @@ Canonical: LPS volumes, sequences named t1, t1ce, t2, flair, labels 0 / 1 necrot
 3 enhancement / 4 resection cavity.
 """
 
+import dataclasses
+import itertools
+import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +26,27 @@ from tfds_brats.conventions import (
     get_convention,
 )
 from tfds_brats.scale import IntensityScale, fit_scale
-from tfds_brats.volumes import AFFINE_TOLERANCE, Volume, read_geometry, read_volume
+from tfds_brats.volumes import (
+    AFFINE_TOLERANCE,
+    NIFTI_ENDINGS,
+    Volume,
+    other_format,
+    read_geometry,
+    read_volume,
+    split_ending,
+)
 
+_log = logging.getLogger(__name__)
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
-_NIFTI = r"\.nii(?:\.gz)?"
 _LABELS = "labels"
+# How far stored labels may be from whole numbers: scaled ones carry the rounding of a float32 factor.
+_LABEL_TOLERANCE = 1e-3
+# Shares beyond which a case is reported: of the brain that a sequence lacks, and of a volume that is
+# brain. The real cases at hand reach 0.02 and 0.25.
+_MAX_MISSING = 0.1
+_MAX_BRAIN = 0.9
+# How many problems a message lists.
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,7 @@ class Case:
         affine: float64 [4, 4], LPS voxel indices -> RAS millimeters.
         to_disk: [3, 2] orientation; nibabel's `apply_orientation(lps_array, to_disk)` gives an array
             in the files' own axes.
+        header_warnings: what is odd about the files' headers, see `volumes.read_volume`.
     """
 
     files: CaseFiles
@@ -82,6 +102,7 @@ class Case:
     labels: np.ndarray | None
     affine: np.ndarray
     to_disk: np.ndarray
+    header_warnings: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -134,11 +155,45 @@ class Case:
         for sequence in others:  # In place: reducing a list would stack the volumes first.
             brain |= self.values(sequence) != 0
         if brain.all():
-            raise CaseError(
-                f"{self.subject}: no voxel is zero in {', '.join(self.images)}; the images must be "
-                "skull-stripped, with a background of zero"
-            )
+            raise CaseError(self._no_background())
         return brain
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What makes the case implausible without making it useless, in sentences.
+
+        Reported are odd headers, a sequence that is zero in more than a tenth of the brain, a volume
+        that is nine tenths brain, and tumor on background.
+        """
+        out, brain = list(self.header_warnings), self.brain
+        size = np.count_nonzero(brain)
+        for sequence in self.images:
+            missing = 1 - np.count_nonzero(self.values(sequence)) / size
+            if missing > _MAX_MISSING:
+                out.append(f"{sequence} is zero in {missing:.0%} of the brain")
+        if size > _MAX_BRAIN * brain.size:
+            out.append(f"{size / brain.size:.0%} of the volume is not zero: is it skull-stripped?")
+        if self.labels is not None:
+            count = np.count_nonzero(is_tumor(self.labels) & ~brain)
+            if count:
+                out.append(f"{count} voxels of tumor are on background, zero in every sequence")
+        return out
+
+    def _no_background(self) -> str:
+        lines = []
+        for sequence in self.images:
+            values = self.values(sequence)
+            if np.all(values != 0):
+                corner = values[0, 0, 0]
+                share = np.count_nonzero(values == corner) / values.size
+                lines.append(
+                    f"{self.files.images[sequence]} (corner {corner:g}, {share:.0%} of it)"
+                )
+        which = f"no voxel is zero in {', '.join(lines)}" if lines else "every voxel is non-zero"
+        return (
+            f"{self.subject}: {which}; the images must be skull-stripped, with a background of zero: "
+            "set what is outside the brain to 0"
+        )
 
     def scale(self, sequence: str) -> IntensityScale:
         """The intensity scale of one sequence.
@@ -160,15 +215,17 @@ class Case:
 
 def find_cases(
     source: str | os.PathLike,
-    convention: str,
+    convention: str | Convention,
     sequences: Sequence[str] = SEQUENCES,
     labels: bool = True,
 ) -> list[CaseFiles]:
     """Finds the cases of a convention below a folder, at any depth.
 
+    Hidden files and folders are passed over. A segmentation may lie in another folder than the images.
+
     Args:
         source: folder that holds case folders, or one case folder.
-        convention: its name, a key of `CONVENTIONS`.
+        convention: its name, a key of `CONVENTIONS`, or the convention itself.
         sequences: sequences that every case must have.
         labels: whether every case must have a segmentation.
 
@@ -179,7 +236,23 @@ def find_cases(
         CaseError: an archive instead of a folder, no case found, a case that lacks a file or has
             one twice, or two cases of the same name. The message names the case and the files.
     """
-    rule = get_convention(convention)
+    cases, problems = search_cases(source, convention, sequences, labels)
+    if problems:
+        raise CaseError(list_problems(problems))
+    return cases
+
+
+def search_cases(
+    source: str | os.PathLike,
+    convention: str | Convention,
+    sequences: Sequence[str] = SEQUENCES,
+    labels: bool = True,
+) -> tuple[list[CaseFiles], list[str]]:
+    """The cases below a folder that can be used, and what is wrong with the others.
+
+    Args, Raises: see `find_cases`, but a case that cannot be used is not an error.
+    """
+    rule = get_convention(convention) if isinstance(convention, str) else convention
     root = Path(source)
     if root.is_file() and root.name.lower().endswith(_ARCHIVES):
         raise CaseError(f"{root} is an archive; {_how_to_unpack(root)}")
@@ -191,13 +264,18 @@ def find_cases(
         raise CaseError(_nothing_found(root, rule, files))
 
     problems, cases = [], {}
+    wanted = [*sequences, _LABELS] if labels else list(sequences)
     for (folder, subject), roles in sorted(found.items()):
-        wanted = [*sequences, _LABELS] if labels else list(sequences)
         twice = [paths for paths in roles.values() if len(paths) > 1]
         missing = [_expected_name(rule, subject, role) for role in wanted if role not in roles]
+        images = {name: roles[name][0] for name in SEQUENCES if name in roles}
         if twice:
-            names = " and ".join(path.name for path in twice[0])
+            names = " and ".join(
+                path.name if path.parent == folder else str(path) for path in twice[0]
+            )
             problems.append(f"{folder}: {names} are duplicates; keep one")
+        elif not images:
+            problems.append(_without_images(folder, subject, rule, files))
         elif missing:
             problems.append(f"{folder}: {subject} lacks {', '.join(missing)}")
         elif subject in cases:
@@ -205,13 +283,47 @@ def find_cases(
             problems.append(f"{subject} exists twice, in {other} and {folder}; keep one")
         else:
             patient = re.sub(rule.case_pattern, r"\g<patient>", subject)
-            images = {name: roles[name][0] for name in SEQUENCES if name in roles}
             segmentation = roles[_LABELS][0] if _LABELS in roles else None
             cases[subject] = CaseFiles(subject, patient, rule, images, segmentation)
-    if problems:
-        more = f"\n... and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CaseError("\n".join(problems[:5]) + more)
-    return [cases[subject] for subject in sorted(cases)]
+    return [cases[subject] for subject in sorted(cases)], problems
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """Problems of several cases, a line each; of many the first ones."""
+    more = f"\n... and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+    return "\n".join(problems[:_LISTED]) + more
+
+
+def for_each_case(
+    cases: Sequence[CaseFiles], problems: Sequence[str], do: Callable[[CaseFiles], None]
+) -> None:
+    """Does something with every case; those that cannot be used do not keep the others from it.
+
+    Args:
+        cases: the cases.
+        problems: of further cases, as `search_cases` reports them.
+        do: raises `CaseError` for a case that cannot be used.
+
+    Raises:
+        CaseError: when all others are done, for the cases that could not be used; lists why.
+    """
+    failed = list(problems)
+    for number, files in enumerate(cases, 1):
+        if len(cases) > 1:
+            _log.info(f"{files.subject} ({number} of {len(cases)})")
+        try:
+            do(files)
+        except CaseError as error:
+            _log.info(f"{files.subject}: not done: {error}")
+            failed.append(str(error))
+    total = len(cases) + len(problems)
+    if failed and total == 1:
+        raise CaseError(failed[0])
+    if failed:
+        rest = f"; the other {total - len(failed)} are done" if len(failed) < total else ""
+        raise CaseError(
+            f"{len(failed)} of {total} cases could not be done{rest}:\n{list_problems(failed)}"
+        )
 
 
 def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bool = True) -> Case:
@@ -219,7 +331,8 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
 
     Raises:
         CaseError: a file is missing or unusable, a shape or affine differs between files, a volume
-            is constant, or a label is not in the convention. The message names the file.
+            is constant, two sequences are the same, or a label is not in the convention. The message
+            names the file.
     """
     volumes: dict[str, Volume] = {}
     by_path: dict[Path, Volume] = {}
@@ -238,11 +351,18 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
     for sequence, volume in volumes.items():
         geometry = (volume.data.shape, volume.affine)
         _check_same(files.images[sequence], geometry, files.images[first], reference)
-    canonical = None
+    for one, other in itertools.combinations(sequences, 2):
+        if np.array_equal(volumes[one].data, volumes[other].data):
+            raise CaseError(
+                f"{files.images[one]}: is the same image as {files.images[other]}, so it cannot be both "
+                f"{one} and {other}"
+            )
+    canonical, warnings = None, [text for volume in volumes.values() for text in volume.warnings]
     if labels:
-        canonical, affine = _read_labels(files)
-        geometry = (canonical.shape, affine)
+        canonical, segmentation = _read_labels(files)
+        geometry = (canonical.shape, segmentation.affine)
         _check_same(files.segmentation, geometry, files.images[first], reference)
+        warnings += segmentation.warnings
     return Case(
         files,
         {sequence: volume.data for sequence, volume in volumes.items()},
@@ -251,6 +371,7 @@ def read_case(files: CaseFiles, sequences: Sequence[str] = SEQUENCES, labels: bo
         canonical,
         volumes[first].affine,
         volumes[first].to_disk,
+        tuple(dict.fromkeys(warnings)),
     )
 
 
@@ -260,11 +381,12 @@ def survey_case(files: CaseFiles) -> float:
     Reads the segmentation and the headers of the images, so that most unusable cases are found
     before hours of work. Raises the errors of `read_case`.
     """
-    labels, affine = _read_labels(files)
+    labels, volume = _read_labels(files)
     for path in dict.fromkeys(files.images.values()):
-        shape, image_affine = read_geometry(path)
+        shape, affine = read_geometry(path)
         _check_shape(path, shape, files.convention)
-        _check_same(path, (shape[:3], image_affine), files.segmentation, (labels.shape, affine))
+        geometry, reference = (shape[:3], affine), (labels.shape, volume.affine)
+        _check_same(path, geometry, files.segmentation, reference)
     return float(is_tumor(labels).sum() / labels.shape[2])
 
 
@@ -277,20 +399,34 @@ def is_tumor(labels: np.ndarray) -> np.ndarray:
     return np.isin(labels, TUMOR_LABELS)
 
 
-def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
-    """(canonical labels uint8 [X, Y, Z], affine) of the segmentation."""
-    volume = read_volume(files.segmentation)
+def read_label_volume(path: Path) -> tuple[np.ndarray, Volume]:
+    """(whole numbers [X, Y, Z] of a label map, the file's volume).
+
+    Raises:
+        CaseError: as `read_volume` does, another number of axes, or numbers that are not whole.
+    """
+    volume = read_volume(path)
     if volume.data.ndim != 3:
-        raise CaseError(f"{files.labels}: has shape {volume.data.shape}; 3 axes are needed")
+        raise CaseError(f"{path}: has shape {volume.data.shape}; 3 axes are needed")
     values = volume.data
     if (volume.slope, volume.intercept) != (1, 0):
         values = np.float64(volume.slope) * values + volume.intercept
     if values.dtype.kind == "f":
         rounded = np.rint(values)
-        # Scaled labels carry the rounding error of a float32 factor.
-        if np.abs(values - rounded).max() > 1e-3:
-            raise CaseError(f"{files.labels}: holds labels that are not whole numbers")
+        off = np.abs(values - rounded)
+        if off.max() > _LABEL_TOLERANCE:
+            example = values.flat[int(off.argmax())]
+            raise CaseError(
+                f"{path}: holds labels that are not whole numbers, such as {example:g} (was it "
+                "resampled with interpolation?)"
+            )
         values = rounded
+    return values, volume
+
+
+def _read_labels(files: CaseFiles) -> tuple[np.ndarray, Volume]:
+    """(canonical labels uint8 [X, Y, Z], the file's volume) of the segmentation."""
+    values, volume = read_label_volume(files.segmentation)
     known = files.convention.labels
     canonical, num_known = np.zeros_like(values, np.uint8), 0
     for label, meaning in known.items():
@@ -305,7 +441,7 @@ def _read_labels(files: CaseFiles) -> tuple[np.ndarray, np.ndarray]:
             f"{files.convention.name} ({', '.join(map(str, known))}); tfds_brats/README.md lists "
             "the conventions"
         )
-    return canonical, volume.affine
+    return canonical, volume
 
 
 def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:
@@ -322,8 +458,7 @@ def _check_shape(path: Path, shape: tuple[int, ...], rule: Convention) -> None:
 def _channel(volume: Volume, rule: Convention, sequence: str) -> Volume:
     if not rule.channels:
         return volume
-    data = volume.data[..., rule.channels.index(sequence)]
-    return Volume(data, volume.slope, volume.intercept, volume.affine, volume.to_disk)
+    return dataclasses.replace(volume, data=volume.data[..., rule.channels.index(sequence)])
 
 
 def _check_same(path: Path, geometry, other: Path, reference) -> None:
@@ -340,15 +475,19 @@ def _check_same(path: Path, geometry, other: Path, reference) -> None:
 
 def _walk(root: Path) -> Iterator[Path]:
     """Files below a folder in a fixed order; follows links, but visits each real folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise CaseError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
     seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders.sort()
-        # Names with a leading dot are leftovers of macOS (the MSD archive has them).
+        # Names with a leading dot are leftovers of macOS (the MSD archive has them) and of killed runs.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 
 
@@ -357,34 +496,49 @@ def _group(
 ) -> dict[tuple[Path, str], dict[str, list[Path]]]:
     """(folder, case) -> role -> files; a role is a sequence or "labels"."""
     found: dict[tuple[Path, str], dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    named = [(path, *split_ending(path)) for path in files]
+    volumes = [(path, stem) for path, stem, ending in named if ending in NIFTI_ENDINGS]
     if rule.channels:
         folders = ("imagesTr", "imagesTs") if with_unlabeled else ("imagesTr",)
-        for path in files:
-            match = re.fullmatch(f"(?P<case>{rule.case_pattern}){_NIFTI}", path.name)
+        for path, case in volumes:
             folder = path.parent.resolve()
-            if not match or folder.name not in folders:
+            if not re.fullmatch(rule.case_pattern, case) or folder.name not in folders:
                 continue
-            roles = found[path.parent, match["case"]]
+            roles = found[path.parent, case]
             for sequence in rule.channels:
                 roles[sequence].append(path)
-            labels = [
-                folder.parent / "labelsTr" / f"{match['case']}{end}" for end in (".nii", ".nii.gz")
-            ]
+            labels = [folder.parent / "labelsTr" / f"{case}{end}" for end in NIFTI_ENDINGS]
             if present := [labels_path for labels_path in labels if labels_path.is_file()]:
                 roles[_LABELS] = present
         return found
     roles_by_suffix = {suffix: role for role, suffix in rule.suffixes.items()}
     roles_by_suffix[rule.label_suffix] = _LABELS
     suffixes = "|".join(re.escape(suffix) for suffix in roles_by_suffix)
-    pattern = re.compile(f"(?P<case>{rule.case_pattern})(?P<suffix>{suffixes}){_NIFTI}")
-    for path in files:
-        match = pattern.fullmatch(path.name)
+    pattern = re.compile(f"(?P<case>{rule.case_pattern})(?P<suffix>{suffixes})")
+    for path, stem in volumes:
+        match = pattern.fullmatch(stem)
         if match:
             found[path.parent, match["case"]][roles_by_suffix[match["suffix"]]].append(path)
-        elif re.sub(_NIFTI + "$", "", path.name) in rule.stray_labels:
+        elif stem in rule.stray_labels:
             case = path.parent.resolve().name
             if re.fullmatch(rule.case_pattern, case):
                 found[path.parent, case][_LABELS].append(path)
+    return _with_labels_from_elsewhere(found)
+
+
+def _with_labels_from_elsewhere(
+    found: dict[tuple[Path, str], dict[str, list[Path]]],
+) -> dict[tuple[Path, str], dict[str, list[Path]]]:
+    """Moves segmentations that lie without images in a folder to the only images of their case."""
+    homes, alone = defaultdict(list), []
+    for key, roles in found.items():
+        if set(roles) == {_LABELS}:
+            alone.append(key)
+        else:
+            homes[key[1]].append(key)
+    for key in alone:
+        if len(homes[key[1]]) == 1:
+            found[homes[key[1]][0]][_LABELS] += found.pop(key)[_LABELS]
     return found
 
 
@@ -405,6 +559,19 @@ def _how_to_unpack(archive: Path) -> str:
     return f"unpack it first, `mkdir -p {folder} && {tool}`, and pass {folder}"
 
 
+def _without_images(folder: Path, subject: str, rule: Convention, files: list[Path]) -> str:
+    expected = [_expected_name(rule, subject, role) for role in SEQUENCES]
+    others = [
+        path.name
+        for path in files
+        if path.parent == folder and path.name.lower().startswith(subject.lower())
+    ]
+    return (
+        f"{folder}: {subject} has a segmentation, but no image named {', '.join(expected)} (capitals "
+        f"count); the folder holds {', '.join(others[:6])}{', ...' * (len(others) > 6)}"
+    )
+
+
 def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
     first = _expected_name(rule, rule.case_example.split("/")[-1], SEQUENCES[0])
     message = f"{root}: no case of convention {rule.name}, whose files are named like {first}"
@@ -416,4 +583,15 @@ def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
         for other in CONVENTIONS.values()
         if other is not rule and _group(files, other, with_unlabeled=True)
     ]
-    return message + (f"; the files are named as in {' or '.join(others)}" * bool(others))
+    if others:
+        return f"{message}; the files are named as in {' or '.join(others)}"
+    volumes = [path for path in files if split_ending(path)[1] in NIFTI_ENDINGS]
+    if volumes:
+        return (
+            f"{message}, but files like {volumes[0].relative_to(root)}; for names of no convention give "
+            "the files of a case one by one, images.t1=FILE and so on"
+        )
+    for path in files:
+        if what := other_format(path):
+            return f"{message}, but {path.relative_to(root)}, which is {what}"
+    return f"{message}, nor any other NIfTI file"

@@ -58,6 +58,12 @@ def _until_2021(name: str, pattern: str, example: str, stray: tuple[str, ...] = 
     return Convention(name, pattern, example, _ET_IS_4, _UNDERSCORE, "_seg", stray)
 
 
+def _upenn(name: str, label_suffix: str) -> Convention:
+    suffixes = {"t1": "_T1", "t1ce": "_T1GD", "t2": "_T2", "flair": "_FLAIR"}
+    pattern = r"(?P<patient>UPENN-GBM-\d+)_\d+"
+    return Convention(name, pattern, "UPENN-GBM-00001_11", _ET_IS_4, suffixes, label_suffix)
+
+
 _ALL = (
     # The last number of a 2018/2019 case is the timepoint: Brats18_<site>_<patient>_<timepoint>.
     _until_2021("brats2018", r"(?P<patient>Brats18_[^_]+_[^_]+)_\d+", "Brats18_TCIA01_201_1"),
@@ -70,9 +76,10 @@ _ALL = (
         stray=("W39_1998.09.19_Segm",),
     ),
     _until_2021("brats2021", r"(?P<patient>BraTS2021_\d+)", "BraTS2021_00000"),
+    _until_2021("fets2022", r"(?P<patient>FeTS2022_\d+)", "FeTS2022_00000"),
     Convention(
         "brats2023",
-        r"(?P<patient>BraTS-(?:GLI|SSA)-\d+)-\d+",
+        r"(?P<patient>BraTS-(?:GLI|SSA|MET)-\d+)-\d+",
         "BraTS-GLI-00001-000",
         _ET_IS_3,
         _HYPHEN,
@@ -85,6 +92,25 @@ _ALL = (
         {**_ET_IS_3, 4: CAVITY},
         _HYPHEN,
         "-seg",
+    ),
+    Convention(
+        "brats2024_goat",
+        r"(?P<patient>BraTS-GoAT-\d+)",
+        "BraTS-GoAT-00001",
+        _ET_IS_3,
+        _HYPHEN,
+        "-seg",
+    ),
+    # The second number is the session. Segmentations lie in folders of their own.
+    _upenn("upenn_gbm", "_segm"),
+    _upenn("upenn_gbm_automated", "_automated_approx_segm"),
+    Convention(
+        "ucsf_pdgm",
+        r"(?P<patient>UCSF-PDGM-\d+)(?:_FU\d+d)?",
+        "UCSF-PDGM-0004",
+        _ET_IS_4,
+        {"t1": "_T1", "t1ce": "_T1c", "t2": "_T2", "flair": "_FLAIR"},
+        "_tumor_segmentation",
     ),
     Convention(
         "msd",

@@ -40,6 +40,8 @@ class SubjectRecords(NamedTuple):
         code_slope, code_offset: float64 [C], codes to values in the file's units.
         gain, bias: float32 [C], codes to the model's image.
         digest: hex digest of everything above, images decoded.
+        spacing: height and width of a pixel in mm.
+        warnings: see `Case.warnings`.
     """
 
     subject: str
@@ -54,6 +56,8 @@ class SubjectRecords(NamedTuple):
     gain: np.ndarray
     bias: np.ndarray
     digest: str
+    spacing: tuple[float, float]
+    warnings: list[str]
 
 
 def encode_subject(files: CaseFiles) -> SubjectRecords:
@@ -131,6 +135,8 @@ def encode_case(case: Case) -> SubjectRecords:
         gain,
         bias,
         digest.hexdigest(),
+        case.spacing[1::-1],
+        case.warnings,
     )
 
 

@@ -36,7 +36,10 @@ class Workers:
         self._executor = None
         if num_workers > 1:
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(num_workers, context, _start_worker)
+            try:
+                self._executor = ProcessPoolExecutor(num_workers, context, _start_worker)
+            except OSError as error:
+                raise OSError(_no_workers(num_workers, error)) from error
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], label: str
@@ -61,7 +64,10 @@ class Workers:
         pending = deque()
         try:
             for item in items:
-                pending.append(self._executor.submit(function, item))
+                try:
+                    pending.append(self._executor.submit(function, item))
+                except OSError as error:
+                    raise OSError(_no_workers(self._num_workers, error)) from error
                 if len(pending) == 2 * self._num_workers:
                     yield pending.popleft().result()
             while pending:
@@ -76,6 +82,13 @@ class Workers:
         """Ends the processes; items not yet started are dropped."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
+
+
+def _no_workers(count: int, error: OSError) -> str:
+    return (
+        f"cannot start {count} worker processes ({error.strerror}); they need file handles (see "
+        "`ulimit -n`) and shared memory (/dev/shm): raise those limits, or use fewer with num_workers=1"
+    )
 
 
 def _start_worker() -> None:

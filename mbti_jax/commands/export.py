@@ -1,32 +1,48 @@
 """Task `export`: the averaged weights of a training run as an inference checkpoint."""
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.settings import from_config
 from mbti_jax.inference.load import load_model
 from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.interop.model_card import CardSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """What to export, and what the export says of itself.
+
+    Attributes:
+        source: a training run's folder or another export.
+        names: how the tensors are called.
+        note: what every output shall say about the model.
+        card: the model card.
+    """
+
+    source: str
+    names: Literal["mbti_jax", "guided_diffusion"]
+    note: str
+    card: CardSettings
 
 
 def main(config: ConfigDict, workdir: str) -> None:
-    """Exports `config.source` to the folder `workdir`.
-
-    Args:
-        config: `source`, a training run's folder or another export; `names`, "mbti_jax" or
-            "guided_diffusion"; `note`, what every output shall say about the model; `card`, the model
-            card's `title`, `data` and `license`.
-        workdir: the folder to write.
+    """Exports `config.source` to the folder `workdir`; see `ExportSettings`.
 
     Raises:
         ValueError: nothing readable there, or `workdir` holds something else.
     """
-    if not config.source:
+    settings = from_config(ExportSettings, config)
+    if not settings.source:
         raise ValueError(
             "say what to export with --config.source=DIR, the folder of a training run"
         )
-    params, metadata = load_model(config.source)
+    params, metadata = load_model(settings.source)
     metadata = {key: metadata[key] for key in ("contract", "inference", "step") if key in metadata}
-    if config.note:
-        metadata["inference"] = {**metadata["inference"], "note": config.note}
-    write_export(workdir, params, metadata, config.card.to_dict(), config.names)
+    if settings.note:
+        metadata["inference"] = {**metadata["inference"], "note": settings.note}
+    write_export(workdir, params, metadata, dataclasses.asdict(settings.card), settings.names)
     print(f"Wrote {Path(workdir).absolute()}")

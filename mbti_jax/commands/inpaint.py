@@ -1,11 +1,13 @@
 """Command `inpaint`: cases, volumes, slices, BraTS's own layout, labeled sets."""
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
 from mbti_jax.inference.files import inpaint_files
 from mbti_jax.inference.inpainter import Inpainter
@@ -21,16 +23,26 @@ _SAMPLING = ("num_steps", "spacing", "eta", "seed", "z_sigma_mm")
 _MODEL = ("checkpoint", "batch_size", "guidance_weight")
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The model, and the guidance weight; below 0 for the one that the model recommends."""
+
+    checkpoint: Name
+    batch_size: Count
+    guidance_weight: float
+
+
 def main(config: ConfigDict, workdir: str) -> None:
     """Inpaints what the config names; see `configs/inpaint.py`.
 
     Raises:
         ValueError, OSError: input that cannot be used, or a result that cannot be written.
     """
-    weight = config.guidance_weight
+    model = from_config(ModelSettings, {name: config[name] for name in _MODEL})
+    weight = model.guidance_weight
     drawn = {name: config[name] for name in _SAMPLING}
     sampling = from_config(Sampling, drawn, guidance=None if weight < 0 else weight)
     fields = {name: config[name] for name in config if name not in (*_SAMPLING, *_MODEL)}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
-    inpainter = Inpainter.load(config.checkpoint, config.batch_size)
+    inpainter = Inpainter.load(model.checkpoint, model.batch_size)
     _LAYOUTS[settings.layout](inpainter, settings, Path(workdir))

@@ -17,7 +17,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
-from mbti_jax.fields import whole_numbers
+from mbti_jax.fields import Count, FieldError, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
@@ -27,6 +27,7 @@ from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.training.loop import train
 from mbti_jax.training.settings import TrainSettings
 from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
@@ -47,14 +48,14 @@ class EvaluationSettings:
         FieldError: a number below 1.
     """
 
-    num_rois: int
-    num_samples: int
-    num_steps: int
-    figure_steps: int
-    batch_size: int
+    num_rois: Count
+    num_samples: Count
+    num_steps: Count
+    figure_steps: Count
+    batch_size: Count
 
     def __post_init__(self):
-        whole_numbers(self, least=1)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,17 @@ class QuickstartSettings(TrainSettings):
     phantom: PhantomSettings
     evaluation: EvaluationSettings
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_steps", "figure_steps"):
+            steps = getattr(self.evaluation, name)
+            if steps > self.diffusion.num_timesteps:
+                raise FieldError(
+                    f"evaluation.{name}",
+                    f"must be at most diffusion.num_timesteps, {self.diffusion.num_timesteps}, "
+                    f"not {steps}",
+                )
+
 
 def main(config: ConfigDict, workdir: str) -> None:
     """Runs all stages in `workdir`, reusing what earlier runs left there.
@@ -81,7 +93,11 @@ def main(config: ConfigDict, workdir: str) -> None:
         ValueError, OSError: as the stages do.
     """
     settings = from_config(QuickstartSettings, config)
-    folder = Path(workdir)
+    with only_process_in(workdir):
+        _run(settings, Path(workdir))
+
+
+def _run(settings: QuickstartSettings, folder: Path) -> None:
     seconds: dict[str, float] = {}
     with _stage("data: subjects and slices", seconds):
         dataset = build_or_make_phantoms(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from mbti_jax.fields import FieldError
+from mbti_jax.fields import FieldError, check_field, check_names, field_types
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -31,15 +31,14 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
     Raises:
         FieldError: a field that `cls` does not know, lacks, or refuses, by its full name.
     """
-    config = config.to_dict() if isinstance(config, ConfigDict) else config
-    hints = typing.get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}
-    unknown = [name for name in config if name not in names and name not in _ADDRESS]
-    if unknown:
-        raise FieldError(unknown[0], f"is no setting; there are {', '.join(sorted(names))}")
+    hints = field_types(cls)
+    names = sorted(field.name for field in dataclasses.fields(cls))
+    config = {name: value for name, value in config.items() if name not in _ADDRESS}
+    check_names(config, names)
     values = dict(given)
-    for name in names & set(config):
-        kind, value = _dataclass_in(hints[name]), config[name]
+    for name, value in config.items():
+        kind = _dataclass_in(hints[name])
+        value = value.to_dict() if isinstance(value, ConfigDict) else value
         if kind is not None and isinstance(value, Mapping):
             try:
                 value = from_config(kind, value)
@@ -47,6 +46,7 @@ def from_config(cls: type[T], config: Mapping[str, Any] | ConfigDict, **given: A
                 raise error.within(name) from error
         # Lists are not immutable.
         values[name] = tuple(value) if isinstance(value, list) else value
+        check_field(name, values[name], hints[name])
     none = dataclasses.MISSING
     required = [f for f in dataclasses.fields(cls) if f.default is none is f.default_factory]
     missing = sorted({field.name for field in required} - values.keys())

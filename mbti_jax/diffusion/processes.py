@@ -19,7 +19,7 @@ A sampler asks a process for alpha, sigma and x_0 only (`Process.to_x_0`), so it
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxtyping import Float, Key, Num, Shaped
 
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.schedule import Schedule, make_schedule
-from mbti_jax.fields import FieldError
+from mbti_jax.fields import FieldError, Interval, Share, check_fields
 
 # Images [B, H, W, C] or [H, W, C], all of one shape; the times and ROIs that go with them.
 Image = Float[AnyArray, "*image"]
@@ -202,26 +202,28 @@ class ProcessSettings:
             regression.
 
     Raises:
-        ValueError: a field has no such value.
+        FieldError: a field has no such value.
     """
 
-    process: str = "gaussian"
-    schedule: str = "linear"
-    num_timesteps: int = 1000
-    prediction: str = "eps"
-    drop_condition: float = 0.1
+    process: Literal["gaussian", "regression"] = "gaussian"
+    schedule: Literal["linear", "cosine"] = "linear"
+    # Its tables have an entry per timestep.
+    num_timesteps: Annotated[int, Interval(1, 100_000)] = 1000
+    prediction: Literal["eps", "v", "x_0"] = "eps"
+    drop_condition: Share = 0.1
 
     def __post_init__(self):
-        if not 0 <= self.drop_condition <= 1:
-            raise FieldError("drop_condition", f"must lie in [0, 1], not {self.drop_condition}")
+        check_fields(self)
         self.make()
 
     def make(self) -> Process:
         """The process."""
         if self.process == "gaussian":
-            return Gaussian(make_schedule(self.schedule, self.num_timesteps), self.prediction)
-        if self.process != "regression":
-            raise FieldError("process", f"is gaussian or regression, not {self.process!r}")
+            try:
+                schedule = make_schedule(self.schedule, self.num_timesteps)
+            except ValueError as error:
+                raise FieldError("num_timesteps", f"is {self.num_timesteps}: {error}") from error
+            return Gaussian(schedule, self.prediction)
         if self.num_timesteps != 1:
             raise FieldError("num_timesteps", f"is 1 for a regressor, not {self.num_timesteps}")
         if self.prediction != "x_0":

@@ -2,14 +2,26 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
 from mbti_jax.diffusion.guidance import ClassifierFree, Guidance
-from mbti_jax.diffusion.schedule import sampling_timesteps
-from mbti_jax.fields import FieldError, finite_number, whole_number
+from mbti_jax.diffusion.schedule import SPACINGS, sampling_timesteps
+from mbti_jax.fields import (
+    Count,
+    FieldError,
+    Interval,
+    Name,
+    Share,
+    check_fields,
+    finite_number,
+)
+
+
+class NonFiniteSampleError(ValueError):
+    """Samples with NaN or infinity in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,27 +44,34 @@ class Sampling:
         FieldError: a field is not as above.
     """
 
-    num_steps: int = 50
-    sampler: str = "ddim"
+    num_steps: Count = 50
+    sampler: Name = "ddim"
     spacing: str | Sequence[Any] = "trailing"
-    eta: float = 0.0
+    eta: Share = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0
-    z_sigma_mm: float = 0.0
+    z_sigma_mm: Annotated[float, Interval(0, 1000)] = 0.0
 
     def __post_init__(self):
-        if not isinstance(self.spacing, str):
+        if isinstance(self.spacing, str):
+            if self.spacing not in SPACINGS:
+                known = ", ".join(SPACINGS)
+                problem = f"must be one of {known}, or timesteps. Unknown spacing {self.spacing!r}"
+                raise FieldError("spacing", problem)
+        else:
+            if not isinstance(self.spacing, Sequence | np.ndarray):
+                problem = f"must be a name or timesteps, not {self.spacing!r}"
+                raise FieldError("spacing", problem)
             object.__setattr__(self, "spacing", tuple(self.spacing))
             object.__setattr__(self, "num_steps", len(self.spacing))
-        whole_number("num_steps", self.num_steps, least=1)
-        whole_number("seed", self.seed)
-        if not 0.0 <= self.eta <= 1.0:
-            raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
-        if not 0.0 <= self.z_sigma_mm < np.inf:
-            raise FieldError("z_sigma_mm", f"must be 0 or more millimeters, not {self.z_sigma_mm}")
-        if isinstance(self.guidance, int | float):
-            weight = finite_number("guidance_weight", self.guidance)
-            object.__setattr__(self, "guidance", ClassifierFree(float(weight)))
+        check_fields(self)
+        if not isinstance(self.guidance, Guidance | None):
+            weight = float(finite_number("guidance_weight", self.guidance))
+            object.__setattr__(self, "guidance", ClassifierFree(weight))
+        if self.guidance is not None:
+            for name, number in vars(self.guidance).items():
+                for value in np.ravel(number).tolist():
+                    finite_number(f"guidance_{name}", value)
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
@@ -83,3 +102,19 @@ class Sampling:
             record["spacing"] = [int(t) for t in self.spacing]
         guidance = record.pop("guidance") or {}
         return record | {f"guidance_{name}": value for name, value in guidance.items()}
+
+
+def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """`samples` if they are finite.
+
+    Raises:
+        NonFiniteSampleError: they are not; the message says how they were drawn.
+    """
+    wrong = samples.size - int(np.isfinite(samples).sum())
+    if wrong:
+        how = ", ".join(f"{name}={value}" for name, value in sampling.record().items())
+        raise NonFiniteSampleError(
+            f"{wrong:,} of {samples.size:,} values that were sampled are not finite ({how}). Lower the "
+            "guidance weight; if it is 0, the checkpoint or the image is at fault"
+        )
+    return samples

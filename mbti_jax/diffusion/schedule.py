@@ -17,6 +17,8 @@ import functools
 import numpy as np
 from jaxtyping import Float, Int
 
+from mbti_jax.fields import FieldError
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
@@ -102,7 +104,7 @@ def trailing_timesteps(num_steps: int, num_timesteps: int = 1000) -> Int[np.ndar
         int64 [n], strictly descending, in the order of sampling.
 
     Raises:
-        ValueError: `num_steps` is not between 1 and `num_timesteps`.
+        FieldError: `num_steps` is not between 1 and `num_timesteps`.
     """
     _check_num_steps(num_steps, num_timesteps)
     left = np.arange(num_steps, 0, -1, dtype=np.int64)
@@ -124,19 +126,20 @@ def ddim_timesteps(num_steps: int, num_timesteps: int = 1000) -> Int[np.ndarray,
         int64 [N], strictly descending, in the order of sampling.
 
     Raises:
-        ValueError: `num_steps` is not between 1 and `num_timesteps`, or no stride leaves that many.
+        FieldError: `num_steps` is not between 1 and `num_timesteps`, or no stride leaves that many.
     """
     _check_num_steps(num_steps, num_timesteps)
     for stride in range(1, num_timesteps):
         if len(range(0, num_timesteps, stride)) == num_steps:
             return np.arange(0, num_timesteps, stride, dtype=np.int64)[::-1]
-    raise ValueError(
-        f"No integer stride leaves exactly {num_steps} of {num_timesteps} timesteps; "
-        "choose another number of steps or the trailing spacing."
+    raise FieldError(
+        "num_steps",
+        f"is not to be had: No integer stride leaves exactly {num_steps} of {num_timesteps} "
+        "timesteps; choose another number of steps or the trailing spacing",
     )
 
 
-_SPACINGS = {"trailing": trailing_timesteps, "ddim": ddim_timesteps}
+SPACINGS = {"trailing": trailing_timesteps, "ddim": ddim_timesteps}
 
 
 def sampling_timesteps(
@@ -155,11 +158,11 @@ def sampling_timesteps(
     Raises:
         ValueError: the name is unknown, or the spacing has no such number of steps.
     """
-    if spacing not in _SPACINGS:
-        raise ValueError(f"Unknown spacing {spacing!r}; choose one of {sorted(_SPACINGS)}.")
-    return _SPACINGS[spacing](num_steps, num_timesteps)
+    if spacing not in SPACINGS:
+        raise ValueError(f"Unknown spacing {spacing!r}; choose one of {sorted(SPACINGS)}.")
+    return SPACINGS[spacing](num_steps, num_timesteps)
 
 
 def _check_num_steps(num_steps: int, num_timesteps: int) -> None:
     if not 1 <= num_steps <= num_timesteps:
-        raise ValueError(f"num_steps must be between 1 and {num_timesteps}, got {num_steps}.")
+        raise FieldError("num_steps", f"must be between 1 and {num_timesteps}, got {num_steps}")

@@ -4,14 +4,14 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from mbti_jax.inference.files import paint_sample
+from mbti_jax.inference.files import paint_sample, size_of_images
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from mbti_jax.inference.requests import RECORD, case_record, is_done, make_request, preview_title
 from mbti_jax.inference.results import draw_case, write_case
 from mbti_jax.inference.settings import InpaintSettings
-from mbti_jax.io.files import new_folder, write_json
-from tfds_brats.cases import CaseFiles, read_case
+from mbti_jax.io.files import check_room, new_folder, write_json
+from tfds_brats.cases import CaseFiles, for_each_case, read_case
 
 _log = logging.getLogger(__name__)
 
@@ -24,14 +24,18 @@ def inpaint_challenge(inpainter: Inpainter, settings: InpaintSettings, folder: P
     """
     # T1 is all that is asked for; a model of several sequences needs the others as context.
     settings = dataclasses.replace(settings, sequences=())
-    for files, mask in voided_cases(settings.source, inpainter.num_channels > 1):
-        _inpaint_case(inpainter, files, mask, settings, folder)
+    cases, problems = settings.only_subjects(
+        *voided_cases(settings.source, inpainter.num_channels > 1)
+    )
+    check_room(folder, sum(map(size_of_images, cases)))
+    for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
 
 
 def _inpaint_case(
-    inpainter: Inpainter, files: CaseFiles, mask: Path, settings: InpaintSettings, folder: Path
+    inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
 ) -> None:
     name = f"{files.subject}-t1n-inference.nii.gz"
+    mask = files.segmentation
     inputs = [*files.images.values(), mask]
     request = make_request(inpainter, inputs, **settings.record(inpainter, "box", "slices"))
     record_folder = folder / "records" / files.subject

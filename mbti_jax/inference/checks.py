@@ -3,8 +3,16 @@
 from typing import Any
 
 import numpy as np
+from skimage.morphology import convex_hull_image
 
+from mbti_jax.rois.kinds import KINDS, NORMAL
+from mbti_jax.rois.regions import Rois
 from tfds_brats.scale import IntensityScale, fit_scale
+from tfds_brats.volumes import MAX_SPACING, MIN_SPACING
+
+# Share of a box that may lie on background before it is reported: one at the brain's edge has corners
+# there.
+_MAX_BOX_ON_BACKGROUND = 0.5
 
 
 def image_values(image: np.ndarray) -> np.ndarray:
@@ -36,10 +44,14 @@ def given_scales(intensity_range: Any, num_sequences: int) -> list[IntensityScal
     if ranges.shape == (2,):
         ranges = np.tile(ranges, (num_sequences, 1))
     low_first = ranges.shape == (num_sequences, 2) and (ranges[:, 0] < ranges[:, 1]).all()
-    if not (low_first and np.isfinite(ranges).all()):
+    # The model computes in float32.
+    with np.errstate(over="ignore", invalid="ignore"):
+        width = np.diff(ranges.astype(np.float32))
+    representable = ((width > np.finfo(np.float32).tiny) & np.isfinite(width)).all()
+    if not (low_first and representable):
         raise ValueError(
             "intensity_range must be (low, high) with low < high, or one such pair for each of the "
-            f"{num_sequences} sequences, not {intensity_range}"
+            f"{num_sequences} sequences, in what float32 can tell apart, not {intensity_range}"
         )
     return [IntensityScale(float(low), float(high)) for low, high in ranges]
 
@@ -47,8 +59,11 @@ def given_scales(intensity_range: Any, num_sequences: int) -> list[IntensityScal
 def pixel_sizes(pixel_size: Any) -> tuple[float, float]:
     """(height, width) in millimeters of a pixel, given as such or as one number for both."""
     sizes = np.broadcast_to(pixel_size, 2).tolist() if np.size(pixel_size) in (1, 2) else ()
-    if not (sizes and all(0 < size < np.inf for size in sizes)):
-        raise ValueError(f"pixel_size must be millimeters above 0, not {pixel_size}")
+    if not (sizes and all(MIN_SPACING <= size <= MAX_SPACING for size in sizes)):
+        raise ValueError(
+            f"pixel_size must be millimeters above 0, from {MIN_SPACING:g} to {MAX_SPACING:g}, not "
+            f"{pixel_size}"
+        )
     return float(sizes[0]), float(sizes[1])
 
 
@@ -62,4 +77,44 @@ def box_inside(box: Any, shape: tuple[int, int]) -> tuple[int, int, int, int]:
     raise ValueError(
         f"brain_box must be whole numbers (y0, x0, y1, x1), half-open, inside an image of {shape}, "
         f"not {box}"
+    )
+
+
+def rois_in_brain(rois: Rois, brain: np.ndarray) -> list[str]:
+    """Warnings about ROIs that lie on background.
+
+    An ROI may replace tissue that was set to zero before, so what counts as wholly outside is outside of
+    the convex hull of the brain in every slice. Free-form tumor on background is reported, and boxes of
+    tumor that lie there for the most part; normal tissue may fill what was cut out.
+
+    Args:
+        rois: [..., H, W].
+        brain: bool [..., H, W].
+
+    Raises:
+        ValueError: an ROI is wholly outside of the brain.
+    """
+    warnings = []
+    for name, entry in rois.record(brain).items():
+        count, total = entry["pixels_on_background"], entry["pixels"]
+        channel = next(n for n, kind in enumerate(KINDS) if kind.name == name)
+        if count == total and not _reaches_hull(rois.masks[..., channel], brain):
+            raise ValueError(
+                f"the ROI {name} lies wholly outside of the brain, on background; is it on the grid and "
+                "in the orientation of the image?"
+            )
+        limit = _MAX_BOX_ON_BACKGROUND * total if name in rois.box else 0
+        if channel != NORMAL and count > limit:
+            warnings.append(f"{count} of {total} pixels of {name} lie on background")
+    return warnings
+
+
+def _reaches_hull(mask: np.ndarray, brain: np.ndarray) -> bool:
+    slices = zip(
+        mask.reshape(-1, *mask.shape[-2:]), brain.reshape(-1, *brain.shape[-2:]), strict=True
+    )
+    return any(
+        (inside & convex_hull_image(tissue)).any()
+        for inside, tissue in slices
+        if inside.any() and tissue.any()
     )

@@ -18,10 +18,10 @@ from mbti_jax.inference.requests import (
 )
 from mbti_jax.inference.results import draw_case, draw_slice, write_case
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
-from mbti_jax.io.files import new_folder, write_json
+from mbti_jax.io.files import check_room, new_folder, write_json
 from mbti_jax.io.slices import read_roi, read_sequences, write_sequences
 from mbti_jax.rois.regions import Rois, parse_labels
-from tfds_brats.cases import Case, CaseFiles, read_case
+from tfds_brats.cases import Case, CaseFiles, for_each_case, read_case
 from tfds_brats.conventions import SEQUENCES
 
 _log = logging.getLogger(__name__)
@@ -35,11 +35,18 @@ def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path)
     """
     if settings.image:
         _inpaint_slice(inpainter, settings, folder)
-    elif settings.source:
-        for files in settings.cases(labels=bool(settings.tumor)):
-            _inpaint_case(inpainter, files, settings, folder)
+        return
+    if settings.source:
+        cases, problems = settings.cases(labels=bool(settings.tumor))
     else:
-        _inpaint_case(inpainter, named_files(settings.images), settings, folder)
+        cases, problems = [named_files(settings.images)], []
+    check_room(folder, settings.num_samples * sum(map(size_of_images, cases)))
+    for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
+
+
+def size_of_images(files: CaseFiles) -> int:
+    """About how many bytes the results of a case take: as many as its images."""
+    return sum(path.stat().st_size for path in {*files.images.values()})
 
 
 def paint_sample(
@@ -65,6 +72,8 @@ def paint_sample(
     continuity = measure(case, result, independent)
     for line in describe(case.subject, continuity):
         _log.info(line)
+    for warning in result.details["warnings"]:
+        _log.info(f"{case.subject}: warning: {warning}")
     return result, continuity
 
 
@@ -95,7 +104,7 @@ def _inpaint_case(
 
 def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
     """One slice: a PNG or npy, or one for each sequence."""
-    sources, roi = [Path(settings.image)], Path(settings.roi)
+    sources, roi, names = [Path(settings.image)], Path(settings.roi), [""]
     if SEQUENCE in settings.image:
         names = settings.sequences or inpainter.sequences
         sources = [Path(settings.image.replace(SEQUENCE, name)) for name in names]
@@ -108,6 +117,7 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
     request = make_request(inpainter, [*sources, roi], **settings.record(inpainter, *fields))
     if not is_done(target / RECORD, request):
         image = read_sequences(sources)
+        check_room(folder, settings.num_samples * image.nbytes)
         labels = parse_labels(settings.roi_labels)
         rois = Rois.of(read_roi(roi), image.shape[:2], settings.box, labels)
         with progress_bar(name) as progress:
@@ -120,10 +130,10 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
                 progress=progress,
             )
         for warning in result.provenance["warnings"]:
-            _log.info(f"{name}: {warning}")
+            _log.info(f"{name}: warning: {warning}")
         with new_folder(target) as partial:
             for number, sample in enumerate(result.images):
-                write_sequences(partial, sources, sample, f"inpainted-{number:03d}")
+                write_sequences(partial, sources, sample, f"inpainted-{number:03d}", names)
             draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
             details = {"inputs": request["inputs"], "request": request}
             write_json(partial / RECORD, {**result.provenance, **details})

@@ -24,6 +24,7 @@ from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
+from tfds_brats.conventions import CaseError
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
@@ -187,7 +188,7 @@ class Inpainter:
         brain = (values != 0).any(-1)
         num_sequences = values.shape[-1]
         self.check_sequences(num_sequences)
-        warnings = rois.warnings
+        warnings = rois.warnings + checks.rois_in_brain(rois, brain)
         if intensity_range is None:
             scales = [checks.slice_scale(values[..., c], brain) for c in range(num_sequences)]
             scaling = provenance.scale_record(scales, "the slice's own percentiles")
@@ -228,7 +229,7 @@ class Inpainter:
         details = provenance.record(
             self.checkpoint,
             sampling=drawn,
-            rois=rois.record(),
+            rois=rois.record(brain),
             geometry=window.record(),
             intensity=scaling,
             sequences="together" if self.num_channels > 1 else "one by one, same masks and noise",
@@ -262,13 +263,17 @@ class Inpainter:
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
 
         Raises:
-            ValueError: no ROI in the slices, a slice that is not there, or sequences that the model
-                cannot paint.
+            ValueError: no ROI in the slices, a slice that is not there, an ROI wholly outside of the
+                brain, or sequences that the model cannot paint.
             SamplingCancelled: `cancel` returned true.
         """
         sequences = self.sequences_of(case, sequences)
         numbers = _slice_numbers(rois.union, slices, case.subject)
         brain = to_slices(case.brain)
+        try:
+            warnings = rois.warnings + checks.rois_in_brain(rois, brain)
+        except ValueError as error:
+            raise CaseError(f"{case.subject}: {error}") from error
         scales = [case.scale(name) for name in sequences]
         window = self._place_window(
             brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
@@ -292,7 +297,7 @@ class Inpainter:
         chosen = rois.only(numbers)
         details = {
             "slices": numbers.tolist(),
-            "rois": chosen.record(),
+            "rois": chosen.record(brain),
             "geometry": window.record(),
             "intensity": {
                 **provenance.scale_record(scales, "the volume"),
@@ -302,7 +307,7 @@ class Inpainter:
                 "names": list(sequences),
                 "painted": "together" if together else "one by one, same mask and noise",
             },
-            "warnings": rois.warnings,
+            "warnings": warnings + case.warnings,
         }
         results = []
         for sample, images in zip(samples, painted, strict=True):
@@ -403,6 +408,11 @@ class Inpainter:
                 cancel=cancel,
             )
             out[rows] = jax.device_get(result)[: len(rows)]
+        if not np.isfinite(out).all():
+            raise ValueError(
+                "the samples hold NaN or infinite values: the model, its dtype or the guidance weight "
+                f"{sampling.guidance} is out of range"
+            )
         # Either there is one sequence per example, or one channel per image.
         out = out.reshape(len(samples), num_examples, -1, *out.shape[1:])
         return np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
@@ -424,11 +434,9 @@ class Inpainter:
             if name not in known:
                 raise ValueError(f"the model was not trained on {name}, but on {', '.join(known)}")
             if name not in case.images:
-                raise ValueError(f"{case.subject}: has no {name} image, which the model needs")
+                raise CaseError(f"{case.subject}: has no {name} image, which the model needs")
         if not chosen:
-            raise ValueError(
-                f"{case.subject}: has none of the model's sequences {', '.join(known)}"
-            )
+            raise CaseError(f"{case.subject}: has none of the model's sequences {', '.join(known)}")
         if self.num_channels > 1 and chosen != known:
             raise ValueError(
                 f"this model paints {', '.join(known)} together and cannot leave one out; got "
@@ -461,11 +469,13 @@ class Inpainter:
         roi_box: Sequence[int],
         pixel_size: float | Sequence[float],
     ) -> Window:
+        data = self.metadata["contract"]["data"]
         return Window.place(
             shape,
             brain_box,
             roi_box,
-            window=self.metadata["contract"]["data"]["window"],
+            # In training it counts pixels; where their size is not recorded, it was 1 mm.
+            window=data["window"] * (data.get("pixel_size_mm") or 1),
             image_size=self.image_size,
             pixel_size=checks.pixel_sizes(pixel_size),
         )
@@ -511,14 +521,14 @@ def _slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.n
     with_roi = np.flatnonzero(roi.any(axis=(1, 2)))
     if not len(slices):
         if not len(with_roi):
-            raise ValueError(f"{subject}: the ROI is empty: there is nothing to inpaint")
+            raise CaseError(f"{subject}: the ROI is empty: there is nothing to inpaint")
         return with_roi
     for number in slices:
         if not 0 <= number < len(roi):
-            raise ValueError(f"{subject}: has no slice {number}; it has 0 to {len(roi) - 1}")
+            raise CaseError(f"{subject}: has no slice {number}; it has 0 to {len(roi) - 1}")
         if number not in with_roi:
             first, last = with_roi[[0, -1]] if len(with_roi) else (None, None)
-            raise ValueError(
+            raise CaseError(
                 f"{subject}: slice {number} has no ROI; ROIs are in slices {first} to {last}"
             )
     return np.unique(slices)

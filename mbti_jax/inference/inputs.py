@@ -1,65 +1,69 @@
 """Cases and ROIs given as files."""
 
+import dataclasses
+import itertools
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mbti_jax.rois.regions import Rois
-from tfds_brats.cases import Case, CaseFiles
+from tfds_brats.cases import Case, CaseFiles, read_label_volume, search_cases
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
 from tfds_brats.slices import to_slices
-from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry, read_volume
+from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry, split_ending
 
-# The local-inpainting task of BraTS: t1n with the ROI set to zero, and the ROI.
-_VOIDED, _MASK = "-t1n-voided.nii.gz", "-mask.nii.gz"
-_NIFTI_ENDINGS = (".nii.gz", ".nii")
+# The local-inpainting task of BraTS, with any case names: t1n with the ROI set to zero, and the ROI.
+_VOIDED = dataclasses.replace(
+    CONVENTIONS["brats2023"],
+    name="brats_inpainting",
+    case_pattern="(?P<patient>.+)",
+    suffixes={**CONVENTIONS["brats2023"].suffixes, "t1": "-t1n-voided"},
+    label_suffix="-mask",
+)
 
 
 def named_files(images: Mapping[str, str]) -> CaseFiles:
     """A case of NIfTI files given one by one, {sequence: path}; empty paths are left out.
 
+    It is named by what the names of its files have in common up to a separator, or after the first file.
+
     Raises:
-        ValueError: no file, an unknown sequence, or a missing file.
+        ValueError: no file, an unknown sequence, a missing file, or one file for two sequences.
     """
-    paths = {name: Path(path) for name, path in images.items() if path}
-    unknown = [name for name in paths if name not in SEQUENCES]
-    if unknown or not paths:
-        raise ValueError(f"images {list(paths)}: name files of {', '.join(SEQUENCES)}")
-    for path in paths.values():
+    given = [name for name, path in images.items() if path]
+    if not given or not set(given) <= set(SEQUENCES):
+        raise ValueError(f"images {given}: name files of {', '.join(SEQUENCES)}")
+    paths = {name: Path(images[name]) for name in SEQUENCES if name in given}
+    files: dict[tuple[int, int], str] = {}
+    for name, path in paths.items():
         check_file(path)
-    first = next(iter(paths.values()))
-    subject = stem(first)
-    rule = Convention("files", "", "", {})
-    return CaseFiles(subject, subject, rule, paths, None)
+        status = path.stat()
+        other = files.setdefault((status.st_dev, status.st_ino), name)
+        if other != name:
+            raise CaseError(f"{path}: is given for {other} and for {name}")
+    subject = _common_name([split_ending(path)[0] for path in paths.values()])
+    return CaseFiles(subject, subject, Convention("files", "", "", {}), paths, None)
 
 
-def voided_cases(source: str | Path, with_all_sequences: bool) -> list[tuple[CaseFiles, Path]]:
-    """The cases of a folder in the layout of BraTS's local inpainting, at any depth, with their ROIs.
+def voided_cases(source: str | Path, with_all_sequences: bool) -> tuple[list[CaseFiles], list[str]]:
+    """The cases of a folder in the layout of BraTS's local inpainting, at any depth.
 
     Args:
         source: folder.
         with_all_sequences: take the other sequences of the case, too, as context.
 
+    Returns:
+        (cases, whose `labels` are the ROI; what is wrong with the cases that lack a file).
+
     Raises:
-        ValueError: none found, or a file is missing.
+        ValueError: none found.
     """
-    rule = CONVENTIONS["brats2023"]
-    found = []
-    for voided in sorted(Path(source).rglob(f"*{_VOIDED}")):
-        subject = voided.name.removesuffix(_VOIDED)
-        images = {"t1": voided}
-        if with_all_sequences:
-            for name in SEQUENCES[1:]:
-                images[name] = voided.with_name(f"{subject}{rule.suffixes[name]}.nii.gz")
-        mask = voided.with_name(subject + _MASK)
-        for path in (mask, *images.values()):
-            if not path.is_file():
-                raise ValueError(f"{subject}: lacks {path.name}, which this model needs")
-        found.append((CaseFiles(subject, subject, rule, images, None), mask))
-    if not found:
-        raise ValueError(f"{source}: holds no file *{_VOIDED}")
-    return found
+    sequences = SEQUENCES if with_all_sequences else ("t1",)
+    suffixes = {name: _VOIDED.suffixes[name] for name in sequences}
+    rule = dataclasses.replace(_VOIDED, suffixes=suffixes)
+    return search_cases(source, rule, sequences)
 
 
 def read_roi_volume(
@@ -78,34 +82,25 @@ def read_roi_volume(
             names the file.
     """
     check_file(path)
-    volume = read_volume(path)
-    data = volume.data
-    if data.ndim == 4 and data.shape[3] == 1:
-        data = data[..., 0]
+    data, volume = read_label_volume(path)
     shape = next(iter(case.images.values())).shape
     if data.shape != shape:
         raise CaseError(f"{path}: has shape {data.shape}, but the images have {shape} (in LPS)")
     shift = np.abs(volume.affine - case.affine).max()
     if shift > AFFINE_TOLERANCE:
         raise CaseError(f"{path}: its affine differs from that of the images by {shift:.3g} mm")
-    if (volume.slope, volume.intercept) != (1, 0):
-        data = (volume.slope * data.astype(np.float64) + volume.intercept).astype(np.float32)
     try:
         return Rois.of(to_slices(data), shape[::-1], box, labels)
     except ValueError as error:
         raise CaseError(f"{path}: {error}") from error
 
 
-def stem(path: Path) -> str:
-    """The name of a NIfTI file without .nii or .nii.gz."""
-    for ending in _NIFTI_ENDINGS:
-        if path.name.endswith(ending):
-            return path.name.removesuffix(ending)
-    return path.stem
-
-
 def check_file(path: Path) -> None:
     """Raises CaseError if a file is not there, or its header says that it cannot be read."""
-    if not path.is_file():
-        raise CaseError(f"{path}: is not a file")
     read_geometry(path)
+
+
+def _common_name(stems: list[str]) -> str:
+    words = [re.split(r"(?<=[_\-. ])", stem) for stem in stems]
+    common = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False))
+    return "".join(column[0] for column in common).strip("_-. ") or stems[0]

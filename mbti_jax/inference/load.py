@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mbti_jax.interop.inference_checkpoint import is_export, read_export
+from mbti_jax.interop.inference_checkpoint import check_params, is_export, read_export
 from mbti_jax.training.checkpoint import load_for_inference
 
 # Models that come with the package.
@@ -22,4 +22,8 @@ def load_model(path: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
         ValueError: there is nothing readable.
     """
     folder = PRETRAINED.get(str(path), path)
-    return read_export(folder) if is_export(folder) else load_for_inference(folder)
+    if is_export(folder):
+        return read_export(folder)
+    params, metadata = load_for_inference(folder)
+    check_params(params, metadata["contract"], folder)
+    return params, metadata

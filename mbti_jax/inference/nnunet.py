@@ -12,24 +12,24 @@ map, so only they are used. The workdir should be named as nnU-Net wants it, Dat
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mbti_jax.inference.files import paint_sample
+from mbti_jax.inference.files import paint_sample, size_of_images
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import write_case
 from mbti_jax.inference.settings import InpaintSettings
-from mbti_jax.io.files import write_json
-from mbti_jax.io.nifti import load_image, write_label_map
+from mbti_jax.io.files import check_room, write_json
+from mbti_jax.io.nifti import write_label_map
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tumors import painted_labels
-from tfds_brats.cases import CaseFiles, read_case
+from tfds_brats.cases import CaseFiles, for_each_case, read_case
 from tfds_brats.conventions import CAVITY, SEQUENCES, CaseError
 from tfds_brats.slices import from_slices, to_slices
-from tfds_brats.volumes import AFFINE_TOLERANCE
+from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry
 
 _log = logging.getLogger(__name__)
 _ENDING = ".nii.gz"
@@ -51,37 +51,35 @@ def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Pa
         )
     if settings.sequences or settings.slices:
         raise ValueError("a labeled set takes all sequences and slices; leave both fields empty")
-    cases = settings.cases(labels=True)
-    for files in cases:
-        if files.convention.channels:
-            raise CaseError(
-                f"{files.subject}: has its sequences in one file; nnU-Net wants a file for each"
-            )
-    for number, files in enumerate(cases):
-        first = 1 + number * settings.num_samples
-        jobs = range(first, first + settings.num_samples)
-        _make_cases(inpainter, files, settings, folder, jobs, len(cases) * settings.num_samples)
-    _write_dataset(inpainter, folder, cases)
+    cases, problems = settings.cases(labels=True)
+    if cases and cases[0].convention.channels:
+        raise CaseError(
+            f"{cases[0].subject}: has its sequences in one file; nnU-Net wants a file for each"
+        )
+    check_room(folder, settings.num_samples * sum(map(size_of_images, cases)))
+    try:
+        for_each_case(
+            cases, problems, lambda files: _make_cases(inpainter, files, settings, folder)
+        )
+    finally:
+        # Of a set that is incomplete it describes what is there.
+        if names := sorted(path.stem for path in (folder / "provenance").glob("[!.]*.json")):
+            _write_dataset(inpainter, folder, cases, names)
 
 
 def _make_cases(
-    inpainter: Inpainter,
-    files: CaseFiles,
-    settings: InpaintSettings,
-    folder: Path,
-    jobs: range,
-    total: int,
+    inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
 ) -> None:
-    """Makes the samples of one case that do not exist; `jobs` are their numbers in a set of `total`."""
+    """Makes the samples of one case that do not exist."""
     inputs = [*files.images.values(), files.segmentation, settings.roi_path(files)]
     fields = settings.record(inpainter, "roi_labels", "tumor", "box")
     request = make_request(inpainter, inputs, **fields)
     case = None
-    for sample, job in enumerate(jobs):
+    for sample in range(settings.num_samples):
         name = f"{files.subject}_synthetic{sample:03d}"
         record_path = folder / "provenance" / f"{name}.json"
         if is_done(record_path, request):
-            _log.info(f"{job} of {total}: {name} is there")
+            _log.info(f"{name} is there")
             continue
         case = case or read_case(files)
         sequences = inpainter.sequences_of(case)
@@ -112,25 +110,24 @@ def _make_cases(
                 final.parent.mkdir(parents=True, exist_ok=True)
                 written.replace(final)
             write_json(record_path, record)
-        _log.info(f"{job} of {total}: {name}")
+        _log.info(f"{name}: made")
 
 
-def _check_grid(paths: Any) -> None:
+def _check_grid(paths: Iterable[Path]) -> None:
     """Raises CaseError unless all files have one shape, spacing and affine."""
-    images = {path: load_image(path) for path in paths}
-    first, *others = images
-    for path in others:
-        same_shape = images[path].shape == images[first].shape
-        affines = [np.asarray(images[name].affine) for name in (path, first)]
-        if not (same_shape and np.allclose(*affines, atol=AFFINE_TOLERANCE)):
+    geometries = {path: read_geometry(path) for path in paths}
+    (first, (shape, affine)), *others = geometries.items()
+    for path, (other_shape, other_affine) in others:
+        if other_shape != shape or np.abs(other_affine - affine).max() > AFFINE_TOLERANCE:
             raise CaseError(f"{path.name}: shape or affine differs from that of {first.name}")
 
 
-def _write_dataset(inpainter: Inpainter, folder: Path, cases: list[CaseFiles]) -> None:
+def _write_dataset(
+    inpainter: Inpainter, folder: Path, cases: list[CaseFiles], names: list[str]
+) -> None:
     labels = {"background": 0, **COMPONENTS}
     if any(CAVITY in files.convention.labels.values() for files in cases):
         labels["resection_cavity"] = CAVITY
-    names = sorted(path.stem for path in (folder / "provenance").glob("[!.]*.json"))
     dataset = {
         "channel_names": {str(c): name for c, name in enumerate(SEQUENCES)},
         "labels": labels,

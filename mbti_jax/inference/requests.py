@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainter import InpaintedVolume, Inpainter
 from mbti_jax.io.files import file_digest
 from tfds_brats.cases import Case
+from tfds_brats.conventions import CaseError
 
 RECORD = "provenance.json"
 
@@ -20,24 +22,39 @@ RECORD = "provenance.json"
 def make_request(inpainter: Inpainter, inputs: Sequence[Path], **details: Any) -> dict[str, Any]:
     """Everything that a result depends on, in JSON values: model, input files, and further details.
 
+    The digests of the inputs stand under the names of the files; files that share a name are told apart
+    by as many of their folders as that takes.
+
     Raises:
-        ValueError: an input is not a file.
+        CaseError: an input is not a file.
     """
-    for path in inputs:
+    digests: dict[str, str] = {}
+    paths = {Path(os.path.abspath(path)): path for path in inputs}
+    for path, given in paths.items():
         if not path.is_file():
-            raise ValueError(f"{path}: is not a file")
+            raise CaseError(f"{given}: is not a file")
+        digests[_distinct_name(path, paths)] = file_digest(path)
     return {
         "checkpoint": inpainter.checkpoint,
-        "inputs": {path.name: file_digest(path) for path in dict.fromkeys(inputs)},
+        "inputs": digests,
         **json.loads(json.dumps(details)),
     }
+
+
+def _distinct_name(path: Path, paths: Collection[Path]) -> str:
+    """The last parts of a path, as many as tell it from the others."""
+    for depth in range(1, len(path.parts)):
+        same = [other for other in paths if other.parts[-depth:] == path.parts[-depth:]]
+        if len(same) == 1:
+            break
+    return "/".join(path.parts[-depth:])
 
 
 def is_done(record: Path, request: dict[str, Any]) -> bool:
     """Whether the result with that provenance record exists.
 
     Raises:
-        ValueError: the record belongs to another request.
+        CaseError: the record belongs to another request, or cannot be read.
     """
     if not record.is_file():
         return False
@@ -45,9 +62,9 @@ def is_done(record: Path, request: dict[str, Any]) -> bool:
         recorded = json.loads(record.read_text())["request"]
         different = [name for name in request if recorded.get(name) != request[name]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{record}: cannot be read ({error}); remove it") from error
+        raise CaseError(f"{record}: cannot be read ({error}); remove it") from error
     if different:
-        raise ValueError(
+        raise CaseError(
             f"{record}: belongs to another request (other {', '.join(different)}); choose another "
             "--workdir or remove it"
         )

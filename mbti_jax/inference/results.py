@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume
-from mbti_jax.inference.inputs import stem
 from mbti_jax.io import pictures
+from mbti_jax.io.files import distinct_names
 from mbti_jax.io.nifti import write_label_map, write_nifti_like
 from tfds_brats.cases import Case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
+from tfds_brats.volumes import split_ending
 
 _COLUMNS = ["input", "ROIs", "inpainted"]
 
@@ -18,6 +19,8 @@ def write_case(
     folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
 ) -> dict[str, int]:
     """Writes the repainted volumes and the map of ROIs into `folder`.
+
+    A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name.
 
     Args:
         folder: where to.
@@ -34,9 +37,11 @@ def write_case(
     for sequence, values in result.values.items():
         channel = channels.index(sequence) if channels else None
         by_file.setdefault(case.files.images[sequence], {})[channel] = from_slices(values)
+    by_sequence = {case.files.images[name]: name for name in result.values}
+    names = distinct_names({by_sequence[path]: split_ending(path)[0] for path in by_file})
     clipped = {}
     for source, volumes in by_file.items():
-        name = f"{stem(source)}-inpainted{ending or source.name.removeprefix(stem(source))}"
+        name = f"{names[by_sequence[source]]}-inpainted{ending or split_ending(source)[1]}"
         clipped[name] = write_nifti_like(source, folder / name, volumes, roi)
     labels = from_slices(result.rois.label_map())
     write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)))

@@ -10,8 +10,8 @@ from mbti_jax.fields import FieldError, one_of, whole_number
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume
 from mbti_jax.rois.regions import Rois, check_names, parse_labels
-from mbti_jax.rois.tumors import own_tumor
-from tfds_brats.cases import Case, CaseFiles, find_cases
+from mbti_jax.rois.tumors import MODES, own_tumor
+from tfds_brats.cases import Case, CaseFiles, search_cases
 from tfds_brats.conventions import CaseError
 from tfds_brats.slices import to_slices
 
@@ -62,6 +62,8 @@ class InpaintSettings:
     def __post_init__(self):
         one_of("layout", self.layout, LAYOUTS)
         whole_number("num_samples", self.num_samples, least=1)
+        for number in self.slices:
+            whole_number("slices", number)
         given = [name for name in ("source", "images", "image") if self._is_given(name)]
         if len(given) != 1:
             raise FieldError(
@@ -84,28 +86,62 @@ class InpaintSettings:
                 "sequences",
                 f"names the files of a slice: write {SEQUENCE} in the name of the image",
             )
-        check_names(self.box)
+        try:
+            check_names(self.box)
+        except ValueError as error:
+            raise FieldError("box", f"has an {error}") from error
+        if self.tumor:
+            if self.tumor not in MODES:
+                raise FieldError(
+                    "tumor",
+                    f"names an unknown tumor mode {self.tumor!r}; choose one of {', '.join(MODES)}",
+                )
+            impossible = set(self.box) - set(MODES[self.tumor].kinds)
+            if impossible:
+                raise FieldError(
+                    "box",
+                    f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes "
+                    f"{', '.join(MODES[self.tumor].kinds)} only",
+                )
+        if self.intensity_range and not self.image:
+            raise FieldError(
+                "intensity_range", "is for a single slice; volumes have their own scale"
+            )
         parse_labels(self.roi_labels)
 
     def _is_given(self, name: str) -> bool:
         value = getattr(self, name)
         return any(value.values()) if name == "images" else bool(value)
 
-    def cases(self, labels: bool) -> list[CaseFiles]:
-        """The cases of `source`, or those of them that `subjects` names.
+    def cases(self, labels: bool) -> tuple[list[CaseFiles], list[str]]:
+        """The cases of `source`, or those of them that `subjects` names, and what is wrong with others.
 
         Args:
             labels: whether they must have a segmentation.
 
         Raises:
-            ValueError: see `find_cases`, or an unknown subject.
+            ValueError: see `search_cases`, or an unknown subject.
         """
         # Not every sequence has to exist: which ones the model needs is checked case by case.
-        cases = find_cases(self.source, self.convention, sequences=(), labels=labels)
+        return self.only_subjects(*search_cases(self.source, self.convention, (), labels))
+
+    def only_subjects(
+        self, cases: list[CaseFiles], problems: list[str]
+    ) -> tuple[list[CaseFiles], list[str]]:
+        """The cases that `subjects` names; all of them if it is empty.
+
+        Raises:
+            FieldError: a subject is not among them.
+        """
+        if not self.subjects:
+            return cases, problems
         unknown = set(self.subjects) - {files.subject for files in cases}
         if unknown:
-            raise FieldError("subjects", f"{self.source} has no case {', '.join(sorted(unknown))}")
-        return [f for f in cases if not self.subjects or f.subject in self.subjects]
+            about = f" ({'; '.join(problems[:3])})" if problems else ""
+            raise FieldError(
+                "subjects", f"{self.source} has no case {', '.join(sorted(unknown))}{about}"
+            )
+        return [files for files in cases if files.subject in self.subjects], []
 
     def roi_path(self, files: CaseFiles) -> Path:
         """The file that the ROIs of a case come from: its ROI map, or its segmentation."""

@@ -53,7 +53,7 @@ class Window:
         brain_box: Sequence[int],
         roi_box: Sequence[int],
         *,
-        window: int,
+        window: float,
         image_size: int,
         pixel_size: tuple[float, float] = (1.0, 1.0),
     ) -> "Window":
@@ -95,11 +95,19 @@ class Window:
 
         Returns:
             float32 [S, S, C] in model units; pixels without any brain are exactly -1.
+
+        Raises:
+            ValueError: an intensity is too large for float32 on that scale.
         """
         cut = cut_window(values, self.rows, self.columns)
         inside = cut_window(brain, self.rows, self.columns)
         image = np.stack([s.to_model(cut[..., c]) for c, s in enumerate(scales)], axis=-1)
-        image = np.where(inside[..., None], image, BACKGROUND).astype(np.float32)
+        with np.errstate(over="ignore"):
+            image = np.where(inside[..., None], image, BACKGROUND).astype(np.float32)
+        if not np.isfinite(image).all():
+            raise ValueError(
+                "the intensity range does not fit the image: its values become infinite"
+            )
         return np.asarray(_resize(image, size=self.image_size))
 
     def condition(self, rois: Rois) -> Condition:

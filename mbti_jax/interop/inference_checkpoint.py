@@ -26,10 +26,11 @@ from mbti_jax.interop.names import (
     check_names_and_shapes,
     from_guided_diffusion,
     to_guided_diffusion,
+    torch_shapes,
 )
-from mbti_jax.interop.tensors import read_safetensors
+from mbti_jax.interop.tensors import read_safetensors, safetensors_shapes
 from mbti_jax.io.files import file_digest
-from mbti_jax.models.contract import upgrade
+from mbti_jax.models.contract import checked
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import flat_shapes
 
@@ -41,6 +42,7 @@ INTENSITY_SCALE = (
     "high = 99.5th percentile of the brain, nothing clipped; background is -1"
 )
 _CONFIG = "config.json"
+_MAX_CONFIG_BYTES = 2**20
 _WEIGHTS = "model.safetensors"
 _CARD = "README.md"
 
@@ -120,31 +122,52 @@ def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     weights = Path(directory) / _WEIGHTS
     if not weights.is_file():
         raise ValueError(f"{directory} has no {_WEIGHTS}")
-    tensors = read_safetensors(weights)
+    # Of the header alone; nothing is read before all fits.
+    found = safetensors_shapes(weights)
     if file_digest(weights) != config["weights_sha256"]:
         raise ValueError(f"{weights} is damaged, or not the file that {_CONFIG} describes")
     try:
-        config["contract"] = upgrade(config["contract"])
+        config = checked(config)
         model = Pipeline.from_contract(config["contract"]).model
-        if config["names"] == "guided_diffusion":
-            return from_guided_diffusion(tensors, model), config
-        shapes = {"/".join(k): v.shape for k, v in flat_shapes(model).items()}
-        check_names_and_shapes({name: value.shape for name, value in tensors.items()}, shapes)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{directory}/{_CONFIG} lacks or has an unknown field: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{directory}/{_CONFIG} lacks or has an unknown field, or one that cannot be used: {error}"
+        ) from error
+    by_torch = config["names"] == "guided_diffusion"
+    shapes = torch_shapes(model) if by_torch else _shapes(flat_shapes(model))
+    try:
+        check_names_and_shapes(found, shapes)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
+    tensors = read_safetensors(weights)
+    if by_torch:
+        return from_guided_diffusion(tensors, model), config
     return unflatten_dict({tuple(name.split("/")): v for name, v in tensors.items()}), config
+
+
+def check_params(params: Mapping, contract: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raises a ValueError, with the path, if parameters are not those of a contract's model."""
+    try:
+        shapes = _shapes(flat_shapes(Pipeline.from_contract(contract).model))
+        check_names_and_shapes(_shapes(flatten_dict(params)), shapes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _shapes(flat: Mapping[tuple[str, ...], Any]) -> dict[str, tuple[int, ...]]:
+    return {"/".join(path): leaf.shape for path, leaf in flat.items()}
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError(f"{path} is too large to describe a model")
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ValueError(
             f"{path.parent} is no inference checkpoint: it has no {_CONFIG}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is truncated or no JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a {FORMAT!r}")

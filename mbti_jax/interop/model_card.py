@@ -1,5 +1,6 @@
 """The model card of an inference checkpoint."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,21 @@ UNKNOWN_DATA = "Not stated when this model was exported."
 UNKNOWN_LICENSE = (
     "Not stated. The license of the training data may bind the weights; ask who exported them."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class CardSettings:
+    """What people say of a model.
+
+    Attributes:
+        title: heading of the card.
+        data: what the model was trained on.
+        license: of the weights.
+    """
+
+    title: str
+    data: str
+    license: str
 
 
 def model_card(

@@ -51,13 +51,19 @@ def from_guided_diffusion(state_dict: Mapping[str, np.ndarray], model: UNet) -> 
     Raises:
         ValueError: listing every missing, unexpected and misshapen tensor.
     """
-    template = flat_shapes(model)
-    paths = {_torch_name(path): path for path in template}
-    shapes = {name: _torch_shape(path, template[path].shape) for name, path in paths.items()}
-    check_names_and_shapes({k: np.shape(v) for k, v in state_dict.items()}, shapes)
+    paths = {_torch_name(path): path for path in flat_shapes(model)}
+    check_names_and_shapes({k: np.shape(v) for k, v in state_dict.items()}, torch_shapes(model))
     return unflatten_dict(
         {path: _from_torch_layout(path, state_dict[name]) for name, path in paths.items()}
     )
+
+
+def torch_shapes(model: UNet) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters in PyTorch's layouts, by guided-diffusion's names."""
+    return {
+        _torch_name(path): _torch_shape(path, leaf.shape)
+        for path, leaf in flat_shapes(model).items()
+    }
 
 
 def check_names_and_shapes(

@@ -6,17 +6,20 @@ unpickler that knows only what tensors and dicts are made of, and that makes imm
 them; any other class or function in it is refused.
 """
 
+import io
 import math
 import os
 import pickle
+import pickletools
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 _STORAGE_DTYPES = {
@@ -31,6 +34,11 @@ _STORAGE_DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+# Trained weights hardly compress. Smaller files than _MIN_BYTES harm nobody.
+_MAX_COMPRESSION, _MIN_BYTES = 16, 2**26
+_MAX_PICKLE_BYTES, _MAX_OPCODES = 2**24, 10**6
+# Of a message that a file can make.
+_MAX_TEXT = 500
 _GOLDEN_PREFIX = "param/"
 _DATA_PARALLEL_PREFIX = "module."
 
@@ -74,14 +82,50 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is no complete safetensors file: {error}") from error
 
 
+def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes in the header of a safetensors file; ValueError as `read_safetensors`."""
+    try:
+        with safe_open(path, "np") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no complete safetensors file: {error}") from error
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_unpacked(path, sum(member.file_size for member in members))
+            for member in members:
+                with archive.open(member) as file:
+                    announced = _announced_bytes(file)
+                if announced > member.file_size:
+                    raise ValueError(f"{member.filename} announces {announced:,} bytes")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is no complete .npz file of plain arrays: {error}") from error
     prefixed = {k for k in arrays if k.startswith(_GOLDEN_PREFIX)}
     return {k.removeprefix(_GOLDEN_PREFIX): arrays[k] for k in prefixed or arrays}
+
+
+def _announced_bytes(file: IO[bytes]) -> int:
+    """The size of the array in a .npy file, by its header."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    """Raises a BadZipFile where a file makes far more of itself than weights do."""
+    own = path.stat().st_size
+    if size > max(_MIN_BYTES, _MAX_COMPRESSION * own):
+        raise zipfile.BadZipFile(
+            f"it has {own:,} bytes and would become {size:,}, and weights do not compress so well"
+        )
 
 
 class _Storage(NamedTuple):
@@ -161,25 +205,46 @@ def _read_torch(path: Path, key: str) -> dict[str, np.ndarray]:
                 raise ValueError(f"{path} is a zip archive that PyTorch did not write")
             root = index.removesuffix("data.pkl")
             if f"{root}byteorder" in archive.namelist():
-                byteorder = archive.read(f"{root}byteorder")
+                with archive.open(f"{root}byteorder") as file:
+                    byteorder = file.read(16)
                 if byteorder != b"little":
                     raise ValueError(f"{path} has {byteorder!r} byte order; only little is read")
-            with archive.open(index) as file:
-                content = _unpickle(cast(BinaryIO, file))
-            refs = _select(content, key, path)
-            return {
-                name: _to_array(ref, archive.read(f"{root}data/{ref.storage.record}"))
-                for name, ref in refs.items()
-            }
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError) as error:
+            if archive.getinfo(index).file_size > _MAX_PICKLE_BYTES:
+                raise pickle.UnpicklingError("its list of tensors is too long")
+            refs = _select(_unpickle(archive.read(index)), key, path)
+            records = {name: f"{root}data/{ref.storage.record}" for name, ref in refs.items()}
+            sizes = {record: archive.getinfo(record).file_size for record in records.values()}
+            _check_unpacked(path, sum(sizes.values()))
+            # Tensors may share bytes, as tied weights do.
+            _check_unpacked(path, sum(_num_bytes(ref) for ref in refs.values()))
+            return {name: _to_array(ref, archive.read(records[name])) for name, ref in refs.items()}
+    except (
+        *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+        *(pickle.UnpicklingError, EOFError, KeyError),
+    ) as error:
         raise ValueError(f"{path} cannot be read as tensors: {error}") from error
 
 
-def _unpickle(file: BinaryIO) -> Any:
+def _unpickle(content: bytes) -> Any:
     try:
-        return _TensorUnpickler(file).load()
+        # A number of the memo makes room for all below it, and a length for what should follow: of
+        # the first there are fewer than bytes, and `genops` finds the second.
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if number == _MAX_OPCODES or (
+                "PUT" in opcode.name and int(argument or 0) > len(content)
+            ):
+                raise pickle.UnpicklingError(f"opcode {number} is {opcode.name} {argument}")
+        return _TensorUnpickler(io.BytesIO(content)).load()
     except Exception as error:  # A damaged or hostile pickle may fail in any way.
-        raise pickle.UnpicklingError(str(error)) from error
+        raise pickle.UnpicklingError(str(error)[:_MAX_TEXT]) from error
+
+
+def _num_bytes(ref: _Tensor) -> int:
+    return math.prod(ref.shape) * _dtype(ref).itemsize
+
+
+def _dtype(ref: _Tensor) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if ref.storage.dtype == "bfloat16" else ref.storage.dtype)
 
 
 def _select(content: Any, key: str, path: Path) -> Mapping[str, _Tensor]:
@@ -191,27 +256,28 @@ def _select(content: Any, key: str, path: Path) -> Mapping[str, _Tensor]:
     where = f"{path}, entry {key!r}," if key else f"{path}"
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} holds a {type(content).__name__}, not named tensors")
-    if not all(isinstance(value, _Tensor) for value in content.values()):
-        nested = [str(k) for k, value in content.items() if isinstance(value, Mapping)]
+    tensors = [isinstance(k, str) and isinstance(v, _Tensor) for k, v in content.items()]
+    if not all(tensors):
+        nested = [k for k, v in content.items() if isinstance(v, Mapping) and isinstance(k, str)]
         raise ValueError(
             f"{where} holds more than named tensors; name the entry to read with `key`, "
-            f"one of: {', '.join(nested) or '(there is none)'}"
+            f"one of: {', '.join(nested[:20]) or '(there is none)'}"
         )
     return content
 
 
 def _to_array(ref: _Tensor, data: bytes) -> np.ndarray:
-    dtype = np.dtype(ml_dtypes.bfloat16 if ref.storage.dtype == "bfloat16" else ref.storage.dtype)
+    dtype = _dtype(ref)
     if len(data) % dtype.itemsize:
         raise pickle.UnpicklingError(f"{len(data)} bytes are no whole number of {dtype} values")
     values = np.frombuffer(data, dtype)
     if len(ref.shape) != len(ref.strides) or min((ref.offset, *ref.shape, *ref.strides)) < 0:
-        raise pickle.UnpicklingError(f"impossible tensor {ref}")
+        raise pickle.UnpicklingError("an impossible tensor")
     if 0 in ref.shape:
         return np.empty(ref.shape, dtype)
     last = ref.offset + sum((n - 1) * s for n, s in zip(ref.shape, ref.strides, strict=True))
     if last >= len(values) or math.prod(ref.shape) > len(values):
-        raise pickle.UnpicklingError(f"tensor {ref} reaches beyond its {len(values)} values")
+        raise pickle.UnpicklingError(f"a tensor reaches beyond its {len(values)} values")
     strides = [stride * dtype.itemsize for stride in ref.strides]
     view = np.lib.stride_tricks.as_strided(values[ref.offset :], ref.shape, strides)
     return np.ascontiguousarray(view).reshape(ref.shape)

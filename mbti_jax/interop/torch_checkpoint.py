@@ -1,13 +1,64 @@
 """What a checkpoint with guided-diffusion's names is of."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from mbti_jax.fields import FieldError
+from mbti_jax.fields import FieldError, Interval, check_fields
 from mbti_jax.interop.hyperparameters import infer_hyperparameters
+from mbti_jax.models.unet import Channels, ImageSize, PatchSize
 from mbti_jax.rois.kinds import NUM_KINDS
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenModel:
+    """Fields of `UNet` that leave no trace in its tensors; None where nothing was given."""
+
+    num_heads: Channels | None
+    num_head_channels: Channels | None
+    num_heads_upsample: Channels | None
+    use_new_attention_order: bool | None
+    num_groups: Channels
+    patch_size: PatchSize
+    dtype: Literal["float32", "bfloat16"]
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenDiffusion:
+    """The process; None where nothing was given."""
+
+    schedule: Literal["linear", "cosine"] | None
+    num_timesteps: Annotated[int, Interval(1, 100_000)]
+    prediction: Literal["eps", "v", "x_0"]
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenData:
+    """The images; None where nothing was given."""
+
+    image_size: ImageSize | None
+    window: ImageSize | None
+    sequences: Annotated[tuple[str, ...], Interval(1)]
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenFields:
+    """What the tensors of a network do not tell."""
+
+    model: GivenModel
+    diffusion: GivenDiffusion
+    data: GivenData
 
 
 def describe(

@@ -7,7 +7,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,32 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_room(folder: Path, num_bytes: float) -> None:
+    """Checks, before work that takes long, that a folder can be written to and has room.
+
+    Args:
+        folder: where to write; it need not exist yet, and is not made.
+        num_bytes: about how much will be written.
+
+    Raises:
+        OSError: it cannot be written to, or its disk has too little space; the message names it.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(1))
+    except OSError as error:
+        raise OSError(
+            f"{folder}: cannot be written to ({error.strerror}); choose another folder or free its disk"
+        ) from error
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise OSError(
+            f"{folder}: its disk has {free / 1e6:.3g} MB free, but about {num_bytes / 1e6:.3g} MB are "
+            "needed; free some space or choose another folder"
+        )
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Writes JSON, complete or not at all."""
     with replacing(path) as beside:
@@ -76,6 +103,16 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def distinct_names(stems: Mapping[str, str]) -> dict[str, str]:
+    """Names for results, {key: stem} of their inputs -> {key: name}.
+
+    They are the stems, or the stems with the keys added where two inputs have the same in any capitals.
+    """
+    if len({stem.lower() for stem in stems.values()}) == len(stems):
+        return dict(stems)
+    return {key: f"{stem}-{key}" for key, stem in stems.items()}
 
 
 def shipped_text(name: str, /, **values: Any) -> str:

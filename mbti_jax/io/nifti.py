@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +21,13 @@ from nibabel.orientations import (
 from mbti_jax.io.files import write_bytes
 from mbti_jax.io.quantize import quantize
 from tfds_brats.conventions import CaseError
-from tfds_brats.volumes import read_content
+from tfds_brats.volumes import read_content, read_header
+
+# What a header says of its geometry besides the spacing.
+_FORMS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z"),
+)
 
 
 def write_nifti_like(
@@ -39,7 +44,8 @@ def write_nifti_like(
         source: .nii or .nii.gz file to copy.
         target: file to write, compressed if its name ends in .gz.
         values: float [X, Y, Z] in LPS, in the units of slope * stored + intercept; used inside the ROI.
-            The key is the index along a fourth axis, None for a file with three axes.
+            The key is the index along a fourth axis, None for a file with three axes (and perhaps others
+            of length 1).
         roi: bool [X, Y, Z] in LPS.
 
     Returns:
@@ -57,7 +63,8 @@ def write_nifti_like(
     slope, intercept = header.get_slope_inter()
     slope, intercept = (1 if slope is None else slope), intercept or 0
     # A view, so that what is set in it is set in `raw`.
-    stored = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
+    stored = np.frombuffer(raw, dtype, count, offset)
+    stored = stored.reshape(shape[:3] if None in values else shape, order="F")
     to_disk = _to_disk(header)
     roi, clipped = apply_orientation(roi, to_disk), 0
     for channel, new in values.items():
@@ -69,20 +76,24 @@ def write_nifti_like(
     return clipped
 
 
-def load_image(path: Path) -> nib.Nifti1Image:
-    """A NIfTI file (NIfTI-2 is a kind of it for nibabel)."""
-    return cast(nib.Nifti1Image, nib.load(path))
-
-
 def write_label_map(target: Path, labels: np.ndarray, like: Path) -> None:
-    """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`."""
-    reference = load_image(like)
-    stored = apply_orientation(labels, _to_disk(reference.header))
-    image = nib.Nifti1Image(stored, reference.affine)
-    # The same codes, so that viewers take both for the same space.
-    image.set_sform(reference.affine, int(reference.header["sform_code"]) or 1)
-    image.set_qform(reference.affine, int(reference.header["qform_code"]))
-    image.header.set_xyzt_units("mm")
+    """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`.
+
+    The header is that of `like` with everything it says of geometry - both forms, spacing, units - as it
+    is, so that programs take image and labels for the same space whichever statement they read.
+    """
+    reference = read_header(like)
+    header = type(reference)(endianness=reference.endianness, check=False)
+    for name in ("pixdim", "xyzt_units", *_FORMS):
+        header[name] = reference[name]
+    header.set_data_dtype(np.uint8)
+    header["pixdim"][4:] = 0
+    is_nifti2 = isinstance(reference, nib.Nifti2Header)
+    image_class = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
+    # Without an affine nibabel leaves the forms of the header alone.
+    image = image_class(apply_orientation(labels, _to_disk(reference)), None, header)
+    # It computes the spacing from what it is given, so the stored one goes in last.
+    image.header["pixdim"] = header["pixdim"]
     write_bytes(target, image.to_bytes())
 
 

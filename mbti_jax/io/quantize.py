@@ -8,20 +8,26 @@ def quantize(values: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, int]:
 
     Args:
         values: float [...].
-        dtype: integer (values are rounded, then clipped to its range) or float.
+        dtype: integer (values are rounded, then clipped to its range) or float (clipped to what is
+            finite in it).
 
     Returns:
         (array of `dtype`, how many values were clipped).
+
+    Raises:
+        ValueError: a value is not finite.
     """
     dtype = np.dtype(dtype)
-    if dtype.kind not in "iu":
-        return values.astype(dtype), 0
-    rounded = np.rint(values)
-    limits = np.iinfo(dtype)
-    clipped = int(((rounded < limits.min) | (rounded > limits.max)).sum())
+    if not np.isfinite(values).all():
+        raise ValueError("painted values are NaN or infinite")
+    if dtype.kind in "iu":
+        values, limits = np.rint(values), np.iinfo(dtype)
+    else:
+        limits = np.finfo(dtype)
+    clipped = int(((values < limits.min) | (values > limits.max)).sum())
     # The largest 64-bit integers have no float64 of their own; one below does.
-    top = np.nextafter(limits.max, 0) if limits.bits == 64 else limits.max
-    return np.clip(rounded, limits.min, top).astype(dtype), clipped
+    top = np.nextafter(limits.max, 0) if limits.bits == 64 and dtype.kind in "iu" else limits.max
+    return np.clip(values, limits.min, top).astype(dtype), clipped
 
 
 def paste(image: np.ndarray, painted: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, int]:

@@ -5,7 +5,7 @@ Training, validation and inference all build theirs here, the last one from what
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,24 @@ from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
-from mbti_jax.models.unet import Params, UNet
+from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
+from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
 from mbti_jax.rois.kinds import NUM_KINDS
 from mbti_jax.rois.tasks import TaskSettings, sample_task
+
+T = TypeVar("T", ProcessSettings, TaskSettings)
+
+PixelSize = Annotated[float, Interval(0.01, 100)]
+# What a contract says of the images.
+_DATA = {
+    "sequences": Annotated[tuple[str, ...], Interval(1, 64)],
+    "joint": bool,
+    "image_size": ImageSize,
+    "window": ImageSize,
+    "pixel_size_mm": PixelSize | None,
+}
+# Of those: what earlier versions did not record.
+_OPTIONAL = ("pixel_size_mm",)
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
@@ -64,16 +79,40 @@ class Pipeline:
             contract: see `training.checkpoint`.
 
         Raises:
-            ValueError: a field has no such value.
+            FieldError: a field has no such value.
         """
-        process = ProcessSettings(**contract["diffusion"])
-        num_sequences = len(contract["data"]["sequences"]) if contract["data"]["joint"] else 1
-        image_size = contract["data"]["image_size"]
+        for name, kind in _DATA.items():
+            if name not in contract["data"] and name not in _OPTIONAL:
+                raise FieldError(f"data.{name}", "is missing")
+            check_field(f"data.{name}", contract["data"].get(name), kind)
+        process = _settings(ProcessSettings, contract, "diffusion")
+        tasks = _settings(TaskSettings, contract, "tasks")
+        return cls.of(contract["data"], contract["model"], process, tasks)
+
+    @classmethod
+    def of(
+        cls,
+        data: Mapping[str, Any],
+        model: Mapping[str, Any],
+        process: ProcessSettings,
+        tasks: TaskSettings,
+    ) -> "Pipeline":
+        """Builds the parts.
+
+        Args:
+            data: `sequences`, `joint` and `image_size`.
+            model: fields of `UNet`, apart from those that follow from the data.
+            process, tasks: the settings.
+
+        Raises:
+            FieldError: a field has no such value.
+        """
+        num_sequences = len(data["sequences"]) if data["joint"] else 1
         return cls(
-            model=make_unet(contract["model"], num_sequences, image_size),
+            model=make_unet(model, num_sequences, data["image_size"]),
             process=process.make(),
-            tasks=TaskSettings(**contract["tasks"]),
-            image_size=image_size,
+            tasks=tasks,
+            image_size=data["image_size"],
             drop_rate=process.drop_condition,
         )
 
@@ -181,12 +220,42 @@ def losses(sums: Quarters, counts: Quarters) -> dict[str, Float[AnyArray, ""]]:
 
 
 def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:
-    """The UNet of a config's `model` fields for images of `num_sequences` channels."""
-    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
-    return UNet(
-        image_size=image_size,
-        in_channels=num_sequences + NUM_KINDS,
-        out_channels=num_sequences,
-        num_classes=NUM_KINDS,
-        **fields,
-    )
+    """The UNet of a config's `model` fields for images of `num_sequences` channels.
+
+    Raises:
+        FieldError: a field is unknown or cannot be used, by its full name.
+    """
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    derived = {
+        "image_size": image_size,
+        "in_channels": num_sequences + NUM_KINDS,
+        "out_channels": num_sequences,
+        "num_classes": NUM_KINDS,
+    }
+    known = [name for name in field_types(UNet) if name not in (*derived, "parent", "name")]
+    try:
+        check_names(fields, known)
+        for name, value in {**derived, **fields}.items():
+            check_field(name, value, field_types(UNet)[name])
+        model = UNet(**derived, **fields)
+        if "attention_resolutions" not in fields:
+            # The default, of those levels that there are.
+            rates = [2**level for level in range(len(model.channel_mult))]
+            attended = tuple(rate for rate in model.attention_resolutions if rate in rates)
+            model = model.clone(attention_resolutions=attended)
+        check_unet(model)
+    except FieldError as error:
+        group = "data" if error.field in derived.keys() - fields.keys() else "model"
+        raise error.within(group) from error
+    return model
+
+
+def _settings(cls: type[T], contract: Mapping[str, Any], name: str) -> T:
+    """The settings of a part of a contract; a FieldError has the part's name, too."""
+    try:
+        check_names(contract[name], field_types(cls))
+        for field, value in contract[name].items():
+            check_field(field, value, field_types(cls)[field])
+        return cls(**contract[name])
+    except FieldError as error:
+        raise error.within(name) from error

@@ -8,7 +8,7 @@ checkpoints can be used; 2-D only.
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -19,10 +19,17 @@ from jaxtyping import Float, Key
 
 from mbti_jax.diffusion.arrays import AnyArray, Numbers
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.fields import FieldError, Interval
 from mbti_jax.models import blocks
 
 # Nested dicts of arrays.
 Params = Any
+
+# Bounds that no network reaches, so that a number in a config or a file asks for no absurd memory.
+ImageSize = Annotated[int, Interval(1, 2**12)]
+Channels = Annotated[int, Interval(1, 2**16)]
+PatchSize = Annotated[int, Interval(1, 64)]
+Multiple = Annotated[float, Interval(0, 1024, "right")]
 
 
 class UNet(nn.Module):
@@ -55,25 +62,25 @@ class UNet(nn.Module):
         remat: recompute residual and attention blocks in the backward pass to save memory.
     """
 
-    image_size: int = 256
-    in_channels: int = 6
-    out_channels: int = 1
-    num_classes: int = 5
-    model_channels: int = 128
-    num_res_blocks: int = 2
-    attention_resolutions: Sequence[int] = (8, 16)
-    dropout: float = 0.0
-    channel_mult: Sequence[float] = (1, 2, 4, 8)
+    image_size: ImageSize = 256
+    in_channels: Channels = 6
+    out_channels: Channels = 1
+    num_classes: Annotated[int, Interval(0, 1024)] = 5
+    model_channels: Channels = 128
+    num_res_blocks: Annotated[int, Interval(0, 16)] = 2
+    attention_resolutions: Sequence[Annotated[int, Interval(1)]] = (8, 16)
+    dropout: Annotated[float, Interval(0, 1, "left")] = 0.0
+    channel_mult: Annotated[Sequence[Multiple], Interval(1, 10)] = (1, 2, 4, 8)
     conv_resample: bool = True
-    num_heads: int = 1
-    num_head_channels: int = -1
-    num_heads_upsample: int = -1
+    num_heads: Channels = 1
+    num_head_channels: Annotated[int, Interval(-1)] = -1
+    num_heads_upsample: Annotated[int, Interval(-1)] = -1
     use_scale_shift_norm: bool = False
     resblock_updown: bool = False
     use_new_attention_order: bool = False
-    num_groups: int = 32
-    patch_size: int = 1
-    dtype: str = "float32"
+    num_groups: Channels = 32
+    patch_size: PatchSize = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
     @nn.compact
@@ -203,11 +210,61 @@ class UNet(nn.Module):
             )
 
 
+def check_unet(model: UNet) -> None:
+    """Checks whether the fields of a network fit each other.
+
+    Raises:
+        FieldError: the one that does not fit the others.
+    """
+    widths = [int(multiple * model.model_channels) for multiple in model.channel_mult]
+    rates = [2**level for level in range(len(widths))]
+    for rate in model.attention_resolutions:
+        if rate not in rates:
+            raise FieldError(
+                "attention_resolutions",
+                f"are downsampling rates, and no level has the rate {rate}; there are "
+                f"{', '.join(map(str, rates))}, of images of "
+                f"{', '.join(str(model.image_size // model.patch_size // r) for r in rates)} pixels",
+            )
+    attending = [widths[rates.index(rate)] for rate in model.attention_resolutions]
+    heads = {"num_heads": model.num_heads, "num_heads_upsample": model.num_heads_upsample}
+    if model.num_head_channels != -1:
+        heads = {"num_head_channels": model.num_head_channels}
+    divisors = {"num_groups": (model.num_groups, widths)}
+    for name, number in heads.items():
+        if number == 0 or (number == -1 and name == "num_heads"):
+            raise FieldError(name, "must be at least 1, or -1")
+        if number != -1:
+            # The middle of the network attends at its own width.
+            at_middle = [] if name == "num_heads_upsample" else [widths[-1]]
+            divisors[name] = (number, [*attending, *at_middle])
+    for name, (number, channels) in divisors.items():
+        for width in channels:
+            if width < 1 or width % number:
+                raise FieldError(
+                    name,
+                    f"must divide the channels of every level it applies to, not be {number} for "
+                    f"{width} (levels have {', '.join(map(str, widths))}: channel_mult times "
+                    "model_channels)",
+                )
+    factor = model.patch_size * rates[-1]
+    if model.image_size % factor:
+        raise FieldError(
+            "image_size",
+            f"must be divisible by {factor} (patch_size times the lowest level's rate), "
+            f"not {model.image_size}",
+        )
+
+
 def param_shapes(model: UNet) -> dict:
     """The parameter tree of `model` with `jax.ShapeDtypeStruct` leaves. Computes nothing."""
-    x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
-    condition = Condition(x[..., :0], jnp.zeros((1, model.num_classes)))
-    return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), condition)["params"]
+
+    def init(key: jax.Array) -> Any:
+        x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
+        condition = Condition(x[..., :0], jnp.zeros((1, model.num_classes)))
+        return model.init(key, x, jnp.zeros(1), condition)
+
+    return jax.eval_shape(init, jax.random.key(0))["params"]
 
 
 def flat_shapes(model: UNet) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:

@@ -82,7 +82,7 @@ class Rois:
             labels: meaning of a label map's numbers.
 
         Raises:
-            ValueError: as `to_masks` and `Rois` do, or a box that names an ROI that is not there.
+            ValueError: as `to_masks` and `Rois` do.
         """
         if isinstance(rois, Rois):
             if rois.masks.shape[:-1] != shape:
@@ -102,11 +102,16 @@ class Rois:
 
     @property
     def warnings(self) -> list[str]:
-        """What was never trained but may be tried."""
-        present = self._present
+        """What was never trained but may be tried, and boxes that name no ROI."""
+        present, out = self._present, []
         if TUMOR in present and any(channel in present for channel in COMPONENT_CHANNELS):
-            return ["the model was never trained on a mixed tumor together with single components"]
-        return []
+            out.append(
+                "the model was never trained on a mixed tumor together with single components"
+            )
+        for name in self.box:
+            if CHANNELS.index(name) not in present:
+                out.append(f"box names {name}, of which there is no ROI")
+        return out
 
     def __getitem__(self, rows: Any) -> "Rois":
         """The ROIs of some slices along the first axis."""
@@ -129,8 +134,12 @@ class Rois:
             out[self.masks[..., channel]] = KINDS[channel].label
         return out
 
-    def record(self) -> dict[str, Any]:
-        """Mode, size and extent of the ROIs, for the provenance record."""
+    def record(self, brain: np.ndarray | None = None) -> dict[str, Any]:
+        """Mode, size and extent of the ROIs, for the provenance record.
+
+        Args:
+            brain: bool [..., H, W]; where it is given, how many pixels lie outside of it, too.
+        """
         out = {}
         for channel in self._present:
             mask, name = self.masks[..., channel], CHANNELS[channel]
@@ -139,6 +148,8 @@ class Rois:
                 "pixels": int(mask.sum()),
                 "extent_y0_x0_y1_x1": list(bounding_box(mask)),
             }
+            if brain is not None:
+                out[name]["pixels_on_background"] = int((mask & ~brain).sum())
         return out
 
     @property

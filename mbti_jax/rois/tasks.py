@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, Integer, Key
 
 from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.fields import FieldError
+from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
 from mbti_jax.rois.regions import fill_boxes, make_condition
 from tfds_brats.conventions import CAVITY
@@ -79,6 +79,7 @@ class TaskSettings:
     num_candidates: int = 16
 
     def __post_init__(self):
+        check_fields(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             is_share = field.name.startswith("prob_") or field.name == "min_brain_fraction"

@@ -2,22 +2,33 @@
 
 import functools
 from collections.abc import Collection
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from scipy.signal import fftconvolve
 
-from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
+from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, KINDS, NORMAL, NUM_KINDS, TUMOR
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY
 from tfds_brats.slices import bounding_box
 
+
+class Mode(NamedTuple):
+    """A way to make ROIs of a tumor: what it means, and the kinds of ROI that it makes."""
+
+    meaning: str
+    kinds: tuple[str, ...]
+
+
 MODES = {
-    "remove": "normal tissue where the tumor is",
-    "replace": "another tumor of the same components",
-    "random": "a random tumor where the tumor is",
-    "move": "normal tissue where the tumor is, and its components elsewhere",
+    "remove": Mode("normal tissue where the tumor is", ("normal",)),
+    "replace": Mode("another tumor of the same components", tuple(COMPONENTS)),
+    "random": Mode("a random tumor where the tumor is", ("tumor",)),
+    "move": Mode(
+        "normal tissue where the tumor is, and its components elsewhere", ("normal", *COMPONENTS)
+    ),
 }
 # Share of a moved tumor that must lie in free brain, and how far below the best place others may be.
 _LEAST_INSIDE = 0.9
@@ -50,7 +61,7 @@ def own_tumor(
         ValueError: an unknown mode, no tumor, or no place to move it to.
     """
     if mode not in MODES:
-        choices = ", ".join(f"{name} ({meaning})" for name, meaning in MODES.items())
+        choices = ", ".join(f"{name} ({meaning})" for name, (meaning, _) in MODES.items())
         raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
     tumor = is_tumor(labels)
     if not tumor.any():

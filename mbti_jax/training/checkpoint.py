@@ -5,24 +5,33 @@ parameters, so that inference reads nothing else) and `metadata` (JSON):
     contract: what a resumed run must share with the one that wrote the checkpoint - data, seed, global
         batch, model, tasks, diffusion, optimizer. Nested dict of JSON values.
     inference: what sampling needs beyond that, such as the bounds that x_0 is clipped to.
+    checksums: of the other items, which tell when items of two checkpoints were mixed. Not handed on.
 """
 
+import hashlib
 import logging
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from mbti_jax.models.contract import upgrade
+from mbti_jax.models.contract import checked, upgrade
 from mbti_jax.models.unet import Params
 from mbti_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
 # Fields of the state in the item `train`.
 _TRAIN = ("step", "params", "opt_state")
+# Trained arrays hardly compress. Smaller ones than _MIN_BYTES harm nobody.
+_MAX_COMPRESSION, _MIN_BYTES = 50, 2**26
+_MAX_JSON_BYTES = 2**24
 
 T = TypeVar("T")
 
@@ -67,10 +76,12 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        train = {name: getattr(state, name) for name in _TRAIN}
+        checksums = {"train": _checksum(train), "ema": _checksum(state.ema)}
         items = ocp.args.Composite(
-            train=ocp.args.StandardSave({name: getattr(state, name) for name in _TRAIN}),
+            train=ocp.args.StandardSave(train),
             ema=ocp.args.StandardSave(state.ema),
-            metadata=ocp.args.JsonSave(self._metadata),
+            metadata=ocp.args.JsonSave({**self._metadata, "checksums": checksums}),
         )
         self._manager.save(step, args=items, force=True)
 
@@ -96,14 +107,24 @@ class Checkpointer:
         )
 
         def read(step: int) -> TrainState:
-            metadata = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-            contract = self._manager.restore(step, args=metadata)["metadata"]["contract"]
-            if differences := _differences(upgrade(contract), self._metadata["contract"]):
+            folder = Path(self._manager.directory) / str(step)
+            _check_sizes(folder, "train", "ema")
+            args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+            metadata = self._manager.restore(step, args=args)["metadata"]
+            current = self._metadata["contract"]
+            contract = upgrade(metadata["contract"])
+            if "pixel_size_mm" in current["data"] and contract["data"].get("pixel_size_mm") is None:
+                # Not known then: the dataset is the same by its fingerprint.
+                contract["data"]["pixel_size_mm"] = current["data"]["pixel_size_mm"]
+            if differences := _differences(contract, current):
                 raise CheckpointMismatchError(
-                    f"the checkpoint {self._manager.directory / str(step)} belongs to another run; "
-                    f"start in a new workdir, or undo: {'; '.join(differences)}"
+                    f"the checkpoint {folder} belongs to another run; start in a new workdir, or "
+                    f"undo: {'; '.join(differences)}"
                 )
             saved = self._manager.restore(step, args=items)
+            _check_sums(folder, metadata, {"train": saved["train"], "ema": saved["ema"]})
+            if int(saved["train"]["step"]) != step:
+                raise _mixed(folder, f"its state is that of step {int(saved['train']['step'])}")
             return TrainState(**saved["train"], ema=saved["ema"])
 
         if not newest_first:
@@ -127,6 +148,10 @@ class Checkpointer:
                 before = len([*folder.glob(f"{step}.unreadable*")])
                 (folder / str(step)).rename(folder / f"{step}.unreadable{before or ''}")
         self._manager.reload()
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that are there."""
+        return sorted(self._manager.all_steps())
 
     def wait(self) -> None:
         """Blocks until what was saved is complete on disk."""
@@ -157,16 +182,20 @@ def load_for_inference(workdir: str | os.PathLike) -> tuple[Params, dict[str, An
         ),
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+
+        def read(step: int) -> tuple[Params, dict[str, Any]]:
+            _check_sizes(folder / str(step), "ema")
+            saved = checkpointer.restore(folder / str(step), items)
+            metadata = checked(saved["metadata"])
+            _check_sums(folder / str(step), metadata, {"ema": saved["ema"]})
+            metadata.pop("checksums", None)
+            return saved["ema"], {**metadata, "step": step}
+
         newest_first = sorted(ocp.utils.checkpoint_steps(folder), reverse=True)
-        found = _first_readable(
-            folder, newest_first, lambda step: checkpointer.restore(folder / str(step), items)
-        )
+        found = _first_readable(folder, newest_first, read)
     if found is None:
         raise ValueError(f"{folder} holds no complete, readable checkpoint")
-    step, saved = found
-    metadata = saved["metadata"]
-    metadata["contract"] = upgrade(metadata["contract"])
-    return saved["ema"], {**metadata, "step": step}
+    return found[1]
 
 
 def _first_readable(
@@ -186,6 +215,54 @@ def _first_readable(
                 reason,
             )
     return None
+
+
+def _check_sizes(folder: Path, *items: str) -> None:
+    """Raises a ValueError for a checkpoint that takes far more memory than its files can hold."""
+    for file in (folder / "metadata").glob("*"):
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"{file} is too large for metadata: {file.stat().st_size:,} bytes")
+    for item in map(folder.joinpath, items):
+        arrays = jax.tree.leaves(ocp.StandardCheckpointHandler().metadata(epath.Path(item)))
+        size = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays if a.shape)
+        stored = sum(file.stat().st_size for file in item.rglob("*") if file.is_file())
+        if size > max(_MIN_BYTES, _MAX_COMPRESSION * stored):
+            raise ValueError(
+                f"{item} is said to hold {size:,} bytes of arrays, but its files have {stored:,}"
+            )
+
+
+def _check_sums(folder: Path, metadata: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+    """Compares items with what the metadata beside them says; older checkpoints say nothing."""
+    expected = metadata.get("checksums") or {}
+    for name, item in items.items():
+        if name in expected and _checksum(item) != expected[name]:
+            raise _mixed(folder, f"its item {name} is not the one that its metadata was saved with")
+
+
+def _mixed(folder: Path, problem: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"the checkpoint {folder} is mixed from several: {problem}. Put back what belongs there, or "
+        "move the folder away, and the checkpoint before it is used"
+    )
+
+
+def _checksum(tree: Any) -> str:
+    """Of all arrays of a tree, in the order of their paths, wherever they lie on the devices."""
+    paths, leaves = zip(*jax.tree.leaves_with_path(tree), strict=True)
+    sums = jax.device_get([_sum_of_bits(leaf) for leaf in leaves])
+    lines = [
+        f"{jax.tree_util.keystr(path)} {number}" for path, number in zip(paths, sums, strict=True)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@jax.jit
+def _sum_of_bits(array: jax.Array) -> jax.Array:
+    """uint32, every number's bits times an odd number that says where it stands, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
+    place = jax.lax.iota(jnp.uint32, array.size).reshape(array.shape)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
 
 def _differences(saved: Any, current: Any, name: str = "") -> list[str]:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 import mbti_jax
 from mbti_jax import sharding
 from mbti_jax.data import loader
+from mbti_jax.fields import FieldError
 from mbti_jax.models.pipeline import QUARTERS, Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.checkpoint import Checkpointer
@@ -29,7 +30,9 @@ from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
 from mbti_jax.training.validation import Validation
 from mbti_jax.training.writer import MetricsWriter
+from tfds_brats.locking import only_process_in
 from tfds_brats.reading import SliceSource
+from tfds_brats.space import check_space
 
 # Streams of random numbers folded out of the run's seed.
 _INIT, _TRAIN, _VALIDATE = range(3)
@@ -110,10 +113,21 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
         CheckpointMismatchError: `workdir` holds another run.
-        ValueError, OSError: settings or data cannot be used; the message says what to change.
+        LockedError: another process trains there.
+        ValueError, OSError: settings or data cannot be used, or there is too little space; the message
+            says what to change.
     """
     if settings.multihost:
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise FieldError("multihost", f"is True, but no cluster was found: {error}") from error
+    # Before anything is opened there: opening checkpoints clears away what is half-written.
+    with only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _train(settings, workdir)
+
+
+def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     mesh = sharding.make_mesh()
     data = settings.data
     examples = data.examples(SliceSource(data.dataset, data.train_split))
@@ -132,7 +146,7 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     init = jax.jit(init, out_shardings=shardings)
     x_0_bounds = loader.intensity_bounds(examples)
     metadata = {
-        "contract": settings.contract(examples.fingerprint),
+        "contract": settings.contract(examples.fingerprint, data.pixel_size_mm()),
         "inference": {
             "x_0_bounds": list(x_0_bounds),
             "guidance_weight": settings.guidance_weight,
@@ -142,6 +156,11 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     checkpointer = Checkpointer(workdir, metadata, settings.max_to_keep)
     state = checkpointer.restore(init.eval_shape(init_key)) or init(init_key)
     start = int(state.step)
+    if jax.process_index() == 0 and start < settings.num_steps:
+        # The one that is written is complete before an older one is deleted.
+        bytes_of_one = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        kept = len(checkpointer.steps())
+        check_space(workdir, bytes_of_one * (settings.max_to_keep + 1 - kept), "its checkpoints")
     _say(
         f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters, "
         f"{len(examples):,} training examples, {mesh.size} {jax.devices()[0].device_kind} device(s), "

@@ -3,15 +3,21 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.processes import ProcessSettings
-from mbti_jax.fields import FieldError, finite_number, whole_number, whole_numbers
+from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
 from mbti_jax.models.pipeline import Pipeline
+from mbti_jax.models.unet import ImageSize
 from mbti_jax.rois.tasks import TaskSettings
-from tfds_brats.reading import SliceSource
+from tfds_brats.conventions import SEQUENCES
+from tfds_brats.reading import SliceSource, find_dataset, read_summary
 
+# A dataset's summary says here how large pixels are, (height, width) in mm; None: not all the same.
+_SPACING = "spacing_mm"
+# Relative difference up to which pixels are of one size.
+_SAME_SIZE = 0.01
 # Fields of `TrainSettings` that decide what a run computes.
 _CONTRACT = ("data", "seed", "batch_size", "model", "tasks", "diffusion", "optimizer", "ema_decay")
 
@@ -36,18 +42,49 @@ class DataSettings:
     """
 
     dataset: str
-    train_split: str
-    validation_split: str
-    sequences: tuple[str, ...]
+    train_split: Literal["train", "validation", "test"]
+    validation_split: Literal["train", "validation", "test"]
+    sequences: Annotated[tuple[str, ...], Interval(1)]
     joint: bool
-    window: int
-    image_size: int
-    tumor_repeats: int
-    num_threads: int
+    window: ImageSize
+    image_size: ImageSize
+    tumor_repeats: Annotated[int, Interval(1, 1000)]
+    num_threads: Annotated[int, Interval(0, 1024)]
 
     def __post_init__(self):
-        whole_numbers(self, "window", "image_size", "tumor_repeats", least=1)
-        whole_numbers(self, "num_threads")
+        check_fields(self)
+        unknown = [name for name in self.sequences if name not in SEQUENCES]
+        if unknown or len({*self.sequences}) < len(self.sequences):
+            raise FieldError(
+                "sequences",
+                f"must be different ones of {', '.join(SEQUENCES)}, not {', '.join(self.sequences)}",
+            )
+        if self.window < self.image_size:
+            raise FieldError(
+                "window",
+                f"must be at least image_size, {self.image_size} pixels, not {self.window}: larger "
+                "images would show nothing more",
+            )
+
+    def pixel_size_mm(self) -> float | None:
+        """Side of a pixel of the dataset in millimeters; None where the dataset does not say.
+
+        Raises:
+            ValueError: the window would be another one in millimeters from subject to subject, or from
+                rows to columns.
+        """
+        folder = find_dataset(self.dataset)
+        summary = {} if folder is None else read_summary(folder)
+        if _SPACING not in summary:
+            return None
+        spacing = summary[_SPACING]
+        if spacing is None or max(spacing) > (1 + _SAME_SIZE) * min(spacing):
+            what = "differ between subjects" if spacing is None else f"are {spacing} mm"
+            raise ValueError(
+                f"{self.dataset}: pixels {what}, and a window of {self.window} pixels would cut out "
+                "another field of view from each; resample the cases to square pixels of one size"
+            )
+        return sum(spacing) / 2
 
     def examples(self, source: SliceSource) -> Examples:
         """The examples of a split.
@@ -72,11 +109,10 @@ class OptimizerSettings:
         FieldError: a number that cannot be used.
     """
 
-    learning_rate: float
+    learning_rate: Positive
 
     def __post_init__(self):
-        if not finite_number("learning_rate", self.learning_rate) > 0:
-            raise FieldError("learning_rate", f"must be above 0, not {self.learning_rate}")
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,57 +151,44 @@ class TrainSettings:
     diffusion: ProcessSettings
     tasks: TaskSettings
     optimizer: OptimizerSettings
-    ema_decay: float
-    batch_size: int
-    num_steps: int
-    accumulation: int
+    ema_decay: Annotated[float, Interval(0, 1, "left")]
+    batch_size: Count
+    num_steps: Count
+    accumulation: Count
     fully_sharded: bool
     multihost: bool
-    log_every: int
-    checkpoint_every: int
-    max_to_keep: int
-    validate_every: int
-    validation_batches: int
-    num_pictures: int
-    picture_steps: int
+    log_every: Count
+    checkpoint_every: Count
+    max_to_keep: Count
+    validate_every: Count
+    validation_batches: Count
+    num_pictures: Count
+    picture_steps: Count
     guidance_weight: float
 
     def __post_init__(self):
-        whole_numbers(self, "seed")
-        whole_numbers(
-            self,
-            "batch_size",
-            "num_steps",
-            "accumulation",
-            "log_every",
-            "checkpoint_every",
-            "max_to_keep",
-            "validate_every",
-            "validation_batches",
-            "num_pictures",
-            "picture_steps",
-            least=1,
-        )
-        for name in ("model_channels", "num_groups", "patch_size"):
-            if name in self.model:
-                whole_number(f"model.{name}", self.model[name], least=1)
-        if not 0 <= self.ema_decay < 1:
-            raise FieldError("ema_decay", f"must lie in [0, 1), not {self.ema_decay}")
+        check_fields(self)
+        self.pipeline()
+        if self.accumulation > self.batch_size:
+            raise FieldError(
+                "accumulation",
+                f"must be at most batch_size, {self.batch_size}, not {self.accumulation}",
+            )
         if self.picture_steps > self.diffusion.num_timesteps:
             raise FieldError(
                 "picture_steps",
                 f"must be at most diffusion.num_timesteps, {self.diffusion.num_timesteps}, "
                 f"not {self.picture_steps}",
             )
-        finite_number("guidance_weight", self.guidance_weight)
         if self.guidance_weight and not self.diffusion.make().is_stochastic:
             raise FieldError("guidance_weight", "is 0 for a regressor, which has no guidance")
 
-    def contract(self, fingerprint: str) -> dict[str, Any]:
+    def contract(self, fingerprint: str, pixel_size_mm: float | None = None) -> dict[str, Any]:
         """What a resumed run must share with this one, and what its model is; see `checkpoint`.
 
         Args:
             fingerprint: of the training examples.
+            pixel_size_mm: of the dataset, see `DataSettings.pixel_size_mm`.
 
         Returns:
             Plain JSON values.
@@ -176,13 +199,13 @@ class TrainSettings:
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
-        fields["data"]["fingerprint"] = fingerprint
+        fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
         return json.loads(json.dumps({name: fields[name] for name in _CONTRACT}))
 
     def pipeline(self) -> Pipeline:
         """Network, process and tasks: those of the contract, and rematerialization as asked for.
 
         Raises:
-            ValueError: a field has no such value.
+            FieldError: a field has no such value.
         """
-        return Pipeline.from_contract({**self.contract(""), "model": self.model})
+        return Pipeline.of(vars(self.data), self.model, self.diffusion, self.tasks)

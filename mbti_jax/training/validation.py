@@ -84,6 +84,11 @@ class Validation:
         if writer is None:
             return
         writer.scalars(step, means)
+        if not np.isfinite(samples).all():
+            # Not the end of a training: as weights grow, a picture may come out that way.
+            logger.warning(
+                "step %d: the picture's samples are not finite; lower guidance_weight", step
+            )
         x_0, condition = self._pictured
         shown = (x_0, condition.roi_masks, samples)
         sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))

@@ -1,7 +1,9 @@
 """Writes a run's numbers and pictures: JSON lines always, and TensorBoard event files."""
 
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +13,15 @@ from tensorboardX import SummaryWriter
 
 from mbti_jax.io.files import replacing
 
+logger = logging.getLogger(__name__)
+
 
 class MetricsWriter:
     """Writes to `workdir`: `metrics.jsonl`, `pictures/*.png`, and `tensorboard/`.
 
     A resumed run starts at an earlier step than the one at which it was killed: lines of `start_step`
-    or later are dropped on opening, as is a half-written last line, so each step appears once.
+    or later are dropped on opening, as is a half-written last line, so each step appears once. Of a file
+    with damaged lines a copy is kept, `metrics.jsonl.damaged`.
     """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int = 0):
@@ -30,7 +35,11 @@ class MetricsWriter:
         self._pictures = self._workdir / "pictures"
         self._pictures.mkdir(parents=True, exist_ok=True)
         path = self._workdir / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] < start_step]
+        records, damaged = _read(path)
+        if damaged:
+            before = len([*self._workdir.glob("metrics.jsonl.damaged*")])
+            shutil.copy2(path, self._workdir / f"metrics.jsonl.damaged{before or ''}")
+        kept = [record for record in records if record["step"] < start_step]
         with replacing(path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._lines = path.open("a", buffering=1)
@@ -66,14 +75,29 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The records of a `metrics.jsonl`, in order; a half-written last line is left out."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
+    """The records of a `metrics.jsonl`, in order; a half-written last line is left out.
+
+    Damaged lines are left out, too, with a warning that names the file and them.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict], list[int]]:
+    """The records of a `metrics.jsonl`, and the numbers of damaged lines, from 1."""
+    records, damaged = [], []
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+            record = json.loads(line.decode())
+            if not isinstance(record["step"], int):
+                raise TypeError
+            records.append(record)
+        # What is no JSON, or nested without end, or no record.
+        except (ValueError, RecursionError, KeyError, TypeError):
+            # Behind the last line break there is nothing, or what a killed process was writing.
+            if number < len(lines):
+                damaged.append(number)
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+        logger.warning("%s is damaged and read without line %s", path, numbers)
+    return records, damaged

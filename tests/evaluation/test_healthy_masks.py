@@ -207,11 +207,12 @@ def test_the_layout_is_the_challenges(tmp_path):
             near = ndimage.distance_transform_edt(~(tumor & ellipsoid())) < 5
             np.testing.assert_array_equal(unhealthy, near)
     # What the inpainting task reads is what was voided.
-    found = voided_cases(workdir, with_all_sequences=False)
-    assert [files.subject for files, _ in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
-    case = read_case(found[0][0], ("t1",), labels=False)
-    roi = read_roi_volume(found[0][1], case, {1: "normal"}).union
-    assert roi.sum() == load(found[0][1]).sum()
+    found, problems = voided_cases(workdir, with_all_sequences=False)
+    assert not problems
+    assert [files.subject for files in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
+    case = read_case(found[0], ("t1",), labels=False)
+    roi = read_roi_volume(found[0].segmentation, case, {1: "normal"}).union
+    assert roi.sum() == load(found[0].segmentation).sum()
 
 
 def inpaint_voided(voided, workdir, inpainter, monkeypatch):

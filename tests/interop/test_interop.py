@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from configs import export as export_config
 from configs import import_torch as import_config
 from mbti_jax.commands import export, import_torch
 from mbti_jax.interop.hyperparameters import infer_hyperparameters
-from mbti_jax.interop.inference_checkpoint import is_export, read_export, write_export
+from mbti_jax.interop.inference_checkpoint import check_params, is_export, read_export, write_export
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.interop.tensors import read_state_dict
 from mbti_jax.models.unet import UNet
@@ -228,6 +229,65 @@ def test_harmed_exports_are_errors(params, tmp_path, harm, message):
     harm(tmp_path)
     with pytest.raises(ValueError, match=message):
         read_export(tmp_path)
+
+
+def edit_contract(folder, part, **changes):
+    contract = METADATA["contract"]
+    edit_config(folder, contract={**contract, part: {**contract[part], **changes}})
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (
+            lambda f: edit_contract(f, "model", model_channels=10**9),
+            "model_channels must be a whole",
+        ),
+        (lambda f: edit_contract(f, "model", model_channels=1e9), "model_channels must be a whole"),
+        (lambda f: edit_contract(f, "model", num_res_blocks=10**6), "num_res_blocks must be"),
+        (lambda f: edit_contract(f, "model", channel_mult=[1] * 10**4), "channel_mult must have"),
+        (lambda f: edit_contract(f, "model", channel_mult=[1e300]), "channel_mult must be"),
+        (lambda f: edit_contract(f, "model", model_channels=2**16), "do not fit the model"),
+        (lambda f: edit_contract(f, "model", num_groups=0), "num_groups must be"),
+        (lambda f: edit_contract(f, "model", dtype="float8"), "dtype must be one of"),
+        (lambda f: edit_contract(f, "model", trap=1), "model.trap is no setting"),
+        (lambda f: edit_contract(f, "diffusion", num_timesteps=10**9), "num_timesteps must be"),
+        (lambda f: edit_contract(f, "diffusion", schedule=["linear"]), "schedule must be one of"),
+        (lambda f: edit_contract(f, "tasks", num_candidates="many"), "num_candidates must be"),
+        (lambda f: edit_contract(f, "data", image_size=10**9), "image_size must be a whole"),
+        (lambda f: edit_contract(f, "data", window=10**9), "window must be a whole"),
+        (lambda f: edit_contract(f, "data", sequences=["t1"] * 10**5), "sequences must have"),
+        (lambda f: edit_contract(f, "data", sequences="t1"), "sequences must be a tuple"),
+        (lambda f: edit_contract(f, "data", joint="yes"), "joint must be True or False"),
+        (lambda f: edit_config(f, contract=[1]), "no entry 'contract'"),
+        (lambda f: edit_config(f, inference=3), "no entry 'inference'"),
+        (lambda f: edit_config(f, inference={"x_0_bounds": [1, 1]}), "x_0_bounds must be"),
+        (lambda f: edit_config(f, inference={"guidance_weight": "1"}), "guidance_weight must be"),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), "is truncated or no"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff" * 99), "is truncated or no"),
+        (lambda f: (f / "config.json").write_text(" " * 2**21), "is .*too large"),
+    ],
+)
+def test_a_config_that_asks_for_the_impossible_is_refused_before_memory_is(
+    params, tmp_path, harm, message
+):
+    write_export(tmp_path, params, METADATA, "card")
+    harm(tmp_path)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"(?s)config.json .*{message}|safetensors: .*{message}"):
+        read_export(tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26
+
+
+def test_the_parameters_of_a_run_are_those_of_its_model(params, tmp_path):
+    contract = METADATA["contract"]
+    check_params(params, contract, tmp_path)
+    for part, change in (("model", {"num_res_blocks": 2}), ("model", {"num_groups": 3})):
+        other = {**contract, part: {**contract[part], **change}}
+        with pytest.raises(ValueError, match=f"^{tmp_path}: "):
+            check_params(params, other, tmp_path)
 
 
 # Tasks

@@ -1,11 +1,14 @@
 """Reading tensors from foreign files without running code from them."""
 
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from safetensors.numpy import save_file
 
 from mbti_jax.interop.tensors import read_state_dict
@@ -47,7 +50,7 @@ def test_torch_file_is_read_as_torch_reads_it(torch, tmp_path):
 def test_torch_file_with_several_entries_asks_which(torch, tmp_path):
     weights = {"module.w": torch.ones(2)}
     torch.save({"epoch": 3, "state": {"ema": weights}, "opt": {}}, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"--config.key=NAME, one of: state, opt"):
+    with pytest.raises(ValueError, match=r"`key`, one of: state, opt"):
         read_state_dict(tmp_path / "a.pt")
     with pytest.raises(ValueError, match="no entry 'emma'"):
         read_state_dict(tmp_path / "a.pt", key="emma")
@@ -150,3 +153,81 @@ def test_pickled_objects_in_npz_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.npz"):
         read_state_dict(tmp_path / "a.npz")
     assert not (tmp_path / "made").exists()
+
+
+def write_npy(header: str, data: bytes = b"") -> bytes:
+    """A .npy file of version 1 with a header of one's own."""
+    text = header.encode() + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def write_bombs(folder: Path) -> list[Path]:
+    """Small files that announce gigabytes, or become them."""
+    memo = b"\x80\x02}r\xff\xff\xff\x0f."  # Number 2^28 - 1 of the memo: 2 GB of pointers.
+    length = b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"x."
+    many = b"\x80\x02}" + b"".join(
+        b"V%d\n" % number + tensor_pickle(b"(I1000000\nt", b"(I1\nt")[6:-2] + b"s"
+        for number in range(2000)
+    )
+    for name, content in (("memo", memo), ("length", length)):
+        write_torch_zip(folder / f"{name}.pt", content)
+    # The same 4 MB two thousand times.
+    with zipfile.ZipFile(folder / "shared.pt", "w") as archive:
+        archive.writestr("a/data.pkl", many + b".")
+        archive.writestr("a/data/0", bytes(4_000_000))
+    with zipfile.ZipFile(folder / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", tensor_pickle(b"(I30000000\nt", b"(I1\nt"))
+        archive.writestr("a/data/0", bytes(120_000_000))
+    with zipfile.ZipFile(folder / "list.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + b"}" * 100_000_000 + b".")
+    shape = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,), }"
+    for name, size, data in (("header", 2**33, b"1234"), ("zeros", 30_000_000, bytes(120_000_000))):
+        with zipfile.ZipFile(folder / f"{name}.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("w.npy", write_npy(shape % size, data))
+    return sorted(folder.iterdir())
+
+
+READ = """
+import resource, sys
+from mbti_jax.interop.tensors import read_state_dict
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64_000_000,) * 2)
+for path in sys.argv[1:]:
+    try:
+        read_state_dict(path)
+    except ValueError as error:
+        print(error)
+    else:
+        print("was read:", path)
+"""
+
+
+def test_bombs_are_refused_before_they_take_memory(tmp_path):
+    """In a process with 64 MB to spare."""
+    bombs = write_bombs(tmp_path)
+    assert len(bombs) == 7
+    assert all(bomb.stat().st_size < 5_000_000 for bomb in bombs)
+    result = subprocess.run(
+        [sys.executable, "-c", READ, *map(str, bombs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(bombs)
+    for bomb, line in zip(bombs, lines, strict=True):
+        assert line.startswith(f"{bomb} ")
+        assert "cannot be read as tensors" in line or "no complete .npz file" in line
+
+
+def test_weights_that_compress_and_tensors_that_share_bytes_are_read(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    np.savez_compressed(tmp_path / "a.npz", w=weights, zeros=np.zeros((500, 500), np.float32))
+    assert read_state_dict(tmp_path / "a.npz").keys() == {"w", "zeros"}
+    tied = tensor_pickle(b"(I4\nt", b"(I1\nt")[6:-2]
+    content = b"\x80\x02}" + b"".join(b"V%d\n" % n + tied + b"s" for n in range(3)) + b"."
+    write_torch_zip(tmp_path / "a.pt", content)
+    read = read_state_dict(tmp_path / "a.pt")
+    assert [value.tolist() for value in read.values()] == [[0, 1, 2, 3]] * 3

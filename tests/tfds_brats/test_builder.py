@@ -25,6 +25,7 @@ from mbti_jax.commands import data as command
 from tfds_brats import builder
 from tfds_brats.cases import find_cases, read_case
 from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.locking import only_process_in
 from tfds_brats.reading import SliceSource
 from tfds_brats.records import encode_subject
 from tfds_brats.splits import SPLITS
@@ -370,7 +371,7 @@ def test_a_worker_that_dies_is_an_error_of_the_system():
 
 def test_two_builds_at_once_are_an_error(tmp_path):
     with (
-        builder._only_build_in(tmp_path),
+        only_process_in(tmp_path, "build"),
         pytest.raises(ValueError, match="another build is writing"),
     ):
         builder.build(DUMMY_DATA, "brats2021", tmp_path, num_workers=1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import json
 import logging
@@ -18,7 +19,14 @@ from tiny import tiny_config
 
 from mbti_jax import sharding
 from mbti_jax.commands.settings import from_config
-from mbti_jax.training.checkpoint import Checkpointer, CheckpointMismatchError, load_for_inference
+from mbti_jax.training import checkpoint
+from mbti_jax.training.checkpoint import (
+    Checkpointer,
+    CheckpointMismatchError,
+    _checksum,
+    _sum_of_bits,
+    load_for_inference,
+)
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
 
@@ -307,3 +315,94 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("workdir", "elsewhere"),
     ]:
         assert contract_of(change(config, path, value)) == reference, path
+
+
+@pytest.mark.parametrize("item", ["train", "ema", "metadata"])
+def test_items_of_two_checkpoints_mixed_are_refused(workdir, item):
+    newest = workdir / "checkpoints" / "7"
+    shutil.rmtree(newest / item)
+    shutil.copytree(workdir / "checkpoints" / "3" / item, newest / item)
+    with pytest.raises(CheckpointMismatchError, match="7 is mixed from several"):
+        restore(workdir)
+    assert newest.is_dir()
+    if item == "train":
+        # Inference does not read it.
+        assert_equal(load_for_inference(workdir)[0], make_state(7).ema)
+    else:
+        with pytest.raises(CheckpointMismatchError, match="7 is mixed from several"):
+            load_for_inference(workdir)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(workdir):
+    (workdir / "checkpoints" / "7").rename(workdir / "checkpoints" / "9")
+    with pytest.raises(CheckpointMismatchError, match=r"9 is mixed from several.*step 7"):
+        restore(workdir)
+
+
+def test_the_checksum_does_not_depend_on_the_devices_and_sees_every_bit():
+    tree = make_state(3).params
+    expected = _checksum(tree)
+    split = sharding.batch_sharding(sharding.make_mesh())
+    assert _checksum({**tree, "large": jax.device_put(tree["large"], split)}) == expected
+    bits = np.asarray(tree["large"]).view(np.uint32)
+    places = 2 * np.arange(bits.size, dtype=np.uint64) + 1
+    by_numpy = int((bits.ravel() * places % 2**32).sum() % 2**32)
+    assert int(_sum_of_bits(tree["large"])) == by_numpy
+    for change in (bits ^ (np.arange(bits.size).reshape(bits.shape) == 77), bits[::-1]):
+        assert _checksum({**tree, "large": jnp.asarray(change.view(np.float32))}) != expected
+    assert _checksum({"larger": tree["large"], "layer": tree["layer"]}) != expected
+
+
+def test_a_checkpoint_without_checksums_is_read(workdir):
+    for step in (3, 7):
+        path = workdir / "checkpoints" / str(step) / "metadata" / "metadata"
+        metadata = json.loads(path.read_text())
+        del metadata["checksums"]
+        path.write_text(json.dumps(metadata))
+    assert_equal(restore(workdir), make_state(7))
+    assert load_for_inference(workdir)[1] == {**METADATA, "step": 7}
+
+
+def test_arrays_far_beyond_their_files_are_not_read(tmp_path, monkeypatch, caplog):
+    """A few bytes may announce any shape."""
+    bomb = dataclasses.replace(make_state(7), ema={"w": jnp.zeros((1000, 1000))})
+    with contextlib.closing(Checkpointer(tmp_path, METADATA)) as checkpointer:
+        checkpointer.save(bomb)
+    assert load_for_inference(tmp_path)[1]["step"] == 7
+    monkeypatch.setattr(checkpoint, "_MIN_BYTES", 2**20)
+    with pytest.raises(ValueError, match="no complete, readable checkpoint"):
+        load_for_inference(tmp_path)
+    assert "ema is said to hold 4,000,000 bytes of arrays, but its files have" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[" * 100_000, "recursion"),
+        (b"{}", "no entry 'contract'"),
+        (b"[1]", "no entry 'contract'"),
+        (b'{"contract": {}, "inference": {}}', "no part 'data'"),
+        (b'{"contract": {"data": 3}, "inference": {}}', "no part 'data'"),
+        (b'{"contract": {}, "inference": {"x_0_bounds": [0, 1e-300]}}', "x_0_bounds must be"),
+        (b'{"contract": {}, "inference": {"guidance_weight": 1e39}}', "guidance_weight must be"),
+        (b" " * 2**24 + b"{}", "too large for metadata"),
+    ],
+    ids=lambda value: repr(value)[:25],
+)
+def test_metadata_that_is_none_is_reported(workdir, caplog, content, problem):
+    for step in (3, 7):
+        path = workdir / "checkpoints" / str(step) / "metadata" / "metadata"
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="no complete, readable checkpoint"):
+        load_for_inference(workdir)
+    assert problem in caplog.text
+
+
+def test_a_pixel_size_that_was_not_known_then_is_no_difference(workdir):
+    metadata = other("contract.data.pixel_size_mm", 2.0)
+    assert_equal(restore(workdir, metadata), make_state(7))
+    with contextlib.closing(Checkpointer(workdir, metadata)) as checkpointer:
+        checkpointer.save(make_state(9))
+    assert_equal(restore(workdir, metadata), make_state(9))
+    with pytest.raises(CheckpointMismatchError, match=r"pixel_size_mm is 1.0 here, was 2.0 there"):
+        restore(workdir, other("contract.data.pixel_size_mm", 1.0))

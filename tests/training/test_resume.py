@@ -7,6 +7,8 @@ cache, so that only the first one compiles.
 import dataclasses
 import itertools
 import os
+import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,6 +25,7 @@ import pytest
 from conftest import ROOT
 from synthetic_cases import write_case
 
+from mbti_jax.commands import train
 from mbti_jax.training.writer import read_metrics
 from tfds_brats.builder import build
 
@@ -204,6 +208,34 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert losses(workdir) == losses(uninterrupted)
     assert list(losses(workdir)) == list(range(1, NUM_STEPS + 1))
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_harms_nothing(place, uninterrupted):
+    workdir = place.folder / "twice"
+    first = place.start(place.command(workdir))
+    deadline = time.monotonic() + 200
+    while not steps_saved(workdir):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.0005)
+    first.send_signal(signal.SIGSTOP)  # So that it still runs when the second one comes.
+    second = place.start(place.command(workdir))
+    refused = second.communicate(timeout=200)[0]
+    first.send_signal(signal.SIGCONT)
+    output = first.communicate(timeout=200)[0]
+    assert second.returncode == 1
+    (line, _) = refused.splitlines()
+    assert f"another run is writing to {workdir} (process {first.pid} on " in line
+    assert first.returncode == 0, output
+    assert losses(workdir) == losses(uninterrupted)
+    jax.tree.map(np.testing.assert_array_equal, arrays(workdir), arrays(uninterrupted))
+
+
+def test_a_disk_without_room_is_refused_before_training(place, monkeypatch):
+    config = runpy.run_path(str(place.config))["get_config"]()
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"full has 0.00 GB free, but about .* for its checkpoints"):
+        train.main(config, str(place.folder / "full"))
+    assert not steps_saved(place.folder / "full")
 
 
 def test_a_finished_run_changes_nothing(place, uninterrupted):

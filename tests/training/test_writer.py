@@ -106,3 +106,46 @@ def test_tensorboard_gets_the_numbers_too(tmp_path):
     content = events.read_bytes()
     assert b"train/loss" in content
     assert np.float32(0.25).tobytes() in content
+
+
+@pytest.mark.parametrize(
+    ("damage", "lines"),
+    [
+        (b'{"step": 2, "train/lo', "2"),  # Cut.
+        (b'{"step": 2, "a\xff\xfe": 1}', "2"),  # Not UTF-8.
+        (b"\x00" * 40, "2"),
+        (b'{"step": 2}{"step": 3}', "2"),
+        (b'["step"]', "2"),
+        (b'{"loss": 1}', "2"),
+        (b'{"step": null}', "2"),
+        (b"[" * 100_000, "2"),
+        (b"", "2"),
+        (b"garbage\nmore\n\xff", "2, 3, 4"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_damaged_line_is_named_and_costs_no_later_ones(tmp_path, caplog, damage, lines):
+    path = write(tmp_path, range(1, 5))
+    first, _, *later = path.read_bytes().splitlines(keepends=True)
+    content = first + damage + b"\n" + b"".join(later)
+    path.write_bytes(content)
+    assert [record["step"] for record in read_metrics(path)] == [1, 3, 4]
+    assert f"{path} is damaged and read without line {lines}" in caplog.text
+    # A resumed run keeps what it can read, and the damaged file as it was.
+    write(tmp_path, [4], start_step=4)
+    assert [record["step"] for record in read_metrics(path)] == [1, 3, 4]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
+    caplog.clear()
+    write(tmp_path, [5], start_step=5)
+    assert not caplog.text
+    assert [file.name for file in tmp_path.glob("metrics*")] != []
+    assert len([*tmp_path.glob("metrics.jsonl.damaged*")]) == 1
+
+
+def test_a_second_damage_does_not_replace_the_copy_of_the_first(tmp_path):
+    for number in range(2):
+        path = write(tmp_path, [1, 2], start_step=1)
+        path.write_bytes(f"damage {number}\n".encode() + path.read_bytes())
+        write(tmp_path, [3], start_step=3)
+    copies = sorted(tmp_path.glob("metrics.jsonl.damaged*"))
+    assert [copy.read_text().splitlines()[0] for copy in copies] == ["damage 0", "damage 1"]

@@ -1,0 +1,67 @@
+"""A lock on a folder, so that two processes never write to it at once.
+
+It is the operating system's (`flock`), which frees it when the process ends, however it ends: the file
+that a killed process leaves behind locks nothing. Its text only says who holds the lock.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+LOCK_FILE = ".lock"
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+logger = logging.getLogger(__name__)
+
+
+class LockedError(ValueError):
+    """A folder that another process is writing to; the message says which process."""
+
+
+@contextlib.contextmanager
+def only_process_in(folder: str | os.PathLike, work: str = "run") -> Iterator[None]:
+    """Holds the lock on a folder, which is made if it is not there.
+
+    On a file system without locks there is a warning instead of a lock.
+
+    Args:
+        folder: what the caller writes to.
+        work: what the caller is, for the message to the process that comes second: "build".
+
+    Raises:
+        LockedError: another process holds it.
+        OSError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    path = folder / LOCK_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    # Opened without truncating: the text belongs to whoever holds the lock.
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(500).strip()
+            raise LockedError(
+                f"another {work} is writing to {folder}{holder and f' ({holder})'}; wait until it ends, "
+                "or choose another folder"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning(
+                "%s lies on a file system without locks: see to it that no other process writes to it",
+                folder,
+            )
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        yield
