@@ -4,8 +4,12 @@ r"""Cuts tumor-shaped regions out of healthy tissue, as BraTS's local-inpainting
         --config.convention=brats2023 --workdir=voided
 
 Writes a folder per case with `t1n`, `t1n-voided`, `mask`, `mask-healthy` and `mask-unhealthy` files, on
-which any inpainting method can be tested; the truth is `t1n` inside `mask-healthy`. A model of this
-project paints them with `configs/inpaint.py --config.layout=brats_inpainting --config.source=voided`.
+which any inpainting method can be tested; the truth is `t1n` inside `mask-healthy`. Other sequences of
+the case are written voided, as `t1c`, `t2w` and `t2f`, since models of several need them as context. The
+bundled model, or your own as `--config.checkpoint`, paints the T1 by
+
+    python run.py --config=configs/inpaint.py --config.layout=brats_inpainting --config.source=voided
+
 Existing cases are not made again.
 """
 

@@ -46,6 +46,8 @@ PARTS: dict[str, Part] = {
 }
 
 _RESULT = "result.json"
+# Counts what results hold and how intervals are made, so that results of different kinds do not mix.
+_REPORT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         "checkpoint": inpainter.checkpoint,
         "dataset": {split: workbench.source(split).fingerprint for split in ("train", "test")},
         "seed": settings.seed,
+        "report": _REPORT,
     }
     for name in settings.parts or PARTS:
         part_settings = getattr(settings, name)

@@ -56,12 +56,13 @@ def main(config: ConfigDict, workdir: str) -> None:
     shapes = read_shapes(donors)
     pool = digest([[shape.share, np.packbits(shape.mask).tolist()] for shape in shapes])
     for number, files in enumerate(tqdm(cases, desc="healthy masks", unit="case")):
-        inputs = {path.name: file_digest(path) for path in (files.images["t1"], files.segmentation)}
+        paths = (*files.images.values(), files.segmentation)
+        inputs = {path.name: file_digest(path) for path in paths}
         # A case's mask depends on its place in the folder, so that is part of the request.
         request = {"seed": [settings.seed, number], "shapes_sha256": pool, "inputs": inputs}
         target = Path(workdir) / files.subject
         if not is_done(target / RECORD, request):
-            case = read_case(files, ("t1",))
+            case = read_case(files, tuple(files.images))
             mask = case_mask(case, shapes, request["seed"])
             with new_folder(target) as partial:
                 write_layout(partial, case, mask)

@@ -128,13 +128,17 @@ def _run(settings: QuickstartSettings, folder: Path) -> None:
     print(f"\n{stages}, {sum(seconds.values()):.0f} s in all")
     print(f"\nFigure: {figure}")
     print(f"Training curves: tensorboard --logdir {folder / 'run' / 'tensorboard'}")
-    cases = (
-        "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021"
-    )
-    print(
-        f"Next, the paper's network{'' if settings.source else ' on your own BraTS cases'}: {cases}, "
-        "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
-    )
+    if settings.source:
+        print(
+            "Next, a model of full size on these cases: python run.py --config=configs/train.py "
+            f"--config.data.dataset={dataset.path} (README.md, 'With the BraTS 2021 archive')"
+        )
+    else:
+        print(
+            "Next, your own BraTS cases: "
+            "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
+            "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
+        )
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import control_tasks as tasks
 from mbti_jax.evaluation import report, segmenter, statistics
+from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io import pictures
 from mbti_jax.rois import kinds
@@ -40,13 +41,14 @@ class ControlSettings(tasks.ControlTaskSettings):
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
     """Measures components, boxes and removal, and draws best, median and worst of each task."""
     segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
-    slices, hosts = settings.slices(workbench)
-    hosts, transplanted = tasks.transplant(slices.labels, hosts, workbench.seed)
+    slices, all_hosts = settings.slices(workbench)
+    hosts, transplanted = tasks.transplant(slices.labels, all_hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
     rows, names, min_area = [], [], settings.min_area
     for kind, asked in tasks.KINDS.items():
         own = tasks.make_control_task(kind, slices, slices.labels, min_area)
-        real = own.scores(tasks.segment(segmenters, own.slices.images))
+        real_maps = tasks.segment(segmenters, own.slices.images)
+        real, patients = own.scores(real_maps), own.slices.patients
         places = {"own": own}
         if kind != "removal":
             places["elsewhere"] = tasks.make_control_task(kind, hosts, transplanted, min_area)
@@ -56,10 +58,12 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             segmented = tasks.segment(segmenters, painted)
             scores = task.scores(segmented)
             for sequence, score in itertools.product(workbench.sequences, asked.scores):
-                pair = (scores[sequence][score], task.slices.subjects)
-                real_pair = (real[sequence][score], own.slices.subjects)
+                pair = (scores[sequence][score], task.slices.patients)
+                real_pair = (real[sequence][score], patients)
+                seen = (own.tumor_dice(real_maps[sequence]), patients)
                 row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
-                rows.append(row | compare(pair, real_pair, workbench.seed))
+                guard = None if kind == "components" else seen
+                rows.append(row | compare(pair, real_pair, workbench.seed, guard))
             names.append(f"{kind}_{place}.png")
             title = asked.title[0].upper() + asked.title[1:]
             if kind != "removal":
@@ -74,28 +78,61 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             "elsewhere": {"slices": len(hosts), "subjects": len(np.unique(hosts.subjects))},
         },
         "scores": rows,
+        "false_positives": false_positives(segmenters, slices, all_hosts, workbench.seed),
         "pictures": names,
     }
 
 
-def compare(painted: statistics.Sample, real: statistics.Sample, seed: int) -> dict[str, Any]:
+def false_positives(
+    segmenters: Mapping[str, segmenter.Segmenter],
+    with_tumor: LabeledSlices,
+    without: LabeledSlices,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """What segmenters take for tumor in real slices where there is none, as shares of the brain.
+
+    Returns:
+        By sequence `outside` (of the tumor, in slices with one) and `without` (in slices without), each
+        a `mean_with_interval`.
+    """
+    out: dict[str, dict[str, Any]] = {sequence: {} for sequence in segmenters}
+    for name, slices in (("outside", with_tumor), ("without", without)):
+        for sequence, maps in tasks.segment(segmenters, slices.images).items():
+            shares = tasks.false_positives(maps, slices)
+            mean = statistics.mean_with_interval(shares, slices.patients, seed)
+            out[sequence][name] = mean
+    return out
+
+
+def compare(
+    painted: statistics.Sample,
+    real: statistics.Sample,
+    seed: int,
+    tumor_dice: statistics.Sample | None = None,
+) -> dict[str, Any]:
     """Scores of repainted slices compared with those of real slices.
 
     Args:
-        painted: (scores, subjects), float [N] and [N]; NaN for slices without a score.
-        real: (scores, subjects), float [M] and [M].
+        painted: (scores, patients), float [N] and [N]; NaN for slices without a score.
+        real: (scores, patients), float [M] and [M].
         seed: of the intervals' resampling.
+        tumor_dice: (Dice, patients) of the segmented with the real tumor in real slices, for scores that
+            a segmenter which marks everything would get right.
 
     Returns:
-        `painted` and `real`: {"mean", "low", "high", "count"}, or None without any score; and `ratio` of
-        their means {"mean", "low", "high"}, None where the mean of the real slices is below
-        `control_tasks.MIN_REAL_SCORE`.
+        `painted` and `real`: {"mean", "low", "high", "count"}, or None without any score; `tumor_dice`
+        likewise, where it is given; and `ratio` of their means {"mean", "low", "high"}, None where
+        the mean of the real slices, or of the Dice, is below `control_tasks.MIN_REAL_SCORE`.
     """
-    a, b = (statistics.mean_with_interval(*sample, seed) for sample in (painted, real))
+    samples = {"painted": painted, "real": real}
+    if tumor_dice is not None:
+        samples["tumor_dice"] = tumor_dice
+    means = {k: statistics.mean_with_interval(*sample, seed) for k, sample in samples.items()}
+    references = [mean for name, mean in means.items() if name != "painted"]
     ratio = None
-    if a and b and b["mean"] >= tasks.MIN_REAL_SCORE:
+    if means["painted"] and all(m and m["mean"] >= tasks.MIN_REAL_SCORE for m in references):
         ratio = statistics.ratio_of_means(statistics.known(painted), statistics.known(real), seed)
-    return {"painted": a, "real": b, "ratio": ratio}
+    return {**means, "ratio": ratio}
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -103,6 +140,7 @@ def tables(result: Mapping[str, Any]) -> str:
     by_key = {(r["kind"], r["place"], r["sequence"], r["score"]): r for r in result["scores"]}
     sequences = list(dict.fromkeys(row["sequence"] for row in result["scores"]))
     columns = ["slices", "real", "own place", "ratio", "elsewhere", "ratio"]
+    real_columns = ["Dice of tumor", "marked outside it", "marked without tumor"]
 
     def cells(sequence: str, label: str, kind: str, score: str) -> list[Any]:
         rows = [by_key[kind, place, sequence, score] for place in _PLACES]
@@ -121,18 +159,24 @@ def tables(result: Mapping[str, Any]) -> str:
             ("tumor_box", "edema_box"), scores, sequences
         )
     ]
-    removal = [
-        [row["sequence"], row["painted"]["count"], row["real"], row["painted"]]
-        for row in result["scores"]
-        if row["kind"] == "removal"
-    ]
+    removal = []
+    for sequence in sequences:
+        row, marked = (
+            by_key["removal", "own", sequence, "share"],
+            result["false_positives"][sequence],
+        )
+        numbers = (row["tumor_dice"], marked["outside"], marked["without"])
+        after = (row["real"], row["painted"], row["ratio"])
+        removal.append([sequence, row["painted"]["count"], *numbers, *after])
     return report.section(
         "control",
         result=result,
         min_real_score=tasks.MIN_REAL_SCORE,
         components=report.table(["sequence", "component", *columns], components, num_text=2),
         boxes=report.table(["sequence", "request", *columns], boxes, num_text=2),
-        removal=report.table(["sequence", "slices", "before", "after"], removal),
+        removal=report.table(
+            ["sequence", "slices", *real_columns, "before", "after", "ratio"], removal
+        ),
         images="\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"]),
     )
 

@@ -19,7 +19,8 @@ from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 from mbti_jax.rois.tumors import moved, own_tumor
 from tfds_brats.conventions import EDEMA
 
-# Below it a segmenter does not see the component on real slices either, and the ratio means nothing.
+# Below it a segmenter does not see the component (or, for shares and boxes, the tumor) on real slices
+# either, and the ratio means nothing.
 MIN_REAL_SCORE = 0.3
 
 
@@ -100,6 +101,10 @@ class ControlTask:
     def scores(self, segmented: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
         """`score` of each sequence's label maps."""
         return {sequence: self.score(labels) for sequence, labels in segmented.items()}
+
+    def tumor_dice(self, segmented: np.ndarray) -> np.ndarray:
+        """Dice of all that was segmented as tumor with all tumor of `labels`, float64 [N]."""
+        return np.array(list(map(dice, segmented > 0, self.labels > 0)))
 
     def score(self, segmented: np.ndarray) -> dict[str, np.ndarray]:
         """Scores of what a segmenter finds in each slice.
@@ -192,6 +197,19 @@ def transplant(
     if not rows:
         raise ValueError("no tumor fits into the brain of any slice without tumor")
     return hosts[np.array(rows)], np.stack(transplanted)
+
+
+def false_positives(segmented: np.ndarray, slices: LabeledSlices) -> np.ndarray:
+    """Share of the brain without tumor that is segmented as tumor, float64 [N]; NaN without any brain.
+
+    Args:
+        segmented: uint8 [N, S, S], label maps of the slices.
+        slices: N.
+    """
+    outside = slices.brain & (slices.labels == 0)
+    counts = outside.sum((1, 2))
+    marked = (outside & (segmented > 0)).sum((1, 2))
+    return np.divide(marked, counts, out=np.full(len(counts), np.nan), where=counts > 0)
 
 
 def segment(segmenters: Mapping[str, Segmenter], images: np.ndarray) -> dict[str, np.ndarray]:

@@ -83,7 +83,7 @@ def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> di
     Raises:
         ValueError: fewer than two samples.
     """
-    samples, subjects = repainted.samples, repainted.slices.subjects
+    samples, patients = repainted.samples, repainted.slices.patients
     if len(samples) < 2:
         raise ValueError("diversity needs at least two samples of a slice; set num_samples")
     out = {}
@@ -98,7 +98,7 @@ def measure(repainted: Resynthesis, sequences: tuple[str, ...], seed: int) -> di
             values["errors"].append(variance_and_error(of_slice, real[n], inside))
         variance, error = np.mean(values.pop("errors"), axis=0)
         out[sequence] = {
-            name: mean_with_interval(np.array(column, np.float64), subjects, seed)
+            name: mean_with_interval(np.array(column, np.float64), patients, seed)
             for name, column in values.items()
         }
         spread = (len(samples) + 1) / len(samples) * variance

@@ -67,7 +67,7 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
             scores[name].append(test.score(network.labels(test.slices.images[..., channel])))
         for component in COMPONENTS:
             dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
-            summary = summarize(dice, test.slices.subjects, workbench.seed)
+            summary = summarize(dice, test.slices.patients, workbench.seed)
             rows.append({"sequence": sequence, "component": component} | summary)
     return {
         **workbench.record(settings.num_steps),
@@ -110,32 +110,32 @@ def synthetic_slices(workbench: Workbench, settings: DownstreamSettings) -> Labe
 
 
 def summarize(
-    dice: Mapping[str, np.ndarray], subjects: np.ndarray, seed: int
+    dice: Mapping[str, np.ndarray], patients: np.ndarray, seed: int
 ) -> dict[str, dict[str, Any] | None]:
     """Dice by training set, and how it differs from that of real slices.
 
     Args:
         dice: float [seeds, N] for each of `SETS`, NaN in slices without the component.
-        subjects: [N].
+        patients: [N].
         seed: of the intervals' resampling.
 
     Returns:
         For each of `SETS` {"mean", "low", "high", "count", "seed_sd"}: mean over seeds and slices with
-        its interval over subjects, and the standard deviation of the seeds' means (None for one seed).
+        its interval over patients, and the standard deviation of the seeds' means (None for one seed).
         For "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
     """
     scored = np.isfinite(dice["real"][0])
     if not scored.any():
         return dict.fromkeys([*SETS, *_DIFFERENCES])
-    subjects = subjects[scored]
+    patients = patients[scored]
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in SETS:
-        mean = mean_with_interval(dice[name].mean(0), subjects, seed) or {}
+        mean = mean_with_interval(dice[name].mean(0), patients, seed) or {}
         out[name] = {**mean, "seed_sd": summary(dice[name].mean(1))["sd"]}
     for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
         mean, real_mean = dice[name].mean(0), dice["real"].mean(0)
-        out[difference] = paired_difference(mean, real_mean, subjects, seed)
+        out[difference] = paired_difference(mean, real_mean, patients, seed)
     return out
 
 

@@ -1,7 +1,7 @@
 """Whether repainted tissue is distributed like real tissue: in a segmenter's features, in intensities.
 
-Both are compared with the same distance between real subjects, since no set of samples can be expected
-to be nearer to real tissue than real tissue of other subjects is.
+Both are compared with the same distance between real patients, since no set of samples can be expected
+to be nearer to real tissue than real tissue of other patients is.
 """
 
 import collections
@@ -19,7 +19,7 @@ from scipy.stats import wasserstein_distance
 from mbti_jax.evaluation import distances, report, resynthesis, segmenter
 from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.resynthesis import Resynthesis
-from mbti_jax.evaluation.statistics import mean_with_interval
+from mbti_jax.evaluation.statistics import mean_over_pairs, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
@@ -71,9 +71,9 @@ def feature_distances(
 ) -> dict[str, Any]:
     """Distances of the distributions of a segmenter's bottleneck features, sequence by sequence.
 
-    The subjects are split into halves A and B. Real slices of A are compared with real ones of B, and
+    The patients are split into halves A and B. Real slices of A are compared with real ones of B, and
     with repainted ones of B, and vice versa. So no slice is compared with its own context, both
-    distances are between different subjects, and the sets have the same size, on which the Frechet
+    distances are between different patients, and the sets have the same size, on which the Frechet
     distance depends. A slice's features are averaged over its ROI, since the context is real, and
     standardized over all real slices, since their units mean nothing.
 
@@ -89,9 +89,9 @@ def feature_distances(
         surrounding's mean), `frechet`, `kernel` and `kernel_error`.
     """
     slices, roi = repainted.slices, repainted.roi
-    if len(np.unique(slices.subjects)) < 2:
+    if len(np.unique(slices.patients)) < 2:
         return {"refused": "the slices are of one subject, so there is no other to compare with"}
-    in_a = halves(slices.subjects)
+    in_a = halves(slices.patients)
     a, b = counts = [int(in_a.sum()), int((~in_a).sum())]
     by_sequence, num_features = {}, 0
     for channel, (sequence, network) in enumerate(segmenters.items()):
@@ -100,7 +100,7 @@ def feature_distances(
         num_features = features["real"].shape[1]
         if min(counts) < (minimum := VECTORS_PER_FEATURE * num_features):
             return {
-                "refused": f"with {num_features} features each half of the subjects needs at least "
+                "refused": f"with {num_features} features each half of the patients needs at least "
                 f"{minimum} slices ({VECTORS_PER_FEATURE} a feature); there are {a} and {b}"
             }
         filled = np.stack(list(map(surrounding_mean, real, roi, slices.brain)))
@@ -114,17 +114,17 @@ def feature_distances(
     return {"counts": counts, "num_features": num_features, "sequences": by_sequence}
 
 
-def halves(subjects: np.ndarray) -> np.ndarray:
-    """bool [N], which slices are in the first of two halves of the subjects with about equal counts.
+def halves(patients: np.ndarray) -> np.ndarray:
+    """bool [N], which slices are in the first of two halves of the patients with about equal counts.
 
     Args:
-        subjects: [N] of at least two subjects.
+        patients: [N] of at least two patients.
     """
-    parts, total = ([], []), collections.Counter(np.sort(subjects).tolist())
-    # The largest subject first, each to the half that has less.
+    parts, total = ([], []), collections.Counter(np.sort(patients).tolist())
+    # The patient with most first, each to the half that has less.
     for name, _ in total.most_common():
         min(parts, key=lambda part: sum(total[other] for other in part)).append(name)
-    return np.isin(subjects, parts[0])
+    return np.isin(patients, parts[0])
 
 
 def intensities(
@@ -137,18 +137,18 @@ def intensities(
         normal: slices whose normal tissue was repainted.
 
     Returns:
-        By tissue ("normal" and the components) and subject (real, synthetic), both float [pixels, Q], of
-        the subjects that have at least 50 pixels.
+        By tissue ("normal" and the components) and patient (real, synthetic), both float [pixels, Q], of
+        the patients that have at least 50 pixels.
     """
     out = {}
     for tissue in ("normal", *COMPONENTS):
         repainted = normal if tissue == "normal" else components
         slices, out[tissue] = repainted.slices, {}
         inside = repainted.condition.roi_masks[..., CHANNELS.index(tissue)] > 0
-        for subject in np.unique(slices.subjects):
-            chosen = inside & (slices.subjects == subject)[:, None, None]
+        for patient in np.unique(slices.patients):
+            chosen = inside & (slices.patients == patient)[:, None, None]
             if chosen.sum() >= _MIN_PIXELS:
-                out[tissue][str(subject)] = slices.images[chosen], repainted.samples[0][chosen]
+                out[tissue][str(patient)] = slices.images[chosen], repainted.samples[0][chosen]
     return out
 
 
@@ -166,33 +166,30 @@ def intensity_distances(
 
     Returns:
         A row for each tissue and sequence: `pooled`, real against synthetic pixels of all
-        subjects; `own`, each subject's real against its synthetic pixels; `between`, each subject's real
-        pixels against those of others (eight at most). The last two as means over subjects, see
-        `mean_with_interval`. None where fewer than two subjects have the tissue.
+        patients; `own`, each patient's real against its synthetic pixels, see `mean_with_interval`;
+        `between`, each patient's real pixels against those of others (eight at most), see
+        `mean_over_pairs`. None where fewer than two patients have the tissue.
     """
     rows = []
-    for tissue, by_subject in pixels.items():
-        subjects = list(by_subject)
-        order = np.random.default_rng(seed).permutation(len(subjects)).tolist()
-        count = min(_MAX_PARTNERS, len(subjects) - 1)
+    for tissue, by_patient in pixels.items():
+        count = len(by_patient)
+        order = np.random.default_rng(seed).permutation(count).tolist()
+        # Each with the next ones around a circle.
+        steps = range(1, 1 + min(_MAX_PARTNERS, count - 1))
+        circle = np.array([(n, (n + step) % count) for n in range(count) for step in steps])
         for channel, sequence in enumerate(sequences):
-            row = {"tissue": tissue, "sequence": sequence, "num_subjects": len(subjects)}
+            row = {"tissue": tissue, "sequence": sequence, "num_subjects": count}
             rows.append(row | {"pooled": None, "own": None, "between": None})
-            if len(subjects) < 2:
+            if count < 2:
                 continue
-            pairs = [by_subject[subjects[n]] for n in order]
-            real, synthetic = ([pair[i][:, channel] for pair in pairs] for i in (0, 1))
-            own = [wasserstein_distance(a, b) for a, b in zip(real, synthetic, strict=True)]
-            # Each with the next ones around a circle.
-            circle = real + real
-            between = [
-                np.mean([wasserstein_distance(real[n], other) for other in circle[n + 1 :][:count]])
-                for n in range(len(real))
-            ]
+            both = [list(by_patient.values())[n] for n in order]
+            real, synthetic = ([pair[i][:, channel] for pair in both] for i in (0, 1))
+            own = np.array(list(map(wasserstein_distance, real, synthetic)))
+            between = np.array([wasserstein_distance(real[a], real[b]) for a, b in circle])
             pooled = wasserstein_distance(*map(np.concatenate, (real, synthetic)))
             rows[-1] |= {"num_pixels": sum(map(len, real)), "pooled": float(pooled)}
-            for name, values in (("own", own), ("between", between)):
-                rows[-1][name] = mean_with_interval(np.array(values), np.arange(len(values)), seed)
+            rows[-1]["own"] = mean_with_interval(own, np.arange(count), seed)
+            rows[-1]["between"] = mean_over_pairs(between, circle, seed)
     return rows
 
 

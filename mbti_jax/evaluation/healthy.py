@@ -40,6 +40,7 @@ ONE_SAMPLE = "diffusion, one sample"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
+_NOT_MEASURED = ("subject", "patient", "method", "slice")
 # Metric -> its digits in the tables.
 _SHOWN = {"ssim": 3, "ssim_axial": 3, "psnr": 2, "mse": 4}
 
@@ -98,7 +99,7 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         area = (mask.healthy & (t1 != 0)).sum((0, 1))
         for method, values in painted.items():
             arrays = (np.where(mask.whole, values, t1), t1, voided.values("t1"), mask.healthy)
-            row = {"subject": case.subject, "method": method}
+            row = {"subject": case.subject, "patient": case.patient, "method": method}
             volumes.append({**row, **metrics.brats_inpainting_metrics(*arrays)})
             by_slice = metrics.axial_slice_metrics(*arrays)
             large = [k for k in by_slice if area[k] >= _MIN_AREA] or [int(area.argmax())]
@@ -215,7 +216,8 @@ def compared(
     """Summaries of every method and metric, and their differences from the references.
 
     Args:
-        rows: `subject`, `method` and, by name, numbers; all methods in the same order of subjects.
+        rows: `subject`, `patient` (default: the subject), `method` and, by name, numbers; all methods in
+            the same order of subjects.
         references: names of methods.
         seed: of the intervals.
 
@@ -226,16 +228,17 @@ def compared(
     of_method = collections.defaultdict(list)
     for row in rows:
         of_method[row["method"]].append(row)
-    subjects = np.array([row["subject"] for row in of_method[rows[0]["method"]]])
+    first = of_method[rows[0]["method"]]
+    patients = np.array([row.get("patient", row["subject"]) for row in first])
     out: dict[str, dict[str, Any]] = {}
-    for metric in (name for name in rows[0] if name not in ("subject", "method", "slice")):
+    for metric in (name for name in rows[0] if name not in _NOT_MEASURED):
         values = {m: np.array([row[metric] for row in of_method[m]]) for m in of_method}
         out[metric] = {
             method: {
                 **statistics.summary(mine),
-                **(statistics.mean_with_interval(mine, subjects, seed) or {}),
+                **(statistics.mean_with_interval(mine, patients, seed) or {}),
                 "minus": {
-                    name: statistics.paired_difference(mine, values[name], subjects, seed)
+                    name: statistics.paired_difference(mine, values[name], patients, seed)
                     for name in references
                     if name != method
                 },

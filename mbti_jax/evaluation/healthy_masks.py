@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from mbti_jax.io.nifti import write_label_map, write_nifti_like
 from tfds_brats.cases import Case, CaseFiles, is_tumor, read_case
-from tfds_brats.conventions import CAVITY
+from tfds_brats.conventions import CAVITY, CONVENTIONS
 
 MIN_VOXELS = 800
 DILATION = 5.0
@@ -229,18 +229,25 @@ def _distance_to(mask: np.ndarray) -> np.ndarray:
 
 
 def write_layout(folder: Path, case: Case, mask: HealthyMask) -> None:
-    """Writes `t1n`, `t1n-voided`, `mask`, `mask-healthy` and, with a tumor, `mask-unhealthy`.
+    """Writes the files of a case: images, voided images, and masks.
 
-    The T1 files have the header, affine and data type of the case's own.
+    They are `t1n`, `t1n-voided`, `mask`, `mask-healthy` and, with a tumor, `mask-unhealthy`, as the
+    challenge has them. It has no names for other sequences; those that were read, the context of a model
+    of several sequences, are written as that context only: voided, as `t1c`, `t2w` and `t2f`.
+
+    All images have the header, affine and data type of the case's own.
     """
-    source = case.files.images["t1"]
+    nothing, suffixes = np.zeros_like(mask.whole), CONVENTIONS["brats2023"].suffixes
+    others = [name for name in case.images if name != "t1"]
+    images = [("t1", "-t1n", nothing), ("t1", "-t1n-voided", mask.whole)]
+    images += [(name, suffixes[name], mask.whole) for name in others]
     zeros: dict[int | None, np.ndarray] = {None: np.zeros(mask.whole.shape)}
+    for sequence, suffix, roi in images:
+        target = folder / f"{case.subject}{suffix}.nii.gz"
+        write_nifti_like(case.files.images[sequence], target, zeros, roi)
     masks = {"mask": mask.whole, "mask-healthy": mask.healthy}
     if mask.unhealthy.any():
         masks["mask-unhealthy"] = mask.unhealthy
-    for name, roi in (("t1n", np.zeros_like(mask.whole)), ("t1n-voided", mask.whole)):
-        target = folder / f"{case.subject}-{name}.nii.gz"
-        write_nifti_like(source, target, zeros, roi, case.to_disk)
     for name, voxels in masks.items():
         target = folder / f"{case.subject}-{name}.nii.gz"
-        write_label_map(target, voxels.astype(np.uint8), source, case.to_disk)
+        write_label_map(target, voxels.astype(np.uint8), case.files.images["t1"])

@@ -8,7 +8,7 @@ The distance is the root mean square difference in the model's units over the RO
 correlation: a copy agrees in brightness and contrast too, and a correlation would find any two
 ramps alike. But a smooth patch, as samplers tend to paint, has less noise of its own and is nearer
 to everything than a real one. Hence also the isolation: the distance divided by the median over the
-training subjects of the distance to each one's nearest patch (similar to Carlini et al. 2023). A
+training patients of the distance to each one's nearest patch (similar to Carlini et al. 2023). A
 copy is near to one subject and as far from the others as anything else; a smooth patch is near to
 all.
 """
@@ -61,8 +61,8 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
     result = workbench.record(settings.num_steps) | {"min_area": settings.min_area}
     if not workbench.held_out:
         return result | {
-            "refused": "the model was not trained on this dataset's training split, so the slices that "
-            "it may have copied cannot be searched"
+            "refused": "the model was not trained on this dataset's training split, as far as the "
+            "checkpoint says, so the slices that it may have copied cannot be searched"
         }
     rows, pairs, searched = [], [], {}
     for kind, repainted in resynthesis.components_and_normal(workbench, settings).items():
@@ -76,7 +76,7 @@ def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> d
         }
         for channel, sequence in enumerate(workbench.sequences):
             matches = nearest(repainted, training, channel, f"{task}, {sequence}")
-            compared = compare(matches, repainted.slices.subjects, workbench.seed)
+            compared = compare(matches, repainted.slices.patients, workbench.seed)
             rows.append({"task": task, "sequence": sequence, **compared})
             source = {"channel": channel, "repainted": repainted, "in": training}
             pairs += [source | pair for pair in pair_rows(matches, compared)]
@@ -117,7 +117,7 @@ def nearest(
     sources = {"synthetic": repainted.samples[0], "real": repainted.slices.images}
     images = {name: slices[..., channel] for name, slices in sources.items()}
     regions, haystack = repainted.roi, training.images[..., channel]
-    _, group = np.unique(training.subjects, return_inverse=True)
+    _, group = np.unique(training.patients, return_inverse=True)
     out = {}
     for source, slices in tqdm(images.items(), desc=name, leave=False):
         patches = [Patch.cut(*pair) for pair in zip(slices, regions, strict=True)]
@@ -141,13 +141,13 @@ def nearest(
 
 
 def compare(
-    matches: Mapping[str, Mapping[str, np.ndarray]], subjects: np.ndarray, seed: int
+    matches: Mapping[str, Mapping[str, np.ndarray]], patients: np.ndarray, seed: int
 ) -> dict[str, Any]:
     """How near repainted ROIs are to training patches, compared with real held-out ones.
 
     Args:
         matches: of P ROIs, see `nearest`.
-        subjects: the subject of each slice, [P].
+        patients: the patient of each slice, [P].
         seed: of the interval's resampling.
 
     Returns:
@@ -155,9 +155,9 @@ def compare(
         distribution, which exceeds 1% where ROIs are few; for `distance` and `isolation` the `real` and
         `synthetic` medians, the `threshold` (1st percentile of the real ones) and the `share` of
         synthetic ROIs below it; for distances also `difference`, synthetic minus real, as {"mean",
-        "low", "high"} over subjects.
+        "low", "high"} over patients.
     """
-    count = len(subjects)
+    count = len(patients)
     # The quantile lies at this rank between the ordered values, and rank k has k / (count + 1) below.
     rank = 1 + _NEAR * (count - 1)
     out = {"num_rois": count, "chance": rank / (count + 1)}
@@ -168,7 +168,7 @@ def compare(
         share = float((both["synthetic"] < threshold).mean())
         out[measure] = {**medians, "threshold": threshold, "share": share}
     pair = (matches["synthetic"]["distance"], matches["real"]["distance"])
-    out["distance"]["difference"] = paired_difference(*pair, subjects, seed)
+    out["distance"]["difference"] = paired_difference(*pair, patients, seed)
     return out
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import mbti_jax
-from mbti_jax.evaluation.statistics import cell
+from mbti_jax.evaluation.statistics import MIN_PATIENTS, cell
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.io.files import replacing, shipped_text, write_json
 from tfds_brats.splits import SPLITS
@@ -125,7 +125,8 @@ def _introduction(head: Mapping[str, Any]) -> str:
     known = (
         "The model was trained on this training split, so the test subjects are **held out**"
         if dataset["held_out"]
-        else "The model comes from other data: whether it saw the test subjects is **not known**"
+        else "The checkpoint names other training data than this training split: whether the model "
+        "saw the test subjects is **not known**"
     )
     rows = [
         [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
@@ -138,8 +139,9 @@ def _introduction(head: Mapping[str, Any]) -> str:
         sequences=", ".join(model["sequences"]),
         joint="jointly" if model["joint"] else "one at a time",
         seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
-        note=f" {model['note']}" if model["note"] else "",
+        note=f' Its exporter notes, unchecked here: "{model["note"]}"' if model["note"] else "",
         known=known,
+        min_patients=MIN_PATIENTS,
         table=table(["split", "subjects", "slices", "with tumor"], rows),
     )
 

@@ -28,12 +28,19 @@ class LabeledSlices:
         labels: uint8 [N, S, S], the canonical label map.
         subjects: str [N].
         slice_indices: int [N], positions along z in the volumes.
+        patients: str [N]; a patient may have several subjects, one for each timepoint. Default: the
+            subjects are patients.
     """
 
     images: np.ndarray
     labels: np.ndarray
     subjects: np.ndarray
     slice_indices: np.ndarray
+    patients: Any = None
+
+    def __post_init__(self):
+        if self.patients is None:
+            object.__setattr__(self, "patients", self.subjects)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,7 +86,8 @@ class SliceReader:
 
         index = self.source.index
         images, labels = in_batches(resized, _BATCH, np.asarray(records))
-        return LabeledSlices(images, labels, index.subject[records], index.slice_index[records])
+        columns = (index.subject, index.slice_index, index.patient)
+        return LabeledSlices(images, labels, *(column[records] for column in columns))
 
 
 def in_batches(

@@ -1,27 +1,38 @@
-"""Summaries of an evaluation's numbers, with intervals over subjects.
+"""Summaries of an evaluation's numbers, with intervals over patients.
 
-Slices of one subject are alike, so the numbers of an evaluation are not independent draws. Intervals
-therefore resample whole subjects with all of their numbers (cluster bootstrap, Davison & Hinkley 1997,
-section 3.8). With few subjects such an interval is too narrow, and it says nothing about how the model
-would differ if it were trained again.
+Slices and timepoints of one patient are alike, so the numbers of an evaluation are not independent
+draws. Intervals therefore resample whole patients with all of their numbers (cluster bootstrap, Davison
+& Hinkley 1997, section 3.8), and they are studentized (bootstrap-t, section 5.2): their ends follow from
+the resampled distribution of (estimate - truth) / standard error. An evaluation has few patients, and
+its numbers are skewed; percentiles of resampled means cover far less than they claim then, and so do
+Student's quantiles for skewed numbers. `tests/evaluation/test_statistics.py` simulates the coverage.
 
-A mean over numbers weights a subject by how many numbers it has, in the interval as in the mean.
+There is no interval below `MIN_PATIENTS`, or where so many patients have the same number that the
+resamples do not bound the mean. An interval says nothing about how the model would differ if it were
+trained again.
+
+A mean over numbers weights a patient by how many numbers it has, in the interval as in the mean.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+# Of three patients, one in nine resamples is a single patient, which has no standard error: more than
+# the 2.5% beyond each end of a 95% interval. Of four, it is one in 64.
+MIN_PATIENTS = 4
+# Standard errors below this share of the estimate are those of a constant.
+_ROUNDING = 1e-12
 
 Number = float | None
-Sample = tuple[np.ndarray, np.ndarray]  # Numbers and the subject of each.
+Sample = tuple[np.ndarray, np.ndarray]  # Numbers and the patient of each.
 
 
 def known(sample: Sample) -> Sample:
     """Without missing numbers, which are NaN."""
-    values, subjects = sample
-    return values[~np.isnan(values)], subjects[~np.isnan(values)]
+    values, patients = sample
+    return values[~np.isnan(values)], patients[~np.isnan(values)]
 
 
 def summary(values: np.ndarray) -> dict[str, float | int | None]:
@@ -47,77 +58,60 @@ def summary(values: np.ndarray) -> dict[str, float | int | None]:
 
 def bootstrap_interval(
     values: np.ndarray,
-    subjects: np.ndarray,
+    patients: np.ndarray,
     seed: int,
     num_resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[Number, Number]:
-    """Percentile interval of the mean over numbers, resampling subjects.
+    """Bootstrap-t interval of the mean over numbers, resampling patients.
 
     Args:
         values: float [N].
-        subjects: [N], the subject of each number.
+        patients: [N], the patient of each number.
         seed: of the resampling.
-        num_resamples: how often the subjects are drawn anew.
-        level: share of the resampled means between the two ends.
+        num_resamples: how often the patients are drawn anew.
+        level: how often such an interval holds the mean of all patients there are.
 
     Returns:
-        (low, high); (None, None) for fewer than two subjects, which do not show how subjects differ.
+        (low, high); (None, None) for fewer than `MIN_PATIENTS`, or where resampling gives no bound.
 
     Raises:
-        ValueError: no numbers, some that are not finite, or not as many subjects as numbers.
+        ValueError: no numbers, some that are not finite, or not as many patients as numbers.
     """
-    values, subjects = _sample(values, subjects)
-    names, group = np.unique(subjects, return_inverse=True)
-    if len(names) < 2:
-        return None, None
-
-    def mean(sums, counts, axis):
-        return sums.sum(axis) / counts.sum(axis)
-
-    # A subject is one pair (sum, count), and pairs are drawn.
-    interval = stats.bootstrap(
-        (np.bincount(group, values), np.bincount(group)),
-        mean,
-        paired=True,
-        vectorized=True,
-        n_resamples=num_resamples,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    # The ratio to a mean that is 1 in every patient.
+    sample = _sample(values, patients)
+    return _interval(sample, (np.ones(len(sample[0])), sample[1]), seed, num_resamples, level)
 
 
 def mean_with_interval(
-    values: np.ndarray, subjects: np.ndarray, seed: int
+    values: np.ndarray, patients: np.ndarray, seed: int
 ) -> dict[str, Any] | None:
-    """The mean over numbers with its interval over subjects.
+    """The mean over numbers with its interval over patients.
 
     Args:
         values: float [N], NaN for a missing number.
-        subjects: [N], the subject of each number.
+        patients: [N], the patient of each number.
         seed: of the resampling.
 
     Returns:
         `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None without any.
     """
-    values, subjects = known((values, subjects))
+    values, patients = known((values, patients))
     if not len(values):
         return None
-    low, high = bootstrap_interval(values, subjects, seed)
+    low, high = bootstrap_interval(values, patients, seed)
     return {"mean": float(values.mean()), "low": low, "high": high, "count": len(values)}
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, subjects: np.ndarray, seed: int
+    a: np.ndarray, b: np.ndarray, patients: np.ndarray, seed: int
 ) -> dict[str, Number]:
-    """Mean of a - b, two measurements of the same things, with its interval over subjects.
+    """Mean of a - b, two measurements of the same things, with its interval over patients.
 
     Args:
         a: float [N].
         b: float [N].
-        subjects: [N], the subject of each pair.
+        patients: [N], the patient of each pair.
         seed: of the resampling.
 
     Returns:
@@ -129,23 +123,23 @@ def paired_difference(
     a, b = _numbers(a), _numbers(b)
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
-    low, high = bootstrap_interval(a - b, subjects, seed)
+    low, high = bootstrap_interval(a - b, patients, seed)
     return {"mean": float((a - b).mean()), "low": low, "high": high}
 
 
 def ratio_of_means(
     a: Sample, b: Sample, seed: int, num_resamples: int = 2000, level: float = 0.95
 ) -> dict[str, Number]:
-    """Mean of a / mean of b, two measurements in the same subjects, with its interval over subjects.
+    """Mean of a / mean of b, two measurements in the same patients, with its interval over patients.
 
     Args:
-        a: numbers and their subjects.
+        a: numbers and their patients.
         b: the same, with a mean above 0.
         seed, num_resamples, level: see `bootstrap_interval`.
 
     Returns:
-        `mean`, `low`, `high`; the last two None for fewer than two subjects. Resamples in which no
-        subject has a number on one of the sides, or whose b are all 0, do not count.
+        `mean`, `low`, `high`; for the last two see `bootstrap_interval`. Resamples in which no patient
+        has a number on one of the sides, or whose b are all 0, do not count.
 
     Raises:
         ValueError: the mean of b is not above 0; see also `bootstrap_interval`.
@@ -153,22 +147,31 @@ def ratio_of_means(
     a, b = _sample(*a), _sample(*b)
     if b[0].mean() <= 0:
         raise ValueError(f"a ratio needs a mean above 0 to divide by, not {b[0].mean():g}")
-    ratio = float(a[0].mean() / b[0].mean())
-    names = np.union1d(a[1], b[1])
-    if len(names) < 2:
-        return {"mean": ratio, "low": None, "high": None}
-    # How often each subject is drawn, [resamples, subjects].
-    chances = np.full(len(names), 1 / len(names))
-    drawn = np.random.default_rng(seed).multinomial(len(names), chances, num_resamples)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = []
-        for values, subjects in (a, b):
-            group = np.searchsorted(names, subjects)
-            sums, counts = (np.bincount(group, w, len(names)) for w in (values, None))
-            means.append(drawn @ sums / (drawn @ counts))
-        ratios = means[0] / means[1]
-    low, high = np.quantile(ratios[np.isfinite(ratios)], [(1 - level) / 2, (1 + level) / 2])
-    return {"mean": ratio, "low": float(low), "high": float(high)}
+    low, high = _interval(a, b, seed, num_resamples, level)
+    return {"mean": float(a[0].mean() / b[0].mean()), "low": low, "high": high}
+
+
+def mean_over_pairs(values: np.ndarray, pairs: np.ndarray, seed: int) -> dict[str, Any]:
+    """The mean over numbers that belong to two patients each, with its interval over patients.
+
+    A patient is in several pairs, so neither the pairs nor their means by patient are independent; the
+    interval is that of the mean's jackknife pseudo-values (Arvesen 1969).
+
+    Args:
+        values: float [N].
+        pairs: int [N, 2], the numbers of both patients, from 0; all are in equally many pairs.
+        seed: of the resampling.
+
+    Returns:
+        As `mean_with_interval`, with the `count` of patients.
+    """
+    values, count = _numbers(values), int(pairs.max()) + 1
+    mean, low, high = float(values.mean()), None, None
+    if count >= MIN_PATIENTS:
+        without = [values[(pairs != patient).all(1)].mean() for patient in range(count)]
+        pseudo = count * mean - (count - 1) * np.array(without)
+        low, high = bootstrap_interval(pseudo, np.arange(count), seed)
+    return {"mean": mean, "low": low, "high": high, "count": count}
 
 
 def interval_text(mean: float, low: Number, high: Number, digits: int = 3) -> str:
@@ -184,11 +187,44 @@ def cell(value: Mapping[str, Any] | Number, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _sample(values: np.ndarray, subjects: np.ndarray) -> Sample:
-    values, subjects = _numbers(values), np.asarray(subjects)
-    if subjects.shape != values.shape:
-        raise ValueError(f"{len(values)} values need as many subjects, not {subjects.shape}")
-    return values, subjects
+def _interval(
+    a: Sample, b: Sample, seed: int, num_resamples: int, level: float
+) -> tuple[Number, Number]:
+    """Bootstrap-t interval of mean of a / mean of b; its standard errors are linearized."""
+    names = np.union1d(a[1], b[1])
+    count = len(names)
+    if count < MIN_PATIENTS:
+        return None, None
+    # How often each patient is drawn, [1 + resamples, patients]; in the first row once, as it is.
+    chances = np.full(count, 1 / count)
+    drawn = np.random.default_rng(seed).multinomial(count, chances, num_resamples)
+    drawn = np.concatenate([np.ones((1, count)), drawn])
+    means, influences = [], []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for values, patients in (a, b):
+            group = np.searchsorted(names, patients)
+            sums, counts = (np.bincount(group, w, count) for w in (values, None))
+            size = (drawn @ counts)[:, None]
+            means.append(drawn @ sums / size[:, 0])
+            influences.append((sums - means[-1][:, None] * counts) / size)
+        ratio = means[0] / means[1]
+        influence = (influences[0] - ratio[:, None] * influences[1]) / means[1][:, None]
+        error = np.sqrt(count / (count - 1) * (drawn * influence**2).sum(1))
+        # A resample without any spread says that the error is unbounded, unless it lies on the estimate.
+        t = np.nan_to_num((ratio - ratio[0]) / error, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    t = t[1:][np.isfinite(ratio[1:])]
+    if error[0] <= _ROUNDING * np.abs(ratio[0]):
+        return float(ratio[0]), float(ratio[0])
+    ends = [(1 + level) / 2, (1 - level) / 2]
+    low, high = ratio[0] - error[0] * np.quantile(t, ends, method="inverted_cdf")
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else (None, None)
+
+
+def _sample(values: np.ndarray, patients: np.ndarray) -> Sample:
+    values, patients = _numbers(values), np.asarray(patients)
+    if patients.shape != values.shape:
+        raise ValueError(f"{len(values)} values need as many subjects, not {patients.shape}")
+    return values, patients
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:

@@ -238,7 +238,8 @@ def visible_components(
 
     Returns:
         `dice`: [sequence, component] pairs, and `iou`: sequences, with a mean of at least
-        `control_tasks.MIN_REAL_SCORE` in the real slices.
+        `control_tasks.MIN_REAL_SCORE` in the real slices; for `iou` also of the Dice of all tumor, since
+        the box around everything overlaps with any large box.
     """
     components, boxes = (
         control_tasks.make_control_task(kind, slices, slices.labels, min_area)
@@ -249,7 +250,8 @@ def visible_components(
         for name, values in components.score(labels).items():
             if np.isfinite(values).any() and np.nanmean(values) >= control_tasks.MIN_REAL_SCORE:
                 out["dice"].append([sequence, name])
-        if boxes.score(labels)["iou"].mean() >= control_tasks.MIN_REAL_SCORE:
+        means = (boxes.score(labels)["iou"].mean(), boxes.tumor_dice(labels).mean())
+        if min(means) >= control_tasks.MIN_REAL_SCORE:
             out["iou"].append(sequence)
     return out
 
@@ -265,12 +267,12 @@ def control_scores(
         scored: what counts, see `visible_components`.
 
     Returns:
-        (values, subjects), one for each slice, sequence and component that is scored.
+        (values, patients), one for each slice, sequence and component that is scored.
     """
     name = "dice" if task.kind == "components" else "iou"
     pairs = scored["dice"] if name == "dice" else [(sequence, "iou") for sequence in scored["iou"]]
     values = np.array([task.score(segmented[sequence])[key] for sequence, key in pairs])
-    return {name: (values.ravel(), np.tile(task.slices.subjects, len(values)))}
+    return {name: (values.ravel(), np.tile(task.slices.patients, len(values)))}
 
 
 def healthy_scores(
@@ -284,7 +286,7 @@ def healthy_scores(
         painted: float32 [N, S, S, Q].
 
     Returns:
-        (values, subjects) for each slice and sequence: `mae`, the mean absolute error inside the ROI as
+        (values, patients) for each slice and sequence: `mae`, the mean absolute error inside the ROI as
         a share of the range [-1, 1], and `texture`, the mean absolute Laplacian of the painted slice
         divided by that of the real one, where the Laplacian sees nothing but ROI; NaN without any there.
     """
@@ -295,8 +297,8 @@ def healthy_scores(
             errors.append(np.abs(now - before)[roi].mean(dtype=np.float64) / 2)
             rough, now_rough = (np.abs(laplace(image))[inner] for image in (before, now))
             textures.append(now_rough.mean() / rough.mean() if rough.any() else np.nan)
-    subjects = np.repeat(slices.subjects, slices.images.shape[-1])
-    return {"mae": (np.array(errors), subjects), "texture": (np.array(textures), subjects)}
+    patients = np.repeat(slices.patients, slices.images.shape[-1])
+    return {"mae": (np.array(errors), patients), "texture": (np.array(textures), patients)}
 
 
 def seconds_per_image(

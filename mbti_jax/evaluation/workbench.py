@@ -42,7 +42,8 @@ class Workbench:
         folder: for intermediate results, kept in case the run stops: samples, segmenters.
         seed: of everything that is drawn.
         held_out: whether the model was trained on this dataset's training split, so that the test split
-            is known to be unseen; False where the model comes from other data.
+            is known to be unseen; False where the checkpoint names other data, which says nothing about
+            what the model has seen.
     """
 
     def __init__(self, inpainter: Inpainter, dataset: BuiltDataset, folder: Path, seed: int):

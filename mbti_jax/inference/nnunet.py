@@ -102,7 +102,7 @@ def _make_cases(
             }
             label_path = target / f"labels{_ENDING}"
             image = files.images[SEQUENCES[0]]
-            write_label_map(label_path, from_slices(labels), image, case.to_disk)
+            write_label_map(label_path, from_slices(labels), image)
             moves[label_path] = folder / "labelsTr" / f"{name}{_ENDING}"
             _check_grid(moves)
             details = {"z_continuity": continuity, "clipped_to_dtype": clipped}

@@ -42,9 +42,9 @@ def write_case(
     clipped = {}
     for source, volumes in by_file.items():
         name = f"{names[by_sequence[source]]}-inpainted{ending or split_ending(source)[1]}"
-        clipped[name] = write_nifti_like(source, folder / name, volumes, roi, case.to_disk)
+        clipped[name] = write_nifti_like(source, folder / name, volumes, roi)
     labels = from_slices(result.rois.label_map())
-    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)), case.to_disk)
+    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)))
     return clipped
 
 

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    io_orientation,
+    ornt_transform,
+)
 
 from mbti_jax.io.files import write_bytes
 from mbti_jax.io.quantize import quantize
@@ -30,9 +35,10 @@ def write_nifti_like(
     target: Path,
     values: Mapping[int | None, np.ndarray],
     roi: np.ndarray,
-    to_disk: np.ndarray,
 ) -> int:
     """Writes a copy of a NIfTI file with other values inside the ROI.
+
+    The file's own axes count: files of one case may be stored in different orientations.
 
     Args:
         source: .nii or .nii.gz file to copy.
@@ -41,7 +47,6 @@ def write_nifti_like(
             The key is the index along a fourth axis, None for a file with three axes (and perhaps others
             of length 1).
         roi: bool [X, Y, Z] in LPS.
-        to_disk: orientation from LPS to the file's axes (`Case.to_disk`).
 
     Returns:
         How many values were clipped to the file's data type.
@@ -60,6 +65,7 @@ def write_nifti_like(
     # A view, so that what is set in it is set in `raw`.
     stored = np.frombuffer(raw, dtype, count, offset)
     stored = stored.reshape(shape[:3] if None in values else shape, order="F")
+    to_disk = _to_disk(header)
     roi, clipped = apply_orientation(roi, to_disk), 0
     for channel, new in values.items():
         volume = stored if channel is None else stored[..., channel]
@@ -70,7 +76,7 @@ def write_nifti_like(
     return clipped
 
 
-def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.ndarray) -> None:
+def write_label_map(target: Path, labels: np.ndarray, like: Path) -> None:
     """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`.
 
     The header is that of `like` with everything it says of geometry - both forms, spacing, units - as it
@@ -85,10 +91,15 @@ def write_label_map(target: Path, labels: np.ndarray, like: Path, to_disk: np.nd
     is_nifti2 = isinstance(reference, nib.Nifti2Header)
     image_class = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
     # Without an affine nibabel leaves the forms of the header alone.
-    image = image_class(apply_orientation(labels, to_disk), None, header)
+    image = image_class(apply_orientation(labels, _to_disk(reference)), None, header)
     # It computes the spacing from what it is given, so the stored one goes in last.
     image.header["pixdim"] = header["pixdim"]
     write_bytes(target, image.to_bytes())
+
+
+def _to_disk(header: nib.Nifti1Header) -> np.ndarray:
+    """[3, 2] orientation from LPS to the axes of a file with that header."""
+    return ornt_transform(axcodes2ornt("LPS"), io_orientation(np.asarray(header.get_best_affine())))
 
 
 def _header(content: bytes | bytearray) -> nib.Nifti1Header:

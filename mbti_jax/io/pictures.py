@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from skimage.segmentation import find_boundaries
 
 from mbti_jax.io.files import replacing
@@ -97,11 +98,14 @@ def figure(
     Args:
         path: file to write; written beside and renamed.
         cells: rows of uint8 [H, W, 3] pictures.
-        rows, columns: labels; those of columns are wrapped, as the title is.
+        rows, columns: labels; they are wrapped, as the title is.
         title, footnote: text above and below.
     """
     inch = 1.9
-    width = inch * len(columns) + 0.5
+    # With a gap between the labels of neighboring rows.
+    rows = [_fitting(row, 0.9 * inch, points=10) for row in rows]
+    left = 0.45 + 0.17 * max(row.count("\n") for row in rows)
+    width = left + inch * len(columns) + 0.05
     title, columns = _wrapped(title, width / 0.085), [_wrapped(c, inch / 0.066) for c in columns]
     # Of the title a line takes 0.17 inch, of the labels 0.15.
     lines = max(label.count("\n") + 1 for label in columns)
@@ -113,7 +117,7 @@ def figure(
         len(columns),
         squeeze=False,
         gridspec_kw={
-            "left": 0.45 / width,
+            "left": left / width,
             "right": 1 - 0.05 / width,
             "top": 1 - top / height,
             "bottom": bottom / height,
@@ -145,6 +149,19 @@ def figure(
     with replacing(path) as beside:
         fig.savefig(beside, format="png", dpi=max(110, largest / (inch / 1.04)))
     return Path(path)
+
+
+def _fitting(text: str, inches: float, points: float) -> str:
+    """Text in lines that are no longer than that, in matplotlib's font of that size."""
+
+    def length(line: str) -> float:
+        return TextPath((0, 0), line, size=points).get_extents().width / 72
+
+    for characters in range(len(text), 0, -1):
+        lines = textwrap.wrap(text, characters)
+        if all(length(line) < inches for line in lines):
+            return "\n".join(lines)
+    return text
 
 
 def _wrapped(text: str, characters: float) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from resynthesized_slices import make_slices
 
 from mbti_jax.evaluation import control
 from mbti_jax.evaluation.control import ControlSettings, compare
-from mbti_jax.evaluation.control_tasks import KINDS, make_control_task, transplant
+from mbti_jax.evaluation.control_tasks import (
+    KINDS,
+    false_positives,
+    make_control_task,
+    transplant,
+)
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.regions import CLASS_BOX, CLASS_EMPTY, CLASS_FREE_FORM
 
@@ -134,15 +140,17 @@ def test_transplanted_tumors_lie_in_the_brain():
 
 
 def test_scores_compared_with_real_ones():
-    subjects = np.array(["a", "a", "b", "b"])
-    painted, real = np.array([0.2, np.nan, 0.4, 0.6]), np.array([0.8, 0.6, np.nan, 1.0])
-    found = compare((painted, subjects), (real, subjects), seed=0)
-    assert found["painted"]["mean"] == pytest.approx(0.4) and found["painted"]["count"] == 3
+    patients = np.array(["a", "a", "b", "b", "c", "d"])
+    painted = np.array([0.2, np.nan, 0.4, 0.6, 0.5, 0.3])
+    real = np.array([0.8, 0.6, np.nan, 1.0, 0.9, 0.7])
+    found = compare((painted, patients), (real, patients), seed=0)
+    assert found["painted"]["mean"] == pytest.approx(0.4) and found["painted"]["count"] == 5
     assert found["real"]["mean"] == pytest.approx(0.8)
     assert found["ratio"]["mean"] == pytest.approx(0.5)
-    # Of subject a alone, and of b alone.
-    assert found["ratio"]["low"] == pytest.approx(0.2 / 0.7)
-    assert found["ratio"]["high"] == pytest.approx(0.5)
+    assert found["ratio"]["low"] < 0.5 < found["ratio"]["high"]
+    # Two patients show too little for an interval, and still a ratio.
+    found = compare((painted[:4], patients[:4]), (real[:4], patients[:4]), seed=0)
+    assert found["ratio"] == pytest.approx({"mean": 0.5, "low": None, "high": None})
 
 
 def test_no_ratio_to_what_a_sequence_does_not_show():
@@ -150,6 +158,53 @@ def test_no_ratio_to_what_a_sequence_does_not_show():
     assert compare((np.array([0.9, 0.9]), subjects), (low, subjects), seed=0)["ratio"] is None
     found = compare((np.array([np.nan, np.nan]), subjects), (low, subjects), seed=0)
     assert found["painted"] is None and found["ratio"] is None
+
+
+def test_a_segmenter_that_marks_everything_controls_nothing(tmp_path, monkeypatch):
+    """Every share is 1, before and after: no ratio says so, and its false positives are shown."""
+    workbench = make_workbench(tmp_path)
+    (tmp_path / "control").mkdir()
+    everything = SimpleNamespace(labels=lambda images: np.ones(images.shape, np.uint8))
+    monkeypatch.setattr(
+        control.segmenter,
+        "real_segmenters",
+        lambda *_: dict.fromkeys(workbench.sequences, everything),
+    )
+    result = control.run(workbench, SETTINGS, tmp_path / "control")
+    result = json.loads(json.dumps(result, allow_nan=False))
+    for row in result["scores"]:
+        if row["kind"] != "components":
+            assert row["tumor_dice"]["mean"] < 0.3
+            assert row["ratio"] is None
+        if row["score"] == "share":
+            assert row["real"]["mean"] == row["painted"]["mean"] == 1
+    for marked in result["false_positives"].values():
+        assert marked["outside"]["mean"] == marked["without"]["mean"] == 1
+    text = control.tables(result)
+    removal = text.split("### Removal")[1]
+    for sequence in workbench.sequences:
+        (line,) = re.findall(rf"^\| {sequence} .*$", removal, re.MULTILINE)
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[3:] == ["1.00", "1.00", "1.00", "1.00", "-"]
+
+
+def test_false_positives_by_hand():
+    labels = np.concatenate([_labels(), 0 * _labels(), np.full_like(_labels(), 2)])
+    slices = _slices(labels)
+    marked = np.zeros_like(labels)
+    marked[:, 8:10] = 1
+    found = false_positives(marked, slices)
+    # The brain is 28 pixels wide; 12 of each of the two rows are tumor in the first slice.
+    np.testing.assert_allclose(found[:2], [2 * (28 - 12) / (28**2 - 96), 2 * 28 / 28**2])
+    assert np.isnan(found[2])
+
+
+def test_ratios_of_what_marking_everything_gets_right_need_a_dice():
+    patients, ones = np.array(list("abcd")), np.ones(4)
+    for dice, expected in ((0.4, {"mean": 1.0, "low": 1.0, "high": 1.0}), (0.2, None)):
+        found = compare((ones, patients), (ones, patients), 0, (dice * ones, patients))
+        assert found["ratio"] == expected
+        assert found["tumor_dice"]["mean"] == pytest.approx(dice)
 
 
 def test_the_part_measures_every_task_and_draws_it(tmp_path):

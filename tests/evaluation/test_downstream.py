@@ -10,6 +10,7 @@ from evaluation_workbench import make_workbench
 from mbti_jax.evaluation import downstream
 from mbti_jax.evaluation.downstream import SETS, DownstreamSettings, summarize
 from mbti_jax.evaluation.segmenter import SegmenterSettings
+from mbti_jax.evaluation.statistics import bootstrap_interval
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETTINGS = DownstreamSettings(
@@ -47,13 +48,14 @@ def test_synthetic_slices_are_training_slices_painted_after_their_labels(workben
 
 
 def test_means_over_seeds_and_slices():
-    subjects = np.array(["a", "a", "b", "c"])
-    real = np.array([[0.4, np.nan, 0.6, 0.8], [0.6, np.nan, 0.8, 1.0]])
-    found = summarize({"real": real, "synthetic": real - 0.2, "mixed": real}, subjects, seed=0)
-    assert found["real"]["mean"] == pytest.approx(0.7)
-    assert found["real"]["low"] == pytest.approx(0.5)  # Subject a three times.
-    assert found["real"]["high"] == pytest.approx(0.9)
-    assert found["real"]["seed_sd"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
+    patients = np.array(["a", "a", "b", "c", "d"])
+    real = np.array([[0.4, np.nan, 0.6, 0.8, 0.8], [0.6, np.nan, 0.8, 1.0, 0.8]])
+    found = summarize({"real": real, "synthetic": real - 0.2, "mixed": real}, patients, seed=0)
+    assert found["real"]["mean"] == pytest.approx(0.725)
+    expected = bootstrap_interval(np.array([0.5, 0.7, 0.9, 0.8]), np.array(list("abcd")), 0)
+    assert (found["real"]["low"], found["real"]["high"]) == pytest.approx(expected)
+    assert expected[0] < 0.725 < expected[1]
+    assert found["real"]["seed_sd"] == pytest.approx(np.std([0.65, 0.8], ddof=1))
     for end in ("mean", "low", "high"):
         assert found["synthetic - real"][end] == pytest.approx(-0.2)
         assert found["mixed - real"][end] == 0

@@ -165,6 +165,11 @@ def test_the_report_says_so_for_a_model_of_other_data_and_for_phantoms():
     assert "trained on an unknown number of images" in text
     assert "t1, t2, jointly" in text
     assert text.count("**not known**") == 2
+    # What an exporter wrote is no finding of the report.
+    noted = {**head, "model": {**head["model"], "note": "Never trained on patients."}}
+    text_with_note = report.markdown(noted, {}, "")
+    assert 'Its exporter notes, unchecked here: "Never trained on patients."' in text_with_note
+    assert text_with_note.count("never trained") == text.count("never trained")
     assert "digital phantoms" in text
     assert "Budget" not in text
     head["dataset"] |= {"convention": "msd", "held_out": True}

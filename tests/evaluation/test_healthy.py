@@ -16,7 +16,7 @@ from mbti_jax.evaluation import healthy
 from mbti_jax.evaluation.baselines import biharmonic, surrounding_mean
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
 from mbti_jax.evaluation.metrics import axial_inpainting_metrics, brats_inpainting_metrics
-from mbti_jax.evaluation.statistics import paired_difference
+from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
@@ -127,7 +127,7 @@ def test_a_table_of_constructed_numbers():
     """Pipeline b is a + 1 in every slice, so its difference is exactly 1, whatever the slices are."""
     rng = np.random.default_rng(0)
     rows = []
-    for subject in "uvw":
+    for subject in "uvwx":
         a = rng.normal(0, 9, 4)
         for method, values in (("a", a), ("b", a + 1), ("c", -a)):
             numbers = enumerate(values)
@@ -141,8 +141,21 @@ def test_a_table_of_constructed_numbers():
     assert found["score"]["a"]["mean"] == pytest.approx(np.mean(a))
     assert found["score"]["a"]["median"] == pytest.approx(np.median(a))
     assert found["score"]["a"]["sd"] == pytest.approx(np.std(a, ddof=1))
-    expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvw"), 4), 0)
+    expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvwx"), 4), 0)
     assert found["score"]["c"]["minus"]["a"] == expected
+
+
+def test_timepoints_of_a_patient_are_no_further_patients():
+    values = np.random.default_rng(0).normal(size=12)
+    rows = [
+        {"subject": f"s{n}", "patient": f"p{n // 2}", "method": "a", "score": float(value)}
+        for n, value in enumerate(values)
+    ]
+    found = healthy.compared(rows, [], seed=0)["score"]["a"]
+    expected = mean_with_interval(values, np.arange(12) // 2, 0)
+    assert (found["low"], found["high"]) == (expected["low"], expected["high"])
+    apart = [{**row, "patient": row["subject"]} for row in rows]
+    assert healthy.compared(apart, [], seed=0)["score"]["a"]["low"] != found["low"]
 
 
 def test_all_methods_are_judged_on_the_same_masks(result):
@@ -223,7 +236,7 @@ def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
     assert "| `ssim_axial` |" in axial
     assert "not comparable" in axial
     value = found["official_3d"]["ssim"]["Telea"]
-    assert f"| Telea | {value['mean']:.3f} (" in official
+    assert f"| Telea | {value['mean']:.3f} |" in official  # Two patients have no interval.
     pictures = re.findall(r"!\[.*\]\(healthy/(.*)\)", text)
     assert pictures == ["slices.png"]
     assert (folder / pictures[0]).is_file()

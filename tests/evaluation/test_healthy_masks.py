@@ -8,10 +8,14 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import cKDTree
 from solid_cases import SIZE, ball, ellipsoid, labels_with
+from tiny_inpainter import tiny_metadata, tiny_params
 
 from configs import healthy_masks as config_file
+from configs import inpaint as inpaint_config
 from mbti_jax.commands import healthy_masks as command
+from mbti_jax.commands import inpaint
 from mbti_jax.evaluation import healthy_masks as hm
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from tfds_brats.cases import find_cases, read_case
 
@@ -146,15 +150,17 @@ def test_where_nothing_fits_is_an_error():
         hm.healthy_mask(labels_with(brain), brain, some_shapes(), 0)
 
 
-def write_cases(folder, tumors, dtype=np.int16):
+def write_cases(folder, tumors, dtype=np.int16, endings=("t1n",)):
     """Cases in BraTS 2023's names; their files are in RAS, and so not in the canonical order."""
     rng = np.random.default_rng(1)
     brain = ellipsoid()
     for number, tumor in enumerate(tumors):
         name = f"BraTS-GLI-{number:05d}-000"
-        image = np.where(brain, rng.integers(50, 900, SIZE), 0).astype(dtype)
-        image[brain] += 1
-        for ending, array in (("t1n", image), ("seg", labels_with(tumor & brain))):
+        images = {}
+        for ending in endings:
+            images[ending] = np.where(brain, rng.integers(50, 900, SIZE), 0).astype(dtype)
+            images[ending][brain] += 1
+        for ending, array in {**images, "seg": labels_with(tumor & brain)}.items():
             affine = np.diag([1.0, 1, 1, 1])
             affine[:3, 3] = (-20, 7, 3)
             file = nib.Nifti1Image(array, affine)
@@ -201,11 +207,58 @@ def test_the_layout_is_the_challenges(tmp_path):
             near = ndimage.distance_transform_edt(~(tumor & ellipsoid())) < 5
             np.testing.assert_array_equal(unhealthy, near)
     # What the inpainting task reads is what was voided.
-    found = voided_cases(workdir, with_all_sequences=False)
-    assert [files.subject for files, _ in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
-    case = read_case(found[0][0], ("t1",), labels=False)
-    roi = read_roi_volume(found[0][1], case, {1: "normal"}).union
-    assert roi.sum() == load(found[0][1]).sum()
+    found, problems = voided_cases(workdir, with_all_sequences=False)
+    assert not problems
+    assert [files.subject for files in found] == [f"BraTS-GLI-{n:05d}-000" for n in range(3)]
+    case = read_case(found[0], ("t1",), labels=False)
+    roi = read_roi_volume(found[0].segmentation, case, {1: "normal"}).union
+    assert roi.sum() == load(found[0].segmentation).sum()
+
+
+def inpaint_voided(voided, workdir, inpainter, monkeypatch):
+    monkeypatch.setattr(Inpainter, "load", lambda *_: inpainter)
+    config = inpaint_config.get_config()
+    fields = {"layout": "brats_inpainting", "source": str(voided), "num_steps": 1}
+    config.update(fields)
+    inpaint.main(config, str(workdir))
+
+
+def test_what_is_voided_can_be_painted_by_a_model_of_four_sequences(tmp_path, monkeypatch):
+    """The documented way, as the bundled model takes it; one model sees no more than the other truth."""
+    metadata = tiny_metadata(joint=True)
+    metadata["contract"]["data"]["window"] = 64
+    joint = Inpainter(tiny_params(metadata), metadata, 16, "runs/tiny")
+    source, voided, painted = (tmp_path / name for name in ("cases", "voided", "painted"))
+    endings = ("t1n", "t1c", "t2w", "t2f")
+    write_cases(source, [ball((38, 38, 22), 7)], endings=endings)
+    name = "BraTS-GLI-00000-000"
+    # One sequence is stored in other axes than the rest.
+    turned = source / name / f"{name}-t2w.nii.gz"
+    nib.save(nib.load(turned).as_reoriented([[1, 1], [0, -1], [2, 1]]), turned)
+    run(source, voided)
+    mask = load(voided / name / f"{name}-mask.nii.gz") > 0
+    for ending in endings[1:]:
+        path = voided / name / f"{name}-{ending}.nii.gz"
+        before = nib.load(source / name / path.name)
+        assert nib.load(path).header == before.header
+        inside = nib.as_closest_canonical(nib.load(path)).get_fdata()
+        truth = nib.as_closest_canonical(before).get_fdata()
+        np.testing.assert_array_equal(inside, np.where(mask, 0, truth))
+    inpaint_voided(voided, painted, joint, monkeypatch)
+    t1 = load(voided / name / f"{name}-t1n.nii.gz")
+    after = load(painted / f"{name}-t1n-inference.nii.gz")
+    np.testing.assert_array_equal(after[~mask], t1[~mask])
+    assert (after[mask] != 0).mean() > 0.5
+
+
+def test_the_challenges_own_folders_are_read_by_a_model_of_one_sequence(tmp_path, monkeypatch):
+    metadata = tiny_metadata()
+    metadata["contract"]["data"]["window"] = 64
+    single = Inpainter(tiny_params(metadata), metadata, 16, "runs/tiny")
+    write_cases(tmp_path / "cases", [ball((38, 38, 22), 7)])
+    run(tmp_path / "cases", tmp_path / "voided")
+    inpaint_voided(tmp_path / "voided", tmp_path / "painted", single, monkeypatch)
+    assert (tmp_path / "painted" / "BraTS-GLI-00000-000-t1n-inference.nii.gz").is_file()
 
 
 def test_the_same_command_again_makes_nothing_anew_and_another_seed_is_refused(tmp_path):

@@ -82,6 +82,15 @@ def test_only_what_a_sequence_shows_is_scored():
     assert len(sweeps.control_scores(task, found, nothing)["dice"][0]) == 0
 
 
+def test_boxes_around_everything_are_not_scored():
+    """Two thirds of the slice are its box, so everything has an IoU of 0.67, and a Dice of 0.22."""
+    labels = np.zeros((1, 32, 32), np.uint8)
+    labels[:, 2:29, 3], labels[:, 2, 3:29], labels[:, 28, 3:29], labels[:, 2:29, 28] = 2, 2, 2, 2
+    slices = make_slices(np.zeros((1, 32, 32, 1), np.float32), labels)
+    everything = SimpleNamespace(labels=lambda images: np.full(images.shape, 2, np.uint8))
+    assert sweeps.visible_components({"t1": everything}, slices, 1) == {"dice": [], "iou": []}
+
+
 def _row(value, dice, texture, mae, iou=None):
     means = {"dice": dice, "texture": texture, "mae": mae, "iou": iou}
     return {"value": value} | {k: None if m is None else {"mean": m} for k, m in means.items()}

@@ -6,7 +6,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter
@@ -104,6 +110,26 @@ def test_the_files_own_orientation(tmp_path, axes):
         assert "".join(nib.aff2axcodes(nib.load(path).affine)) == name.upper()
         results[name] = stored(path)
     np.testing.assert_array_equal(apply_orientation(results[axes], back), results["lps"])
+
+
+def test_each_file_of_a_case_has_its_own_orientation(source, tmp_path):
+    """One sequence is stored in other axes than the rest: its ROI is painted there, and nothing else."""
+    path = source / f"{SUBJECT}{SUFFIXES['t1ce']}.nii.gz"
+    to_axes = ornt_transform(axcodes2ornt("LPS"), axcodes2ornt("ASR"))
+    back = ornt_transform(axcodes2ornt("ASR"), axcodes2ornt("LPS"))
+    before, roi = stored(path), stored(source / f"{SUBJECT}_seg.nii.gz") > 0
+    affine = AFFINE @ inv_ornt_aff(to_axes, SHAPE)
+    replace(path, apply_orientation(before, to_axes), affine)
+    for sequences in (("t1", "t1ce"), ("t1ce",)):
+        folder = tmp_path / "_".join(sequences)
+        out = run(folder, **of_case(source, sequences=sequences)) / SUBJECT / "sample_000"
+        after = apply_orientation(stored(out / f"{path.name[:-7]}-inpainted.nii.gz"), back)
+        np.testing.assert_array_equal(after[~roi], before[~roi])
+        assert (after[roi] != before[roi]).mean() > 0.5
+        rois = nib.load(out / "rois.nii.gz")
+        to_lps = ornt_transform(io_orientation(rois.affine), axcodes2ornt("LPS"))
+        found = apply_orientation(np.asanyarray(rois.dataobj), to_lps)
+        np.testing.assert_array_equal(found > 0, roi)
 
 
 @pytest.mark.parametrize(

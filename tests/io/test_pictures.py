@@ -1,5 +1,7 @@
 """Gray values, colors of the ROIs, sheets, and figures that are whole or not there."""
 
+import itertools
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -147,3 +149,28 @@ def test_a_figure_shows_outlines_one_pixel_thin(tmp_path):
     red = (shown == (255, 0, 0)).all(-1)
     line = red[np.flatnonzero(red.sum(1) > 60)[0]]
     assert np.count_nonzero(np.diff(line.astype(int)) == 1) == 6 * len(places)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+@pytest.mark.parametrize(
+    "name",
+    ["BraTS2021_00005, slice 33", "A_long_name_of_a_case_without_any_gap_in_it, slice 7", "W" * 60],
+)
+def test_row_labels_neither_overlap_nor_leave_the_figure(tmp_path, monkeypatch, count, name):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda fig, file, **_: file.touch() or drawn.append(fig))
+    cell = np.zeros((16, 12, 3), np.uint8)
+    rows = [f"{name} {row}" for row in range(count)]
+    pictures.figure(tmp_path / "figure.png", [[cell] * 2] * count, rows=rows, columns=["a", "b"])
+    (fig,) = drawn
+    labels = [axis.yaxis.label for axis in fig.axes[::2]]
+    # No letter is lost by wrapping.
+    assert ["".join(label.get_text().split()) for label in labels] == [
+        "".join(row.split()) for row in rows
+    ]
+    fig.canvas.draw()
+    boxes = [label.get_window_extent() for label in labels]
+    for box, below in itertools.pairwise(boxes):
+        assert box.y0 > below.y1
+    for box in boxes:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= fig.bbox.height
