@@ -300,7 +300,7 @@ def _common_spacing(spacings: Sequence[tuple[float, float]]) -> list[float] | No
     if (highest > 1.01 * lowest).any():
         return None
     # Headers hold float32.
-    return np.float32(np.median(spacings, axis=0)).round(4).tolist()
+    return [round(float(size), 4) for size in np.median(spacings, axis=0)]
 
 
 def _files_of(files: CaseFiles) -> dict[str, Path]:

@@ -135,7 +135,7 @@ def encode_case(case: Case) -> SubjectRecords:
         gain,
         bias,
         digest.hexdigest(),
-        case.spacing[1::-1],
+        (case.spacing[1], case.spacing[0]),
         case.warnings,
     )
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
 import mbti_jax
 from mbti_jax.commands.settings import from_config
+from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.fields import FieldError, check_fields, increasing_numbers
 from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.interop.model_card import CardSettings
@@ -29,7 +31,7 @@ class InferenceSettings:
     """
 
     x_0_bounds: tuple[float, ...]
-    guidance_weight: float
+    guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
 
     def __post_init__(self):
         check_fields(self)

@@ -13,6 +13,7 @@ from mbti_jax.inference.files import inpaint_files
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.nnunet import make_labeled_set
 from mbti_jax.inference.settings import InpaintSettings
+from tfds_brats.locking import only_process_in
 
 _LAYOUTS = {
     "files": inpaint_files,
@@ -45,4 +46,5 @@ def main(config: ConfigDict, workdir: str) -> None:
     fields = {name: config[name] for name in config if name not in (*_SAMPLING, *_MODEL)}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
     inpainter = Inpainter.load(model.checkpoint, model.batch_size)
-    _LAYOUTS[settings.layout](inpainter, settings, Path(workdir))
+    with only_process_in(workdir, "run"):
+        _LAYOUTS[settings.layout](inpainter, settings, Path(workdir))

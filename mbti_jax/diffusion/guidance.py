@@ -28,6 +28,10 @@ from jaxtyping import Key, Shaped
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.processes import Process, like
+from mbti_jax.fields import Interval
+
+# Far beyond what anybody guides with: at 1e38 the two passes overflow and only their bounds would show.
+GUIDANCE_WEIGHTS = Interval(-10_000, 10_000)
 
 # apply(params, x_t [B, H, W, C], t [B], condition) -> prediction [B, H, W, C]
 Apply = Callable[[Any, AnyArray, AnyArray, Condition], jax.Array]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Int
 
-from mbti_jax.diffusion.guidance import ClassifierFree, Guidance
+from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS, ClassifierFree, Guidance
 from mbti_jax.diffusion.schedule import SPACINGS, sampling_timesteps
 from mbti_jax.fields import (
     Count,
@@ -66,12 +66,13 @@ class Sampling:
             object.__setattr__(self, "num_steps", len(self.spacing))
         check_fields(self)
         if not isinstance(self.guidance, Guidance | None):
-            weight = float(finite_number("guidance_weight", self.guidance))
+            weight = float(finite_number("guidance_weight", self.guidance, GUIDANCE_WEIGHTS))
             object.__setattr__(self, "guidance", ClassifierFree(weight))
         if self.guidance is not None:
             for name, number in vars(self.guidance).items():
+                interval = GUIDANCE_WEIGHTS if name == "weight" else Interval()
                 for value in np.ravel(number).tolist():
-                    finite_number(f"guidance_{name}", value)
+                    finite_number(f"guidance_{name}", value, interval)
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).

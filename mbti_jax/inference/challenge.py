@@ -10,8 +10,9 @@ from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from mbti_jax.inference.requests import RECORD, case_record, is_done, make_request, preview_title
 from mbti_jax.inference.results import draw_case, write_case
 from mbti_jax.inference.settings import InpaintSettings
-from mbti_jax.io.files import check_room, new_folder, write_json
+from mbti_jax.io.files import new_folder, write_json
 from tfds_brats.cases import CaseFiles, for_each_case, read_case
+from tfds_brats.space import check_space
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def inpaint_challenge(inpainter: Inpainter, settings: InpaintSettings, folder: P
     cases, problems = settings.only_subjects(
         *voided_cases(settings.source, inpainter.num_channels > 1)
     )
-    check_room(folder, sum(map(size_of_images, cases)))
+    check_space(folder, sum(map(size_of_images, cases)), "the results")
     for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
 
 

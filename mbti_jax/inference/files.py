@@ -18,11 +18,12 @@ from mbti_jax.inference.requests import (
 )
 from mbti_jax.inference.results import draw_case, draw_slice, write_case
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
-from mbti_jax.io.files import check_room, new_folder, write_json
+from mbti_jax.io.files import new_folder, write_json
 from mbti_jax.io.slices import read_roi, read_sequences, write_sequences
 from mbti_jax.rois.regions import Rois, parse_labels
 from tfds_brats.cases import Case, CaseFiles, for_each_case, read_case
 from tfds_brats.conventions import SEQUENCES
+from tfds_brats.space import check_space
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path)
         cases, problems = settings.cases(labels=bool(settings.tumor))
     else:
         cases, problems = [named_files(settings.images)], []
-    check_room(folder, settings.num_samples * sum(map(size_of_images, cases)))
+    check_space(folder, settings.num_samples * sum(map(size_of_images, cases)), "the results")
     for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
 
 
@@ -117,7 +118,7 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
     request = make_request(inpainter, [*sources, roi], **settings.record(inpainter, *fields))
     if not is_done(target / RECORD, request):
         image = read_sequences(sources)
-        check_room(folder, settings.num_samples * image.nbytes)
+        check_space(folder, settings.num_samples * image.nbytes, "the results")
         labels = parse_labels(settings.roi_labels)
         rois = Rois.of(read_roi(roi), image.shape[:2], settings.box, labels)
         with progress_bar(name) as progress:

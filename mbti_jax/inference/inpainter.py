@@ -14,7 +14,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import Cancel, Progress, Sampler
-from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.fields import whole_number
 from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.load import load_model
@@ -408,13 +408,8 @@ class Inpainter:
                 cancel=cancel,
             )
             out[rows] = jax.device_get(result)[: len(rows)]
-        if not np.isfinite(out).all():
-            raise ValueError(
-                "the samples hold NaN or infinite values: the model, its dtype or the guidance weight "
-                f"{sampling.guidance} is out of range"
-            )
         # Either there is one sequence per example, or one channel per image.
-        out = out.reshape(len(samples), num_examples, -1, *out.shape[1:])
+        out = check_finite(out, sampling).reshape(len(samples), num_examples, -1, *out.shape[1:])
         return np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
 
     def sequences_of(self, case: Case, wanted: Sequence[str] = ()) -> tuple[str, ...]:

@@ -22,13 +22,14 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import write_case
 from mbti_jax.inference.settings import InpaintSettings
-from mbti_jax.io.files import check_room, write_json
+from mbti_jax.io.files import write_json
 from mbti_jax.io.nifti import write_label_map
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tumors import painted_labels
 from tfds_brats.cases import CaseFiles, for_each_case, read_case
 from tfds_brats.conventions import CAVITY, SEQUENCES, CaseError
 from tfds_brats.slices import from_slices, to_slices
+from tfds_brats.space import check_space
 from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Pa
         raise CaseError(
             f"{cases[0].subject}: has its sequences in one file; nnU-Net wants a file for each"
         )
-    check_room(folder, settings.num_samples * sum(map(size_of_images, cases)))
+    check_space(folder, settings.num_samples * sum(map(size_of_images, cases)), "the results")
     try:
         for_each_case(
             cases, problems, lambda files: _make_cases(inpainter, files, settings, folder)

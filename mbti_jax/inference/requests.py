@@ -43,10 +43,9 @@ def make_request(inpainter: Inpainter, inputs: Sequence[Path], **details: Any) -
 
 def _distinct_name(path: Path, paths: Collection[Path]) -> str:
     """The last parts of a path, as many as tell it from the others."""
-    for depth in range(1, len(path.parts)):
-        same = [other for other in paths if other.parts[-depth:] == path.parts[-depth:]]
-        if len(same) == 1:
-            break
+    depth = 1
+    while sum(other.parts[-depth:] == path.parts[-depth:] for other in paths) > 1:
+        depth += 1
     return "/".join(path.parts[-depth:])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mbti_jax.fields import FieldError, Interval, check_fields
 from mbti_jax.interop.hyperparameters import infer_hyperparameters
-from mbti_jax.models.unet import Channels, ImageSize, PatchSize
+from mbti_jax.models.unet import Channels, ImageSize, OrNone, PatchSize
 from mbti_jax.rois.kinds import NUM_KINDS
 
 
@@ -17,8 +17,8 @@ class GivenModel:
     """Fields of `UNet` that leave no trace in its tensors; None where nothing was given."""
 
     num_heads: Channels | None
-    num_head_channels: Channels | None
-    num_heads_upsample: Channels | None
+    num_head_channels: OrNone | None
+    num_heads_upsample: OrNone | None
     use_new_attention_order: bool | None
     num_groups: Channels
     patch_size: PatchSize

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -51,32 +50,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-def check_room(folder: Path, num_bytes: float) -> None:
-    """Checks, before work that takes long, that a folder can be written to and has room.
-
-    Args:
-        folder: where to write; it need not exist yet, and is not made.
-        num_bytes: about how much will be written.
-
-    Raises:
-        OSError: it cannot be written to, or its disk has too little space; the message names it.
-    """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing) as probe:
-            probe.write(bytes(1))
-    except OSError as error:
-        raise OSError(
-            f"{folder}: cannot be written to ({error.strerror}); choose another folder or free its disk"
-        ) from error
-    free = shutil.disk_usage(existing).free
-    if free < num_bytes:
-        raise OSError(
-            f"{folder}: its disk has {free / 1e6:.3g} MB free, but about {num_bytes / 1e6:.3g} MB are "
-            "needed; free some space or choose another folder"
-        )
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

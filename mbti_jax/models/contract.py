@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.fields import FieldError, finite_number, increasing_numbers
 
 _PARTS = ("data", "diffusion", "model", "tasks")
@@ -22,7 +23,7 @@ def checked(metadata: Any) -> dict[str, Any]:
         if "x_0_bounds" in inference:
             increasing_numbers("x_0_bounds", inference["x_0_bounds"])
         if "guidance_weight" in inference:
-            finite_number("guidance_weight", inference["guidance_weight"])
+            finite_number("guidance_weight", inference["guidance_weight"], GUIDANCE_WEIGHTS)
     except FieldError as error:
         raise ValueError(f"its metadata says that inference.{error}") from error
     return {**metadata, "contract": upgrade(metadata["contract"])}

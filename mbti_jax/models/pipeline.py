@@ -25,16 +25,17 @@ from mbti_jax.rois.tasks import TaskSettings, sample_task
 T = TypeVar("T", ProcessSettings, TaskSettings)
 
 PixelSize = Annotated[float, Interval(0.01, 100)]
-# What a contract says of the images.
-_DATA = {
-    "sequences": Annotated[tuple[str, ...], Interval(1, 64)],
-    "joint": bool,
-    "image_size": ImageSize,
-    "window": ImageSize,
-    "pixel_size_mm": PixelSize | None,
-}
-# Of those: what earlier versions did not record.
-_OPTIONAL = ("pixel_size_mm",)
+
+
+class _Data:
+    """What a contract says of the images."""
+
+    sequences: Annotated[tuple[str, ...], Interval(1, 64)]
+    joint: bool
+    image_size: ImageSize
+    window: ImageSize
+    pixel_size_mm: PixelSize | None
+
 
 # The loss is also reported for each quarter of the timesteps.
 QUARTERS = 4
@@ -81,9 +82,7 @@ class Pipeline:
         Raises:
             FieldError: a field has no such value.
         """
-        for name, kind in _DATA.items():
-            if name not in contract["data"] and name not in _OPTIONAL:
-                raise FieldError(f"data.{name}", "is missing")
+        for name, kind in field_types(_Data).items():
             check_field(f"data.{name}", contract["data"].get(name), kind)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")

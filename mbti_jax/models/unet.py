@@ -28,6 +28,8 @@ Params = Any
 # Bounds that no network reaches, so that a number in a config or a file asks for no absurd memory.
 ImageSize = Annotated[int, Interval(1, 2**12)]
 Channels = Annotated[int, Interval(1, 2**16)]
+# -1 stands for nothing given, as in guided-diffusion.
+OrNone = Annotated[int, Interval(-1, 2**16)]
 PatchSize = Annotated[int, Interval(1, 64)]
 Multiple = Annotated[float, Interval(0, 1024, "right")]
 
@@ -73,8 +75,8 @@ class UNet(nn.Module):
     channel_mult: Annotated[Sequence[Multiple], Interval(1, 10)] = (1, 2, 4, 8)
     conv_resample: bool = True
     num_heads: Channels = 1
-    num_head_channels: Annotated[int, Interval(-1)] = -1
-    num_heads_upsample: Annotated[int, Interval(-1)] = -1
+    num_head_channels: OrNone = -1
+    num_heads_upsample: OrNone = -1
     use_scale_shift_norm: bool = False
     resblock_updown: bool = False
     use_new_attention_order: bool = False

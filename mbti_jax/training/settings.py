@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from mbti_jax.data.loader import Examples
+from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.diffusion.processes import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
 from mbti_jax.models.pipeline import Pipeline
@@ -164,7 +165,7 @@ class TrainSettings:
     validation_batches: Count
     num_pictures: Count
     picture_steps: Count
-    guidance_weight: float
+    guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
 
     def __post_init__(self):
         check_fields(self)

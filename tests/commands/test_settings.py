@@ -38,6 +38,7 @@ from mbti_jax.fields import (
     increasing_numbers,
 )
 from mbti_jax.inference.settings import InpaintSettings
+from mbti_jax.models.pipeline import make_unet
 from mbti_jax.models.unet import UNet
 from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.settings import DataSettings, OptimizerSettings, TrainSettings
@@ -206,6 +207,30 @@ def test_a_training_setting_that_cannot_be_is_refused_by_name(field, value, name
     with pytest.raises(FieldError) as error:
         from_config(TrainSettings, replaced(values, field, value))
     assert error.value.field == named
+
+
+@pytest.mark.parametrize(
+    ("heads", "named"),
+    [
+        ({"num_heads": 5}, "num_heads"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"num_heads": 2, "num_heads_upsample": 5}, "num_heads_upsample"),
+        ({"num_heads_upsample": 0}, "num_heads_upsample"),
+        ({"num_head_channels": 5}, "num_head_channels"),
+        ({"num_head_channels": -2}, "num_head_channels"),
+        ({"num_head_channels": 16}, "num_head_channels"),
+    ],
+    ids=str,
+)
+def test_heads_that_do_not_divide_the_channels_are_refused(heads, named):
+    """Levels of 8 and 24 channels; the second one attends, and so does the middle."""
+    fields = {"model_channels": 8, "channel_mult": (1, 3), "num_groups": 4}
+    fields |= {"attention_resolutions": (2,)}
+    with pytest.raises(FieldError) as error:
+        make_unet({**fields, **heads}, 1, 16)
+    assert error.value.field == f"model.{named}"
+    for good in ({"num_heads": 3}, {"num_head_channels": 12}, {"num_heads_upsample": 6}):
+        make_unet({**fields, "model_channels": 16, "channel_mult": (1, 3), **good}, 1, 16)
 
 
 def test_attention_at_a_rate_without_a_level_says_which_rates_there_are():

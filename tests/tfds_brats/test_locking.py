@@ -57,6 +57,15 @@ def test_what_a_killed_process_left_locks_nothing(tmp_path):
         pass
 
 
+def test_nothing_is_left_of_a_lock(tmp_path):
+    with only_process_in(tmp_path / "new" / "folder"):
+        pass
+    assert not list(tmp_path.iterdir())
+    with only_process_in(tmp_path / "new" / "folder"):
+        (tmp_path / "new" / "folder" / "result").touch()
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["result"]
+
+
 def test_the_lock_goes_with_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="oops"), only_process_in(tmp_path):
         raise RuntimeError("oops")
