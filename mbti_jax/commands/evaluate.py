@@ -13,11 +13,12 @@ from mbti_jax.evaluation import control, diversity, downstream, fidelity, health
 from mbti_jax.evaluation.report import header, machine, write_report
 from mbti_jax.evaluation.sweeps import GUIDANCE, STEPS, GuidanceSettings, StepsSettings
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, whole_number
+from mbti_jax.fields import Count, FieldError, Name, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import new_folder, write_json
 from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
 
 
@@ -64,8 +65,8 @@ class EvaluateSettings:
         parts: which parts to do; empty for all.
     """
 
-    checkpoint: str
-    batch_size: int
+    checkpoint: Name
+    batch_size: Count
     seed: int
     source: str
     convention: str
@@ -82,7 +83,11 @@ class EvaluateSettings:
     downstream: downstream.DownstreamSettings
 
     def __post_init__(self):
-        whole_number("seed", self.seed)
+        check_fields(self)
+        # Each case of the part "healthy" has a seed of its own.
+        most = 2**31 - self.healthy.num_cases
+        if self.seed > most:
+            raise FieldError("seed", f"must be at most {most}, not {self.seed}")
         unknown = sorted(set(self.parts) - PARTS.keys())
         if unknown:
             raise FieldError(
@@ -100,8 +105,21 @@ def main(config: ConfigDict, workdir: str) -> None:
         ValueError, OSError: config, model or cases cannot be used, or `workdir` holds the result of
             another request.
     """
-    settings, folder = from_config(EvaluateSettings, config), Path(workdir)
+    settings = from_config(EvaluateSettings, config)
+    with only_process_in(workdir, "evaluation"):
+        _run(settings, Path(workdir))
+
+
+def _run(settings: EvaluateSettings, folder: Path) -> None:
     inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
+    process, names = inpainter.pipeline.process, settings.parts or PARTS
+    if not process.is_stochastic:
+        raise FieldError("checkpoint", "is a regressor; it can be given as healthy.regressor")
+    for name in names:
+        try:
+            getattr(settings, name).check_steps(process.num_timesteps)
+        except FieldError as error:
+            raise error.within(name) from error
     dataset = build_or_make_phantoms(
         folder, settings.phantom, settings.source, settings.convention, settings.data_dir
     )
@@ -113,7 +131,7 @@ def main(config: ConfigDict, workdir: str) -> None:
         "seed": settings.seed,
         "report": _REPORT,
     }
-    for name in settings.parts or PARTS:
+    for name in names:
         part_settings = getattr(settings, name)
         request = _plain({**common, "settings": dataclasses.asdict(part_settings)})
         if is_done(folder / name / _RESULT, request):

@@ -7,8 +7,10 @@ from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.evaluation.figures import FigureSettings, draw_figures
+from mbti_jax.fields import Count, Name
 from mbti_jax.inference.inpainter import Inpainter
 from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 
@@ -24,8 +26,8 @@ class Settings(FigureSettings):
         phantom: which phantoms.
     """
 
-    checkpoint: str
-    batch_size: int
+    checkpoint: Name
+    batch_size: Count
     data_dir: str
     phantom: PhantomSettings
 
@@ -38,6 +40,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             belongs to another request.
     """
     settings, folder = from_config(Settings, config), Path(workdir)
-    inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
-    dataset = settings.data_dir or build_or_make_phantoms(folder, settings.phantom).path
-    draw_figures(inpainter, SliceSource(dataset, settings.split), settings, folder)
+    with only_process_in(folder):
+        inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
+        dataset = settings.data_dir or build_or_make_phantoms(folder, settings.phantom).path
+        draw_figures(inpainter, SliceSource(dataset, settings.split), settings, folder)

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.evaluation.healthy_masks import case_mask, read_shapes, write_layout
-from mbti_jax.fields import FieldError, whole_number
+from mbti_jax.fields import FieldError, Name, check_fields
 from mbti_jax.inference.provenance import digest
 from mbti_jax.inference.requests import RECORD, is_done
 from mbti_jax.io.files import file_digest, new_folder, write_json
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import CaseFiles, find_cases, for_each_case, read_case
+from tfds_brats.locking import only_process_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,25 +24,35 @@ class Settings:
         source, convention: the cases.
         shapes_source: folder of other cases whose tumors give the shapes; empty for the cases' own.
         seed: of shapes and places.
+
+    Raises:
+        FieldError: no source, or a negative seed.
     """
 
-    source: str
-    convention: str
+    source: Name
+    convention: Name
     shapes_source: str
     seed: int
 
     def __post_init__(self):
-        whole_number("seed", self.seed)
+        check_fields(self)
 
 
 def main(config: ConfigDict, workdir: str) -> None:
     """Writes the local-inpainting layout of the cases of a folder; see `configs/healthy_masks.py`.
 
+    A case without a place for a mask does not keep the others from theirs.
+
     Raises:
-        ValueError, OSError: cases that cannot be read, no place for a mask, or a result that belongs to
-            another request.
+        ValueError, OSError: cases that cannot be read or have no place for a mask, or a result that
+            belongs to another request.
     """
     settings = from_config(Settings, config)
+    with only_process_in(workdir):
+        _run(settings, Path(workdir))
+
+
+def _run(settings: Settings, folder: Path) -> None:
     cases = find_cases(settings.source, settings.convention, sequences=("t1",))
     if cases[0].convention.channels:
         raise FieldError(
@@ -55,17 +65,23 @@ def main(config: ConfigDict, workdir: str) -> None:
         donors = find_cases(settings.shapes_source, settings.convention, sequences=("t1",))
     shapes = read_shapes(donors)
     pool = digest([[shape.share, np.packbits(shape.mask).tolist()] for shape in shapes])
-    for number, files in enumerate(tqdm(cases, desc="healthy masks", unit="case")):
+    numbers = {files.subject: number for number, files in enumerate(cases)}
+
+    def void(files: CaseFiles) -> None:
         paths = (*files.images.values(), files.segmentation)
         inputs = {path.name: file_digest(path) for path in paths}
         # A case's mask depends on its place in the folder, so that is part of the request.
-        request = {"seed": [settings.seed, number], "shapes_sha256": pool, "inputs": inputs}
-        target = Path(workdir) / files.subject
+        seed = [settings.seed, numbers[files.subject]]
+        request = {"seed": seed, "shapes_sha256": pool, "inputs": inputs}
+        target = folder / files.subject
         if not is_done(target / RECORD, request):
             case = read_case(files, tuple(files.images))
-            mask = case_mask(case, shapes, request["seed"])
+            mask = case_mask(case, shapes, seed)
             with new_folder(target) as partial:
                 write_layout(partial, case, mask)
                 masks = {"healthy": mask.healthy, "unhealthy": mask.unhealthy, "whole": mask.whole}
                 sizes = {name: int(np.count_nonzero(voxels)) for name, voxels in masks.items()}
+                sizes["healthy_on_background"] = mask.on_background(case.values("t1") != 0)
                 write_json(partial / RECORD, {"request": request, "voxels": sizes})
+
+    for_each_case(cases, (), void)

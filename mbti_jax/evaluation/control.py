@@ -18,6 +18,7 @@ from mbti_jax.evaluation import control_tasks as tasks
 from mbti_jax.evaluation import report, segmenter, statistics
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import Count
 from mbti_jax.io import pictures
 from mbti_jax.rois import kinds
 
@@ -35,7 +36,7 @@ class ControlSettings(tasks.ControlTaskSettings):
         num_steps: of the sampler.
     """
 
-    num_steps: int
+    num_steps: Count
 
 
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
     slices, all_hosts = settings.slices(workbench)
     hosts, transplanted = tasks.transplant(slices.labels, all_hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
-    rows, names, min_area = [], [], settings.min_area
+    rows, rois, names, min_area = [], [], [], settings.min_area
     for kind, asked in tasks.KINDS.items():
         own = tasks.make_control_task(kind, slices, slices.labels, min_area)
         real_maps = tasks.segment(segmenters, own.slices.images)
@@ -64,6 +65,9 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
                 row = {"kind": kind, "place": place, "sequence": sequence, "score": score}
                 guard = None if kind == "components" else seen
                 rows.append(row | compare(pair, real_pair, workbench.seed, guard))
+            roi, brain = task.condition.roi[..., 0], task.slices.brain
+            counts = {"pixels": int(roi.sum()), "on_background": int((roi & ~brain).sum())}
+            rois.append({"kind": kind, "place": place, **counts})
             names.append(f"{kind}_{place}.png")
             title = asked.title[0].upper() + asked.title[1:]
             if kind != "removal":
@@ -78,6 +82,7 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             "elsewhere": {"slices": len(hosts), "subjects": len(np.unique(hosts.subjects))},
         },
         "scores": rows,
+        "rois": rois,
         "false_positives": false_positives(segmenters, slices, all_hosts, workbench.seed),
         "pictures": names,
     }
@@ -159,6 +164,10 @@ def tables(result: Mapping[str, Any]) -> str:
             ("tumor_box", "edema_box"), scores, sequences
         )
     ]
+    on_background = ", ".join(
+        f"{tasks.KINDS[roi['kind']].title}, {roi['place']}, {roi['on_background'] / roi['pixels']:.1%}"
+        for roi in result["rois"]
+    )
     removal = []
     for sequence in sequences:
         row, marked = (
@@ -172,6 +181,7 @@ def tables(result: Mapping[str, Any]) -> str:
         "control",
         result=result,
         min_real_score=tasks.MIN_REAL_SCORE,
+        on_background=on_background,
         components=report.table(["sequence", "component", *columns], components, num_text=2),
         boxes=report.table(["sequence", "request", *columns], boxes, num_text=2),
         removal=report.table(

@@ -15,6 +15,7 @@ from mbti_jax.evaluation.overlap import box_around, dice, intersection_over_unio
 from mbti_jax.evaluation.segmenter import RealSegmenterSettings, Segmenter, component_labels
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
+from mbti_jax.fields import Count
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 from mbti_jax.rois.tumors import moved, own_tumor
 from tfds_brats.conventions import EDEMA
@@ -68,9 +69,9 @@ class ControlTaskSettings(PartSettings):
         segmenter: trained on real slices.
     """
 
-    num_slices: int
-    min_area: int
-    min_brain_area: int
+    num_slices: Count
+    min_area: Count
+    min_brain_area: Count
     segmenter: RealSegmenterSettings
 
     def slices(self, workbench: Workbench) -> tuple[LabeledSlices, LabeledSlices]:

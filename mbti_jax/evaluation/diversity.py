@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
@@ -24,6 +24,7 @@ from mbti_jax.evaluation import report, resynthesis
 from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.statistics import cell, mean_with_interval
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
+from mbti_jax.fields import Count, Interval
 from mbti_jax.io import pictures
 from mbti_jax.io.quantize import standard_deviation
 from tfds_brats.slices import bounding_box
@@ -43,15 +44,15 @@ class DiversitySettings(PartSettings):
 
     Attributes:
         num_slices: per task.
-        num_samples: per slice.
+        num_samples: per slice; one has nothing to differ from.
         num_steps: of the sampler.
         min_brain_area: of a slice without tumor, in the dataset's pixels.
     """
 
-    num_slices: int
-    num_samples: int
-    num_steps: int
-    min_brain_area: int
+    num_slices: Count
+    num_samples: Annotated[int, Interval(2)]
+    num_steps: Count
+    min_brain_area: Count
 
 
 def run(workbench: Workbench, settings: DiversitySettings, folder: Path) -> dict[str, Any]:

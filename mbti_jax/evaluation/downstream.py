@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mbti_jax.evaluation.control_tasks import make_control_task, transplant
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference, summary
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
+from mbti_jax.fields import Count, Interval
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
@@ -30,7 +31,8 @@ class DownstreamSettings(PartSettings):
     """Settings of the part.
 
     Attributes:
-        num_slices: of the training split in the real set, and about as many in the synthetic one.
+        num_slices: of the training split in the real set, and about as many in the synthetic one, a
+            third of each kind.
         num_steps: of the sampler.
         num_seeds: trainings per segmenter.
         num_test_slices: with tumor.
@@ -39,12 +41,12 @@ class DownstreamSettings(PartSettings):
         segmenter: size and training.
     """
 
-    num_slices: int
-    num_steps: int
-    num_seeds: int
-    num_test_slices: int
-    min_area: int
-    min_brain_area: int
+    num_slices: Annotated[int, Interval(3)]
+    num_steps: Count
+    num_seeds: Count
+    num_test_slices: Count
+    min_area: Count
+    min_brain_area: Count
     segmenter: segmenter.SegmenterSettings
 
 

@@ -21,6 +21,7 @@ from mbti_jax.evaluation.baselines import surrounding_mean
 from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.statistics import mean_over_pairs, mean_with_interval
 from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import Count
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
 
@@ -43,7 +44,7 @@ class FidelitySettings(resynthesis.ResynthesisSettings):
         segmenter: trained on real slices.
     """
 
-    num_subsets: int
+    num_subsets: Count
     segmenter: segmenter.RealSegmenterSettings
 
 

@@ -5,14 +5,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, component_areas
-from mbti_jax.fields import FieldError, finite_number, one_of, whole_numbers
+from mbti_jax.fields import Count, FieldError, Interval, Share, check_fields, one_of
 from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done, progress_bar
@@ -27,6 +27,9 @@ from tfds_brats.splits import SPLITS
 _MOVE_RANDOM = "move random"
 # How many places are tried for a tumor whose box must not touch what is removed.
 _MAX_PLACES = 32
+
+# A picture is no wider.
+_MAX_PREDICTIONS = 100
 
 # Settings that all figures depend on.
 _REQUESTED = ("split", "min_component_area", "seed", "num_steps", "spacing", "eta")
@@ -100,19 +103,16 @@ class FigureSettings:
     split: str
     min_component_area: int
     seed: int
-    num_steps: int
+    num_steps: Count
     spacing: str
     guidance_weight: float
-    eta: float
-    weights: tuple[float, ...]
-    num_seeds: int
+    eta: Share
+    weights: Annotated[tuple[float, ...], Interval(0, _MAX_PREDICTIONS)]
+    num_seeds: Annotated[int, Interval(0, _MAX_PREDICTIONS)]
 
     def __post_init__(self):
-        whole_numbers(self, least=0)
+        check_fields(self)
         one_of("split", self.split, SPLITS)
-        finite_number("guidance_weight", self.guidance_weight)
-        for weight in self.weights:
-            finite_number("weights", weight)
         known = self._known()
         if not self.figures or not {*self.figures} <= known.keys():
             names = ", ".join(known)
@@ -185,8 +185,11 @@ def draw_figures(
     """Draws the figures of the settings; those of the same request are kept.
 
     Raises:
+        FieldError: more steps than the model has timesteps.
         ValueError: a figure that exists belongs to another request, or the split has too few slices.
     """
+    num_timesteps = inpainter.pipeline.process.num_timesteps
+    Sampling(settings.num_steps, spacing=settings.spacing).timesteps(num_timesteps)
     for figure in settings.chosen():
         path, record = (folder / f"figure_{figure.name}.{kind}" for kind in ("png", "json"))
         request = {

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,11 +20,13 @@ from mbti_jax.evaluation import baselines, cache, healthy_masks, metrics, report
 from mbti_jax.evaluation.healthy_masks import HealthyMask
 from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
+from mbti_jax.fields import Count, Interval
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import files, pictures
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
+from tfds_brats.conventions import CaseError
 from tfds_brats.slices import bounding_box, from_slices, to_slices
 
 # fill(image [H, W], roi [H, W], brain [H, W]) -> [H, W]
@@ -59,12 +61,12 @@ class HealthySettings(PartSettings):
         regressor: folder of a regression model trained on the same data; empty for none.
     """
 
-    num_cases: int
-    num_samples: int
-    num_steps: int
-    slices_per_case: int
-    z_sigma_mm: float
-    num_shape_cases: int
+    num_cases: Count
+    num_samples: Count
+    num_steps: Count
+    slices_per_case: Count
+    z_sigma_mm: Annotated[float, Interval(0, 1000)]
+    num_shape_cases: Count
     regressor: str
 
     @property
@@ -77,23 +79,31 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
     """Measures all methods on cases of the test split.
 
     Raises:
-        ValueError: a case without T1 or without a place for a mask; a regressor that is not one, or was
-            trained on other data.
+        ValueError: a case without T1, or none with a place for a mask; a regressor that is not one, or
+            was trained on other data.
     """
-    donors = spread(workbench.cases("train"), settings.num_shape_cases)
-    shapes = healthy_masks.read_shapes(donors)
     models, regressor = [workbench.inpainter], None
     if settings.regressor:
         regressor = load_regressor(settings.regressor, workbench.inpainter)
         models.append(regressor)
+    donors = spread(workbench.cases("train"), settings.num_shape_cases)
+    shapes = healthy_masks.read_shapes(donors)
     joint = [name for model in models if model.num_channels > 1 for name in model.sequences]
     sequences = tuple(dict.fromkeys(["t1", *joint]))
     volumes, slices, labels, cells, painted = [], [], [], [], {}
+    masks, left_out = [], []
     cases = spread(workbench.cases("test"), settings.num_cases)
     for number, case_files in enumerate(tqdm(cases, desc="healthy tissue", unit="case")):
         case = read_case(case_files, sequences)
-        mask = healthy_masks.case_mask(case, shapes, (workbench.seed, number))
+        try:
+            mask = healthy_masks.case_mask(case, shapes, (workbench.seed, number))
+        except CaseError as error:
+            left_out.append(str(error))
+            continue
         voided, t1 = voided_case(case, mask), case.values("t1")
+        counts = {"voxels": int(np.count_nonzero(mask.healthy))}
+        counts["on_background"] = mask.on_background(t1 != 0)
+        masks.append({"subject": case.subject, **counts})
         seed = workbench.seed + number
         painted = paint(workbench, voided, mask, settings, seed, regressor)
         area = (mask.healthy & (t1 != 0)).sum((0, 1))
@@ -105,9 +115,11 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
             large = [k for k in by_slice if area[k] >= _MIN_AREA] or [int(area.argmax())]
             for k in spread(large, settings.slices_per_case):
                 slices.append({**row, "slice": k, **by_slice[k]})
-        if number < _NUM_PICTURES:
+        if len(cells) < _NUM_PICTURES:
             labels.append(f"{case.subject}, slice {area.argmax()}")
             cells.append(_cells(case, voided, mask, painted, int(area.argmax())))
+    if not masks:
+        raise ValueError(f"no test case has a place for a mask: {'; '.join(left_out[:3])}")
     pictures.figure(
         folder / "slices.png",
         cells,
@@ -117,7 +129,9 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
     )
     references = [ONE_SAMPLE, settings.mean_name][: 1 + (settings.num_samples > 1)]
     return {
-        "num_cases": len(cases),
+        "num_cases": len(masks),
+        "left_out": left_out,
+        "masks": masks,
         "num_slices": len(slices) // len(painted),
         "num_shapes": len(shapes),
         "methods": list(painted),
@@ -261,9 +275,15 @@ def tables(result: Mapping[str, Any]) -> str:
         about = "The regressor is the same U-Net without time."
     else:
         about = "**No regressor was given**, so the table lacks the plain U-Net."
+    share = sum(m["on_background"] for m in result["masks"]) / sum(
+        m["voxels"] for m in result["masks"]
+    )
+    left_out = "".join(f" Left out: {problem}." for problem in result["left_out"])
     return report.section(
         "healthy",
         about=about,
+        on_background=share,
+        left_out=left_out,
         result=result,
         official=_metric_tables(result["official_3d"], result["references"]),
         axial=_metric_tables(result["axial_2d"], result["references"]),

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from mbti_jax.io.nifti import write_label_map, write_nifti_like
 from tfds_brats.cases import Case, CaseFiles, is_tumor, read_case
-from tfds_brats.conventions import CAVITY, CONVENTIONS
+from tfds_brats.conventions import CAVITY, CONVENTIONS, CaseError
 
 MIN_VOXELS = 800
 DILATION = 5.0
@@ -72,6 +72,10 @@ class HealthyMask:
     def whole(self) -> np.ndarray:
         """bool [X, Y, Z], both."""
         return self.healthy | self.unhealthy
+
+    def on_background(self, brain: np.ndarray) -> int:
+        """How many voxels of healthy mask are not in the brain, bool [X, Y, Z]."""
+        return int(np.count_nonzero(self.healthy & ~brain))
 
 
 def large_components(tumor: np.ndarray) -> np.ndarray:
@@ -175,13 +179,13 @@ def case_mask(case: Case, shapes: Sequence[Shape], seed: int | Sequence[int]) ->
     """The `healthy_mask` of a case; as in the challenge, its brain is that of T1.
 
     Raises:
-        ValueError: no shape found a place, with the case's name.
+        CaseError: no shape found a place, with the case's name.
     """
     try:
         brain = dataclasses.replace(case, images={"t1": case.images["t1"]}).brain
         return healthy_mask(case.segmentation, brain, shapes, seed)
     except ValueError as error:
-        raise ValueError(f"{case.subject}: {error}") from error
+        raise CaseError(f"{case.subject}: {error}") from error
 
 
 def turned(shape: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -28,6 +28,7 @@ from mbti_jax.evaluation.resynthesis import Resynthesis
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import paired_difference
 from mbti_jax.evaluation.workbench import Workbench
+from mbti_jax.fields import Count
 from mbti_jax.io import pictures
 
 # A patch nearer than this share of the real held-out patches counts as near as a copy.
@@ -46,10 +47,10 @@ class MemorizationSettings(resynthesis.ResynthesisSettings):
         num_pairs: to draw.
     """
 
-    num_rois: int
-    min_area: int
-    num_training_slices: int
-    num_pairs: int
+    num_rois: Count
+    min_area: Count
+    num_training_slices: Count
+    num_pairs: Count
 
 
 def run(workbench: Workbench, settings: MemorizationSettings, folder: Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def header(workbench: Workbench) -> dict[str, Any]:
         "dataset": {
             "convention": workbench.dataset.convention,
             "splits": sizes,
+            "warnings": workbench.warnings,
             "held_out": workbench.held_out,
         },
         "seed": workbench.seed,
@@ -128,6 +129,8 @@ def _introduction(head: Mapping[str, Any]) -> str:
         else "The checkpoint names other training data than this training split: whether the model "
         "saw the test subjects is **not known**"
     )
+    implausible = dataset.get("warnings", {}).items()
+    warnings = "".join(f"\n- Implausible: {name}: {'; '.join(what)}." for name, what in implausible)
     rows = [
         [split, n["subjects"], f"{n['slices']:,}", f"{n['slices_with_tumor']:,}"]
         for split, n in dataset["splits"].items()
@@ -141,6 +144,7 @@ def _introduction(head: Mapping[str, Any]) -> str:
         seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
         note=f' Its exporter notes, unchecked here: "{model["note"]}"' if model["note"] else "",
         known=known,
+        warnings=warnings and f"{warnings}\n",
         min_patients=MIN_PATIENTS,
         table=table(["split", "subjects", "slices", "with tumor"], rows),
     )

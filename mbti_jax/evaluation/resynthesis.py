@@ -14,6 +14,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
+from mbti_jax.fields import Count
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tasks import TaskSettings, sample_task
 from mbti_jax.rois.tumors import own_tumor
@@ -32,10 +33,10 @@ class ResynthesisSettings(PartSettings):
         num_steps: of the sampler.
     """
 
-    num_slices: int
-    num_normal_slices: int
-    min_brain_area: int
-    num_steps: int
+    num_slices: Count
+    num_normal_slices: Count
+    min_brain_area: Count
+    num_steps: Count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,15 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, in_batches
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, whole_number, whole_numbers
+from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.models.unet import Params, UNet, init_params
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.
 NUM_CLASSES = 4
+# Channels are normalized in so many groups.
+_NUM_GROUPS = 8
 # Slices segmented at once.
 _BATCH = 16
 # The last block before the way up: the network's narrowest place.
@@ -41,7 +43,8 @@ class SegmenterSettings:
     """Size of a segmenter and of its training.
 
     Attributes:
-        model_channels: width of the first level; the second and last level is twice as wide.
+        model_channels: width of the first level, a multiple of 8; the second and last level is twice as
+            wide.
         num_steps: updates.
         batch_size: slices per update.
         learning_rate: of Adam at the start; falls to 0 along a half cosine.
@@ -50,15 +53,16 @@ class SegmenterSettings:
         FieldError: a field is not as above.
     """
 
-    model_channels: int
-    num_steps: int
-    batch_size: int
-    learning_rate: float
+    model_channels: Count
+    num_steps: Count
+    batch_size: Count
+    learning_rate: Positive
 
     def __post_init__(self):
-        whole_numbers(self, "model_channels", "num_steps", "batch_size", least=1)
-        if not self.learning_rate > 0:
-            raise FieldError("learning_rate", f"must be above 0, not {self.learning_rate}")
+        check_fields(self)
+        if self.model_channels % _NUM_GROUPS:
+            problem = f"must be a multiple of {_NUM_GROUPS}, not {self.model_channels}"
+            raise FieldError("model_channels", problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +74,8 @@ class RealSegmenterSettings(SegmenterSettings):
         seed: of the training.
     """
 
-    num_slices: int
+    num_slices: Annotated[int, Interval(3)]
     seed: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        whole_number("num_slices", self.num_slices, least=3)
-        whole_number("seed", self.seed)
 
 
 class Segmenter:
@@ -127,7 +126,7 @@ def make_network(settings: SegmenterSettings, image_size: int) -> UNet:
         num_res_blocks=1,
         attention_resolutions=(),
         channel_mult=(1, 2),
-        num_groups=8,
+        num_groups=_NUM_GROUPS,
         patch_size=4,
     )
 

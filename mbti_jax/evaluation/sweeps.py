@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ from mbti_jax.evaluation import control_tasks, report, resynthesis, segmenter, s
 from mbti_jax.evaluation.control_tasks import ControlTask, ControlTaskSettings
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import FieldError, finite_number, whole_number
+from mbti_jax.fields import Count, Interval
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import replacing
 
@@ -48,15 +48,8 @@ class GuidanceSettings(ControlTaskSettings):
         num_steps: of the sampler.
     """
 
-    weights: tuple[float, ...]
-    num_steps: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.weights:
-            raise FieldError("weights", "must not be empty")
-        for weight in self.weights:
-            finite_number("weights", weight)
+    weights: Annotated[tuple[float, ...], Interval(1)]
+    num_steps: Count
 
     def samplings(self, seed: int) -> dict[float, Sampling]:
         """By weight."""
@@ -72,16 +65,8 @@ class StepsSettings(ControlTaskSettings):
         guidance_weight: w.
     """
 
-    steps: tuple[int, ...]
+    steps: Annotated[tuple[Count, ...], Interval(1)]
     guidance_weight: float
-
-    def __post_init__(self):
-        super().__post_init__()
-        finite_number("guidance_weight", self.guidance_weight)
-        if not self.steps:
-            raise FieldError("steps", "must not be empty")
-        for number in self.steps:
-            whole_number("steps", number, least=1)
 
     def samplings(self, seed: int) -> dict[float, Sampling]:
         """By number of steps."""

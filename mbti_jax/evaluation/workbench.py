@@ -16,20 +16,35 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader
-from mbti_jax.fields import whole_numbers
+from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles, find_cases
-from tfds_brats.reading import SliceSource
+from tfds_brats.reading import SliceSource, read_summary
 
 
 @dataclasses.dataclass(frozen=True)
 class PartSettings:
-    """What the settings of all parts have in common: their whole numbers are counts, 1 and more."""
+    """What the settings of all parts have in common: their fields are checked by their types.
+
+    Raises:
+        FieldError: a field is not of its type.
+    """
 
     def __post_init__(self):
-        whole_numbers(self, least=1)
+        check_fields(self)
+
+    def check_steps(self, num_timesteps: int) -> None:
+        """Checks the numbers of steps against a model, before anything is sampled.
+
+        Raises:
+            FieldError: more steps than the model has timesteps.
+        """
+        for name in ("num_steps", "steps"):
+            most = np.max(getattr(self, name, 0))
+            if most > num_timesteps:
+                raise FieldError(name, f"must be at most {num_timesteps}, as the model, not {most}")
 
 
 class Workbench:
@@ -56,6 +71,13 @@ class Workbench:
     def source(self, split: str) -> SliceSource:
         """The records of a split."""
         return SliceSource(self.dataset.path, split)
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What is implausible about test subjects, as the dataset's build counted it."""
+        subjects = set(self.source("test").index.subject.tolist())
+        warnings = read_summary(self.dataset.path).get("warnings", {})
+        return {name: what for name, what in warnings.items() if name in subjects}
 
     def patients(self, split: str) -> np.ndarray:
         """str: the patients of a split, each once."""

@@ -283,6 +283,14 @@ def test_without_a_dataset_it_makes_phantoms(calls, drawn, tmp_path, monkeypatch
         ({"seed": -1}, "seed must be a whole number"),
         ({"min_component_area": 5}, "only 0 of the 4 slices needed.*min_component_area"),
         ({"num_steps": 0}, "0"),
+        ({"num_steps": 1001}, "1001"),
+        ({"spacing": "even"}, "spacing must be one of"),
+        ({"eta": float("nan")}, "eta must be"),
+        ({"guidance_weight": 1e39}, "guidance_weight must be"),
+        ({"num_seeds": 10**9}, "num_seeds must be a whole number from 0 to 100"),
+        ({"weights": 101 * (1.0,)}, "weights must have a number of entries"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1"),
+        ({"checkpoint": ""}, "checkpoint must not be empty"),
     ],
 )
 def test_what_cannot_be_drawn_is_reported(dataset, tmp_path, monkeypatch, fields, message):

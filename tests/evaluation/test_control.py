@@ -178,6 +178,8 @@ def test_a_segmenter_that_marks_everything_controls_nothing(tmp_path, monkeypatc
             assert row["ratio"] is None
         if row["score"] == "share":
             assert row["real"]["mean"] == row["painted"]["mean"] == 1
+    shares = {(roi["kind"], roi["place"]): roi["on_background"] for roi in result["rois"]}
+    assert len(shares) == 7 and shares["components", "elsewhere"] == 0
     for marked in result["false_positives"].values():
         assert marked["outside"]["mean"] == marked["without"]["mean"] == 1
     text = control.tables(result)

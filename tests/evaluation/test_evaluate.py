@@ -8,11 +8,14 @@ from ml_collections import ConfigDict
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
+from configs import baseline
 from configs import evaluate as config_file
 from mbti_jax.commands import evaluate
 from mbti_jax.evaluation import report
+from mbti_jax.fields import FieldError
 from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats import builder
+from tfds_brats.locking import LockedError, only_process_in
 from tfds_brats.reading import SliceSource
 
 
@@ -141,6 +144,105 @@ def test_results_of_other_settings_are_not_mixed(source, parts, tmp_path):
 def test_an_unknown_part_is_refused_before_anything_is_loaded(parts, tmp_path):
     with pytest.raises(ValueError, match="parts has unknown third; choose from healthy, diversity"):
         evaluate.main(config(tmp_path, parts=("third",)), str(tmp_path))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("batch_size", value) for value in (0, -1, 2.5, "x", None)),
+        *(("seed", value) for value in (-1, NAN, 2**31 - 1, None)),
+        *(("parts", value) for value in ("healthy", None, ("healthy", 1))),
+        ("checkpoint", ""),
+        ("data_dir", None),
+        *(("healthy.num_cases", value) for value in (0, -1, NAN, True)),
+        *(("healthy.z_sigma_mm", value) for value in (NAN, INF, -1.0, "x")),
+        ("healthy.regressor", None),
+        ("diversity.num_samples", 1),
+        *(("control.min_area", value) for value in (0, None)),
+        *(("control.segmenter.learning_rate", value) for value in (0.0, NAN, INF, 1e-60, "x")),
+        ("control.segmenter.model_channels", 12),
+        ("control.segmenter.num_slices", 2),
+        ("control.segmenter.seed", -1),
+        *(("guidance.weights", value) for value in ((), (NAN,), (1e39,), ("a",), 1.0, None)),
+        *(("steps.steps", value) for value in ((), (0,), (2.5,), (-1,))),
+        *(("steps.guidance_weight", value) for value in (NAN, "x", None)),
+        ("downstream.num_slices", 2),
+        ("fidelity.num_subsets", 0),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_before_anything_is_loaded(tmp_path, field, value):
+    settings = config_file.get_config()
+    *groups, name = field.split(".")
+    group = settings
+    for part in groups:
+        group = group[part]
+    with group.unlocked(), group.ignore_type():
+        group[name] = value
+    with pytest.raises(FieldError) as error:
+        evaluate.main(settings, str(tmp_path / "out"))
+    assert error.value.field == field
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_the_model_cannot_follow_are_named_before_cases_are_read(
+    source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "build_or_make_phantoms", None)
+    settings = config(source)
+    settings.steps.steps = (10, 1001)
+    with pytest.raises(
+        FieldError, match=r"steps\.steps must be at most 1000, as the model, not 1001"
+    ):
+        evaluate.main(settings, str(tmp_path / "out"))
+    settings = config(source)
+    settings.control.num_steps = 2000
+    with pytest.raises(FieldError, match=r"control\.num_steps must be at most 1000"):
+        evaluate.main(settings, str(tmp_path / "out"))
+    # Of parts that are not done nothing is asked.
+    settings.parts = ("healthy",)
+    with pytest.raises(TypeError):
+        evaluate.main(settings, str(tmp_path / "out"))
+
+
+def test_a_regressor_is_no_model_to_evaluate(source, tmp_path):
+    metadata = tiny_metadata()
+    metadata["contract"]["diffusion"] = baseline.get_config().diffusion.to_dict()
+    metadata["inference"]["guidance_weight"] = 0.0
+    card = {"title": "of a test", "data": "random weights", "license": "none"}
+    write_export(tmp_path / "regressor", tiny_params(metadata), metadata, card)
+    settings = config(source, checkpoint=str(tmp_path / "regressor"))
+    with pytest.raises(FieldError, match=r"checkpoint is a regressor.*healthy\.regressor"):
+        evaluate.main(settings, str(tmp_path / "out"))
+
+
+def test_a_second_evaluation_of_a_folder_is_refused_and_harms_nothing(source, parts, tmp_path):
+    with (
+        only_process_in(tmp_path / "out"),
+        pytest.raises(LockedError, match=r"process .* on .* since"),
+    ):
+        evaluate.main(config(source), str(tmp_path / "out"))
+    evaluate.main(config(source), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_implausible_test_subjects_are_listed():
+    head = {
+        "model": {
+            **{"name": "m", "step": None, "weights_sha256": "0" * 64, "note": ""},
+            **{"image_size": 8, "sequences": ["t1"], "joint": False},
+            **{"images_seen": None, "guidance_weight": 0.4},
+        },
+        "dataset": {"convention": "msd", "splits": {}, "held_out": True},
+        "seed": 0,
+    }
+    plain = report.markdown(head, {}, "")
+    assert "Implausible" not in plain
+    head["dataset"]["warnings"] = {"a": ["21 voxels of tumor are on background", "t1 is zero"]}
+    text = report.markdown(head, {}, "")
+    assert "- Implausible: a: 21 voxels of tumor are on background; t1 is zero.\n" in text
 
 
 def test_every_part_has_its_settings_and_functions():

@@ -22,6 +22,7 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats import builder
 from tfds_brats.cases import read_case
+from tfds_brats.conventions import CaseError
 from tfds_brats.reading import SliceSource
 
 REGRESSION = baseline.get_config().diffusion.to_dict()
@@ -222,6 +223,33 @@ def test_the_same_again_samples_nothing_anew(workbench, regressor, result, tmp_p
     monkeypatch.setattr(Inpainter, "inpaint_volume", fail)
     settings = dataclasses.replace(SETTINGS, regressor=str(regressor))
     assert healthy.run(workbench, settings, tmp_path) == result[0]
+
+
+def test_a_case_without_a_place_is_left_out_and_named(workbench, tmp_path, monkeypatch):
+    case_mask = healthy.healthy_masks.case_mask
+
+    def refuse_first(case, shapes, seed):
+        if seed[1] == 0:
+            raise CaseError(f"{case.subject}: no brain lies 5 voxels from the tumor")
+        return case_mask(case, shapes, seed)
+
+    monkeypatch.setattr(healthy.healthy_masks, "case_mask", refuse_first)
+    found = healthy.run(workbench, dataclasses.replace(SETTINGS, num_samples=1), tmp_path)
+    first, second = (files.subject for files in workbench.cases("test"))
+    assert found["num_cases"] == 1
+    assert {row["subject"] for row in found["values"]["official_3d"]} == {second}
+    (mask,) = found["masks"]
+    assert mask["subject"] == second and 0 <= mask["on_background"] <= 0.25 * mask["voxels"]
+    text = healthy.tables(json.loads(json.dumps(found, allow_nan=False)))
+    assert f"Left out: {first}: no brain lies 5 voxels from the tumor." in text
+    assert f"{mask['on_background'] / mask['voxels']:.1%} of the masks' voxels" in text
+
+    def refuse(case, shapes, seed):
+        raise CaseError(f"{case.subject}: full")
+
+    monkeypatch.setattr(healthy.healthy_masks, "case_mask", refuse)
+    with pytest.raises(ValueError, match=f"no test case has a place for a mask: {first}: full; "):
+        healthy.run(workbench, SETTINGS, tmp_path)
 
 
 def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):

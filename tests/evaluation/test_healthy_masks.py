@@ -15,9 +15,11 @@ from configs import inpaint as inpaint_config
 from mbti_jax.commands import healthy_masks as command
 from mbti_jax.commands import inpaint
 from mbti_jax.evaluation import healthy_masks as hm
+from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
 from tfds_brats.cases import find_cases, read_case
+from tfds_brats.conventions import CaseError
 
 
 def some_shapes():
@@ -277,6 +279,38 @@ def test_the_same_command_again_makes_nothing_anew_and_another_seed_is_refused(t
     assert json.loads((again / "provenance.json").read_text()) == first
     for path in again.glob("*.nii.gz"):
         assert path.read_bytes() == (record.parent / path.name).read_bytes()
+
+
+def test_a_case_without_a_place_does_not_keep_the_others_from_theirs(tmp_path):
+    """The second of three is tumor all over."""
+    source, workdir = tmp_path / "cases", tmp_path / "voided"
+    tumors = [ball((38, 38, 22), 7), np.ones(SIZE, bool), ball((18, 20, 20), 8)]
+    write_cases(source, tumors)
+    shapes = tmp_path / "shapes"
+    write_cases(shapes, [ball((38, 38, 22), 7)])
+    for _ in range(2):
+        with pytest.raises(CaseError, match=r"1 of 3 cases.*\n.*00001-000: no brain lies 5 voxels"):
+            run(source, workdir, shapes_source=str(shapes))
+        done = sorted(path.parent.name for path in workdir.glob("*/provenance.json"))
+        assert done == ["BraTS-GLI-00000-000", "BraTS-GLI-00002-000"]
+    assert not list(workdir.glob(".partial*"))
+    record = json.loads((workdir / done[0] / "provenance.json").read_text())
+    healthy = load(workdir / done[0] / f"{done[0]}-mask-healthy.nii.gz") > 0
+    t1 = load(workdir / done[0] / f"{done[0]}-t1n.nii.gz")
+    assert record["voxels"]["healthy_on_background"] == (t1[healthy] == 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("source", ""), ("source", None), ("convention", ""), ("seed", -1)]
+)
+def test_a_setting_that_cannot_be_used_is_named(tmp_path, field, value):
+    config = config_file.get_config()
+    config.update({"source": str(tmp_path), "convention": "brats2023"})
+    with config.ignore_type():
+        config[field] = value
+    with pytest.raises(FieldError) as error:
+        command.main(config, str(tmp_path / "voided"))
+    assert error.value.field == field
 
 
 def test_cases_without_a_large_tumor_give_no_shape(tmp_path):
