@@ -64,6 +64,8 @@ class Sampling:
                 raise FieldError("spacing", problem)
             object.__setattr__(self, "spacing", tuple(self.spacing))
             object.__setattr__(self, "num_steps", len(self.spacing))
+        if isinstance(self.eta, int | float) and not 0 <= self.eta <= 1:
+            raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
         check_fields(self)
         if not isinstance(self.guidance, Guidance | None):
             weight = float(finite_number("guidance_weight", self.guidance, GUIDANCE_WEIGHTS))
