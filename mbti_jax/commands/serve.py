@@ -1,18 +1,15 @@
 """The task that serves the web page (`configs/serve.py`)."""
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import getpass
 import hmac
 import os
-import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,13 @@ from mbti_jax.inference.load import load_model
 from mbti_jax.web.addresses import is_loopback
 from mbti_jax.web.examples import make_phantom
 from mbti_jax.web.line import Line
-from mbti_jax.web.storage import UPLOAD_SECONDS, bytes_in, delete_old_files, server_folder
+from mbti_jax.web.storage import (
+    UPLOAD_SECONDS,
+    bytes_in,
+    delete_old_files,
+    ending_on_signals,
+    server_folder,
+)
 from mbti_jax.web.uploads import Limits
 from mbti_jax.web.visitors import Visitors
 from tfds_brats.cases import Case
@@ -210,30 +213,6 @@ def read_password(settings: ServeSettings) -> str | None:
             "TLS in front of it."
         )
     return password
-
-
-@contextlib.contextmanager
-def ending_on_signals() -> Iterator[threading.Event]:
-    """Ends the program in order on Ctrl-C, `kill`, or when the terminal is closed.
-
-    The first of these signals becomes an exception; further ones are ignored, so that all is cleaned up.
-
-    Yields:
-        An event to wait for, which never happens.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def end(number: int, frame: Any) -> None:
-        for other in signals:
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(0)
-
-    before = {number: signal.signal(number, end) for number in signals}
-    try:
-        yield threading.Event()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def import_gradio() -> None:

@@ -111,6 +111,8 @@ class Actions:
 
     def set_roi(self, file, labels, box, request: gr.Request):
         session = self._session(request)
+        if not file:
+            raise ValueError("choose the file of the ROIs first")
         check_names(box)
         take_roi(session, file, labels or "", self._visitors.limits)
         session.box = tuple(box)

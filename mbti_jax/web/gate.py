@@ -23,7 +23,7 @@ _API = "/gradio_api"
 # What is asked by a call of a function, and how one listens for its result.
 _CALLS = re.compile(rf"{_API}/(queue/join|(?:run|api|call)/[^/]+)/?")
 _RESULTS = re.compile(rf"{_API}/call/[^/]+/([^/]+)")
-_TAB = f"{_API}/heartbeat/"
+_TAB, _JOIN = f"{_API}/heartbeat/", f"{_API}/queue/join"
 # Gradio's ways that the page does not need: to fetch from other servers, to call functions without a
 # session, to keep sessions, videos or code on disk.
 _NEEDLESS = re.compile(
@@ -240,6 +240,8 @@ class Gate:
                 f"there is no function {number!r:.40}: `fn_index` must be its number", 400
             )
         name = path.rstrip("/").rpartition("/")[2]
+        if number is None and path.startswith(_JOIN):
+            raise Refused("`fn_index` must be the number of a function", 400)
         if number is None and name not in [fn.api_name for fn in page.fns.values()]:
             raise Refused(f"there is no function {name!r:.40}", 404)
         if type(call.get("trigger_id")) not in (int, type(None)):

@@ -19,6 +19,7 @@ Scripts use it through `gradio_client`; the endpoints are
     sentence, files = client.predict([], 0, 2, 25, 0.4, api_name="/inpaint")
 """
 
+import copy
 import html
 import logging
 from pathlib import Path
@@ -55,10 +56,26 @@ class _Page(gr.Blocks):
         except gr.Error:
             raise
         except Exception as error:
-            _log.info("a request could not be answered", exc_info=True)
-            reason = html.escape(" ".join(str(error).split())[:300])
-            text = f"What was sent cannot be used. {reason or type(error).__name__}"
+            _log.warning("a request could not be answered", exc_info=True)
+            text = f"What was sent cannot be used ({type(error).__name__})."
             raise gr.Error(text, print_exception=False) from error
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any):
+        try:
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except gr.Error:
+            raise
+        except Exception as error:
+            text = f"The function takes {len(block_fn.inputs)} inputs, not {len(inputs)}."
+            for block, value in zip(block_fn.inputs, inputs, strict=False):
+                one = copy.copy(block_fn)
+                one.inputs = [block]
+                try:
+                    await super().preprocess_data(one, [value], *rest, **more)
+                except Exception:
+                    text = f"{block.label}: cannot be {value!r:.60}."
+                    break
+            raise gr.Error(html.escape(text), print_exception=False) from error
 
 
 def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
@@ -172,7 +189,8 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
     # Scripts may name any; on the page `open` leaves those that there are.
     parts.sequences = gr.CheckboxGroup(list(SEQUENCES), value=[], label="Sequences to repaint")
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
+        # Without a precision, by which Gradio would round what is no whole number.
+        seed = gr.Number(0, label="Seed", step=1, minimum=0, min_width=140)
         samples = gr.Slider(1, _MAX_SAMPLES, value=2, step=1, label="Samples", min_width=220)
         steps = gr.Slider(1, _MAX_STEPS, value=num_steps, step=1, label="Steps", min_width=220)
         weight = gr.Number(

@@ -5,10 +5,14 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Uploads that were not loaded are deleted after so long.
 UPLOAD_SECONDS = 1800
@@ -16,6 +20,30 @@ _PREFIX = "mbti_serve_"
 _LOCK = ".mbti_serve.lock"
 
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[threading.Event]:
+    """Ends the program in order on Ctrl-C, `kill`, or when the terminal is closed.
+
+    The first of these signals becomes an exception; further ones are ignored, so that all is cleaned up.
+
+    Yields:
+        An event to wait for, which never happens.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def end(number: int, frame: Any) -> None:
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(0)
+
+    before = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield threading.Event()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

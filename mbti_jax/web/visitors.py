@@ -256,15 +256,14 @@ class Visitors:
                     f"the page holds images of {len(crowd)} users, which is as many as it can; try "
                     "again in some minutes"
                 )
-            most = self.limits.total_mb * _MB
+            most, own = self.limits.total_mb * _MB, visitor.size + size
             while True:
-                total = sum(v.size + v.loading for v in self._visitors.values())
-                mine = [v for v in self._visitors.values() if v.client == visitor.client]
-                taken = sum(v.size + v.loading for v in mine)
-                if total + size <= most and taken + size <= share(most, visitor.client):
+                mine = [other for other in held if other.client == visitor.client]
+                total, taken = (sum(v.size + v.loading for v in some) for some in (held, mine))
+                is_full = total + own > most
+                if not is_full and taken + own <= share(most, visitor.client):
                     break
-                others = held if total + size > most else mine
-                if not self._make_room([v for v in others if v is not visitor]):
+                if not self._make_room(held if is_full else mine):
                     raise ValueError(
                         f"these images take {size / _MB:.0f} MB of memory, and those of all users "
                         f"{total / _MB:.0f} of {self.limits.total_mb} MB; try again in some minutes"
