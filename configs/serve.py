@@ -7,8 +7,9 @@ and open http://127.0.0.1:7860. With a model of your own:
 
     python run.py --config=configs/serve.py --config.checkpoint=runs/paper
 
-It listens on this machine alone; `--config.host=0.0.0.0` opens it to the network, with no password:
-everybody who reaches the port can use it.
+It listens on this machine alone. Where others can reach it (`--config.host=0.0.0.0`), it asks for a
+password, which comes from the environment variable MBTI_PASSWORD or is typed in; `--config.open=True`
+lets everybody in without one.
 """
 
 from ml_collections import ConfigDict
@@ -26,9 +27,13 @@ def get_config() -> ConfigDict:
 
     config.host = "127.0.0.1"
     config.port = 7860
+    # Whether the page may be used without a password from other machines.
+    config.open = False
+    # Names of a proxy in front of the page: requests for other hosts than this one are refused.
+    config.host_names = ()
     # Runs that may wait; one is sampled at a time.
     config.max_waiting = 16
-    # Users whose images are kept; beyond that the longest unused are dropped.
+    # Users whose images are kept. More are refused, unless somebody has done nothing for ten minutes.
     config.max_sessions = 16
     # DDIM steps that the page offers at first.
     config.num_steps = 25
@@ -41,6 +46,11 @@ def get_config() -> ConfigDict:
             "pixels": 1_048_576,
             # Slices x sequences x samples in one run.
             "images": 128,
+            # What the images of one user, and of all, become in memory, in 10^6 bytes.
+            "memory_mb": 1000,
+            "total_mb": 4000,
+            # Uploads on disk, in 10^6 bytes.
+            "uploads_mb": 2000,
         }
     )
     return config

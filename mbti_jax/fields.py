@@ -63,13 +63,12 @@ class Interval:
         return above and below
 
     def __str__(self) -> str:
+        """What a value must do."""
         if self.high == math.inf:
-            return f"{'at least' if self.closed in ('both', 'left') else 'above'} {self.low}"
-        if self.closed == "both":
-            return f"between {self.low} and {self.high}"
-        left = "[" if self.closed == "left" else "("
-        right = "]" if self.closed == "right" else ")"
-        return f"in {left}{self.low}, {self.high}{right}"
+            return f"be {'at least' if self.closed in ('both', 'left') else 'above'} {self.low}"
+        left = "[" if self.closed in ("both", "left") else "("
+        right = "]" if self.closed in ("both", "right") else ")"
+        return f"lie in {left}{self.low}, {self.high}{right}"
 
 
 Count = Annotated[int, Interval(1)]
@@ -175,14 +174,14 @@ def finite_number(name: str, value: Any, interval: Interval = Interval()) -> flo
     if not math.isfinite(value):
         raise FieldError(name, f"must be a finite number, not {value}")
     if value not in interval:
-        raise FieldError(name, f"must be {interval}, not {value}")
+        raise FieldError(name, f"must {interval}, not {value}")
     if abs(value) > _MAX:
         raise FieldError(name, f"must be a number that float32 can hold, not {value}")
     rounded = float(np.float32(value))
     if value != 0 and abs(rounded) < _TINY:
         raise FieldError(name, f"must be 0 or a number that float32 can tell from 0, not {value}")
     if rounded not in interval:
-        raise FieldError(name, f"must be {interval}, not {value}, which is {rounded} in float32")
+        raise FieldError(name, f"must {interval}, not {value}, which is {rounded} in float32")
     return value
 
 
@@ -225,4 +224,4 @@ def _check_length(name: str, value: Any, interval: Interval | None) -> None:
         return
     if not len(value):
         raise FieldError(name, "must not be empty")
-    raise FieldError(name, f"must have a number of entries {interval}, not {len(value)}: {value!r}")
+    raise FieldError(name, f"has {len(value)} entries, whose number must {interval}")

@@ -4,6 +4,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
@@ -25,6 +26,19 @@ def tiny_example(folder: Path) -> Case:
 @contextlib.contextmanager
 def tiny_server(root: Path) -> Iterator[str]:
     """Yields the page's address."""
+    with running(root) as server:
+        yield server.local_url
+
+
+@contextlib.contextmanager
+def running(root: Path, password: str | None = None, **settings: Any) -> Iterator[serve.Server]:
+    """Yields the server.
+
+    Args:
+        root: its folder.
+        password: of the page.
+        **settings: fields that differ from those of `configs/serve.py`.
+    """
     metadata = tiny_metadata()
     inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny", report_every=1)
     config = get_config()
@@ -33,9 +47,11 @@ def tiny_server(root: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         config.port = free.getsockname()[1]
+    with config.unlocked():
+        config.update(settings)
     settings = from_config(serve.ServeSettings, config)
-    page = serve.start(inpainter, tiny_example(root / "in"), settings, root)
+    server = serve.start(inpainter, tiny_example(root / "in"), settings, root, password)
     try:
-        yield page.local_url
+        yield server
     finally:
-        page.close()
+        server.close()

@@ -16,11 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-LOCK_FILE = ".lock"
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 logger = logging.getLogger(__name__)
+
+
+def lock_file(work: str) -> str:
+    """The name of the file that is locked."""
+    return f".{work}.lock"
 
 
 class LockedError(ValueError):
@@ -35,14 +39,14 @@ def only_process_in(folder: str | os.PathLike, work: str = "run") -> Iterator[No
 
     Args:
         folder: what the caller writes to.
-        work: what the caller is, for the message to the process that comes second: "build".
+        work: a word for what the caller is, "run" or "build": the folder has a lock for each.
 
     Raises:
         LockedError: another process holds it.
         OSError: the folder cannot be made or written to.
     """
     folder = Path(folder)
-    path = folder / LOCK_FILE
+    path = folder / lock_file(work)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(path, work) as file:

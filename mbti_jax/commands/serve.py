@@ -1,9 +1,15 @@
 """The task that serves the web page (`configs/serve.py`)."""
 
+import asyncio
 import dataclasses
+import functools
+import getpass
+import hmac
 import os
 import socket
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +19,28 @@ from mbti_jax.commands.settings import from_config
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.load import load_model
+from mbti_jax.web.addresses import is_loopback
 from mbti_jax.web.examples import make_phantom
+from mbti_jax.web.line import Line
+from mbti_jax.web.storage import (
+    UPLOAD_SECONDS,
+    bytes_in,
+    delete_old_files,
+    ending_on_signals,
+    server_folder,
+)
 from mbti_jax.web.uploads import Limits
+from mbti_jax.web.visitors import Visitors
 from tfds_brats.cases import Case
 
 _MAX_PORT = 2**16 - 1
+# Requests of all users that Gradio's queue takes, and its threads besides those of waiting runs.
+_MAX_QUEUED, _THREADS = 128, 24
+_SWEEP_SECONDS = 2.0
+_PASSWORD = "MBTI_PASSWORD"
+_LEAST_PASSWORD = 8
+# A wrong password is answered after so long, which makes trying many slow.
+_WRONG_PASSWORD_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +51,8 @@ class ServeSettings:
     batch_size: int
     host: str
     port: int
+    open: bool
+    host_names: tuple[str, ...]
     max_waiting: int
     max_sessions: int
     num_steps: int
@@ -38,24 +63,66 @@ def main(config: ConfigDict, workdir: str) -> None:
     """Serves the page until it is interrupted; see `configs/serve.py`.
 
     Raises:
-        ValueError: Gradio is missing, the port is in use, or a setting or the model cannot be used.
+        ValueError: Gradio is missing, the port is in use, others could use the page and there is no
+            password, or a setting or the model cannot be used.
     """
     settings = from_config(ServeSettings, config)
     check_address(settings.host, settings.port)
     import_gradio()
+    password = read_password(settings)
     # Each step is reported: on a CPU a step takes longer than reporting it.
     model = load_model(settings.checkpoint)
     inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint, report_every=1)
-    with tempfile.TemporaryDirectory(prefix="mbti_serve_", dir=workdir or None) as root:
-        page = start(inpainter, make_phantom(Path(root) / "phantom"), settings, Path(root))
-        print(f"Open {page.local_url} (Ctrl-C ends it).")
+    with ending_on_signals() as end, server_folder(workdir or None) as root:
+        # Uploads under way lie in the folder for temporary files.
+        tempfile.tempdir = str(root)
+        page = start(inpainter, make_phantom(root / "phantom"), settings, root, password)
         try:
-            page.block_thread()
+            print(f"Open {page.local_url} (Ctrl-C ends it).")
+            end.wait()
         finally:
             page.close()
 
 
-def start(inpainter: Inpainter, example: Case, settings: ServeSettings, root: Path) -> Any:
+class Server:
+    """The running page.
+
+    Attributes:
+        page: the `gradio.Blocks`.
+        visitors: who is on it.
+    """
+
+    def __init__(self, page: Any, visitors: Visitors, cache: Path):
+        self.page, self.visitors = page, visitors
+        self._ended = threading.Event()
+        self._cleaner = threading.Thread(target=self._clean, args=(cache,), daemon=True)
+        self._cleaner.start()
+
+    @property
+    def local_url(self) -> str:
+        return self.page.local_url
+
+    def close(self) -> None:
+        """Stops all runs, and the server."""
+        self._ended.set()
+        self.visitors.close()
+        self.page.close(verbose=False)
+        self._cleaner.join()
+
+    def _clean(self, cache: Path) -> None:
+        while not self._ended.wait(_SWEEP_SECONDS):
+            self.visitors.sweep()
+            # What Gradio does not know of, such as uploads that were broken off.
+            delete_old_files(cache, UPLOAD_SECONDS)
+
+
+def start(
+    inpainter: Inpainter,
+    example: Case,
+    settings: ServeSettings,
+    root: Path,
+    password: str | None = None,
+) -> Server:
     """Starts the server in the background.
 
     Args:
@@ -63,30 +130,53 @@ def start(inpainter: Inpainter, example: Case, settings: ServeSettings, root: Pa
         example: see `examples.load_example`.
         settings: see `configs/serve.py`.
         root: folder for uploads and results; the caller deletes it.
-
-    Returns:
-        The running `gradio.Blocks`.
+        password: that everybody has to give; default none.
     """
-    # Gradio reads these when the page is built.
-    os.environ["GRADIO_TEMP_DIR"] = str(root / "cache")
+    cache, sessions = root / "cache", root / "sessions"
+    # Gradio reads these when it is imported, or the page is built.
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # It would keep what users send and get on a server elsewhere, if they have an account there.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
+    # It computes statistics of so many requests after each one.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    import gradio
+    from starlette.middleware import Middleware
+
     from mbti_jax.web import page
     from mbti_jax.web.actions import Actions
+    from mbti_jax.web.gate import Door, Gate
 
-    actions = Actions(inpainter, settings.limits, example, root / "sessions")
+    visitors = Visitors(settings.limits, settings.max_sessions)
+    actions = Actions(inpainter, visitors, Line(settings.max_waiting), example, sessions)
     blocks = page.build(actions, inpainter, settings.num_steps)
-    blocks.queue(max_size=settings.max_waiting, default_concurrency_limit=4)
+    # The queue has to be joined, where everybody waits and may leave; a direct call runs to its end.
+    blocks.queue(max_size=_MAX_QUEUED, default_concurrency_limit=4, api_open=False)
+    # Results and pictures are served from where they lie, and go with their session.
+    gradio.set_static_paths([sessions])
+    gate = Middleware(
+        Gate,
+        door=Door(settings.host, (*settings.host_names, *own_names(settings.host))),
+        visitors=visitors,
+        get_page=lambda: blocks,
+        bytes_of_uploads=functools.partial(bytes_in, cache),
+    )
+    # Gradio awaits it, whatever its type says.
+    auth: Any = functools.partial(_is_password, password) if password else None
+    # An IPv6 address is written in brackets in the page's own.
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     blocks.launch(
-        server_name=settings.host,
+        server_name=host,
         server_port=settings.port,
         share=False,
         inbrowser=False,
         quiet=True,
         prevent_thread_lock=True,
+        auth=auth,
+        auth_message="Any user name will do.",
+        max_threads=settings.max_waiting + _THREADS,
         max_file_size=settings.limits.upload_mb * 10**6,
-        state_session_capacity=settings.max_sessions,
-        # Results are written here, and copied from here to what Gradio serves.
-        allowed_paths=[str(root / "sessions")],
+        app_kwargs={"middleware": [gate]},
         footer_links=[],
         enable_monitoring=False,
         ssr_mode=False,
@@ -94,7 +184,35 @@ def start(inpainter: Inpainter, example: Case, settings: ServeSettings, root: Pa
         mcp_server=False,
         **page.appearance(),
     )
-    return blocks
+    visitors.forget = functools.partial(_forget, blocks)
+    return Server(blocks, visitors, cache)
+
+
+def read_password(settings: ServeSettings) -> str | None:
+    """The password of the page, from the environment or typed in; None if there shall be none.
+
+    Raises:
+        ValueError: others can reach the page, and neither a password nor that it is open is given.
+    """
+    password = os.environ.pop(_PASSWORD, None)
+    is_alone = is_only_here(settings.host)
+    if password is None and not is_alone and not settings.open:
+        if not sys.stdin.isatty():
+            raise ValueError(
+                f"others can reach {settings.host}: set a password in the environment variable "
+                f"{_PASSWORD}, or let everybody use the page with --config.open=True"
+            )
+        password = getpass.getpass("Password for the page: ")
+    if password is not None and len(password) < _LEAST_PASSWORD:
+        raise ValueError(f"the password must have at least {_LEAST_PASSWORD} characters")
+    if not is_alone:
+        who = "with the password" if password else "without a password"
+        print(
+            f"Warning: everybody who reaches {settings.host}, port {settings.port}, can use this page "
+            f"{who}. What they send and get, and the password, can be read on the way: put a proxy with "
+            "TLS in front of it."
+        )
+    return password
 
 
 def import_gradio() -> None:
@@ -123,3 +241,32 @@ def check_address(host: str, port: int) -> None:
             f"cannot listen on {host}, port {port} ({error.strerror or error}); another program may "
             f"use it: choose another with --config.port={min(port + 1, _MAX_PORT)}"
         ) from error
+
+
+def is_only_here(host: str) -> bool:
+    """Whether nobody but this machine can reach what listens on a host."""
+    return all(map(is_loopback, _addresses_of(host)))
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """The names of this machine, under which others reach a host that is not on this machine alone."""
+    return () if is_only_here(host) else (socket.gethostname(), socket.getfqdn())
+
+
+def _addresses_of(host: str) -> list[str]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [str(address[0]) for *_, address in found]
+
+
+async def _is_password(password: str, _: str, given: str) -> bool:
+    if hmac.compare_digest(given.encode(), password.encode()):
+        return True
+    await asyncio.sleep(_WRONG_PASSWORD_SECONDS)
+    return False
+
+
+def _forget(blocks: Any, key: str) -> None:
+    """Deletes what Gradio keeps of a session."""
+    holder, queue = blocks.server_app.state_holder, blocks._queue
+    for kept in (holder.session_data, holder.time_last_used, queue.pending_event_ids_session):
+        kept.pop(key, None)

@@ -14,7 +14,6 @@ from mbti_jax.fields import (
     FieldError,
     Interval,
     Name,
-    Share,
     check_fields,
     finite_number,
 )
@@ -47,7 +46,7 @@ class Sampling:
     num_steps: Count = 50
     sampler: Name = "ddim"
     spacing: str | Sequence[Any] = "trailing"
-    eta: Share = 0.0
+    eta: float = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0
     z_sigma_mm: Annotated[float, Interval(0, 1000)] = 0.0
@@ -65,6 +64,8 @@ class Sampling:
             object.__setattr__(self, "spacing", tuple(self.spacing))
             object.__setattr__(self, "num_steps", len(self.spacing))
         check_fields(self)
+        if not 0 <= self.eta <= 1:
+            raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
         if not isinstance(self.guidance, Guidance | None):
             weight = float(finite_number("guidance_weight", self.guidance, GUIDANCE_WEIGHTS))
             object.__setattr__(self, "guidance", ClassifierFree(weight))

@@ -87,7 +87,6 @@ def write_label_map(target: Path, labels: np.ndarray, like: Path) -> None:
     for name in ("pixdim", "xyzt_units", *_FORMS):
         header[name] = reference[name]
     header.set_data_dtype(np.uint8)
-    header["pixdim"][4:] = 0
     is_nifti2 = isinstance(reference, nib.Nifti2Header)
     image_class = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
     # Without an affine nibabel leaves the forms of the header alone.

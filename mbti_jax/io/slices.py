@@ -164,7 +164,11 @@ def _read_png(path: Path) -> np.ndarray:
             raise ValueError("it is animated; a slice is one picture")
         picture.load()
         transparent = "transparency" in picture.info
-        if header.color_type == _GRAY and not transparent:
+        if header.color_type == _GRAY:
+            if transparent:
+                raise ValueError(
+                    "one of its gray values is transparent; save it without transparency"
+                )
             array = np.array(picture)
             # Pillow stretches 2 and 4 bits to 0..255.
             return array // (255 // (2**header.bits - 1)) if header.bits in (2, 4) else array

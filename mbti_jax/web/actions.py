@@ -2,6 +2,7 @@
 
 import functools
 import html
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,35 +13,73 @@ from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import check_names
-from mbti_jax.web import painter, results
+from mbti_jax.web import painter, results, uploads
+from mbti_jax.web.addresses import client_of
 from mbti_jax.web.examples import load_example
+from mbti_jax.web.line import Line
 from mbti_jax.web.results import Result
 from mbti_jax.web.session import Session, load_files, take_roi
-from mbti_jax.web.uploads import Limits
+from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
 from tfds_brats.conventions import SEQUENCES
 
+# More than any setting of the page.
+_LARGEST = 1e30
+
+_log = logging.getLogger(__name__)
+
 
 class Actions:
-    """What happens on the page; every method is a handler of one of its events."""
+    """What happens on the page; every method is a handler of one of its events.
 
-    def __init__(self, inpainter: Inpainter, limits: Limits, example: Case, root: Path):
+    Args:
+        inpainter: the model.
+        visitors: who is on the page; what they load is kept there and not by Gradio, which deletes it
+            without a word once it keeps state of too many.
+        line: who may use the model.
+        example: the case of the examples.
+        root: folder in which sessions make their own.
+    """
+
+    def __init__(
+        self, inpainter: Inpainter, visitors: Visitors, line: Line, example: Case, root: Path
+    ):
         self._inpainter = inpainter
-        self._limits = limits
+        self._visitors = visitors
+        self._line = line
         self._example = example
         self._root = root
-        self._running: dict[str, Session] = {}
         self._has_compiled = False
 
-    def load(self, old, files, convention, sequences):
+    def load(self, files, convention, sequences, request: gr.Request):
         given = files or [], convention or "", sequences or []
-        return _replace(old, load_files(*given, self._inpainter, self._root, self._limits))
+        visitor = self._visitor(request)
+        with self._visitors.loading(visitor) as admit:
+            session = load_files(*given, self._inpainter, self._root, self._visitors.limits, admit)
+            session.uploads = tuple(map(Path, given[0]))
+            self._visitors.keep(visitor, session)
+        return _loaded_sentence(session)
 
-    def load_example(self, old, name):
-        return _replace(old, load_example(name, self._example, self._inpainter, self._root))
+    def load_example(self, name, request: gr.Request):
+        visitor = self._visitor(request)
+        with self._visitors.loading(visitor) as admit:
+            # The images are the same for all.
+            admit(uploads.memory_of_masks(self._example.brain.size))
+            session = load_example(name, self._example, self._inpainter, self._root)
+            self._visitors.keep(visitor, session)
+        return _loaded_sentence(session)
 
-    def open(self, session):
+    def loader(self, name: str) -> Callable:
+        """`load_example` of one name; Gradio finds no request in a `functools.partial`."""
+
+        def load(request: gr.Request):
+            return self.load_example(name, request)
+
+        return load
+
+    def open(self, request: gr.Request):
         """Shows what was loaded: painter, slice slider, sequences."""
+        session = self._session(request)
         number, sequence = session.first_slice, session.sequences[0]
         depth, several = session.shape[0], len(session.sequences) > 1
         choices = [(title(name), name) for name in session.sequences]
@@ -53,41 +92,44 @@ class Actions:
             gr.Column(visible=True),
         )
 
-    def turn_to(self, session, number, sequence):
+    def turn_to(self, number, sequence, request: gr.Request):
         """Another slice."""
-        if session is None:
+        if (session := self._visitor(request).session) is None:
             return gr.skip()
         return _painter(session, int(number), sequence)
 
-    def show_sequence(self, session, number, sequence):
+    def show_sequence(self, number, sequence, request: gr.Request):
         """Another sequence; the painter keeps what it has, and its history."""
-        if session is None:
+        if (session := self._visitor(request).session) is None:
             return gr.skip()
         return _picture(session, int(number), sequence)
 
-    def paint(self, session, value):
+    def paint(self, value, request: gr.Request):
+        session = self._visitor(request).session
         if session is not None and value is not None:
-            labels = painter.from_runs(value.get("runs"), session.shape[1:])
-            session.paint(value.get("slice"), labels, value.get("box"))
+            _paint(session, value)
 
-    def set_roi(self, session, file, labels, box):
-        _loaded(session)
+    def set_roi(self, file, labels, box, request: gr.Request):
+        session = self._session(request)
+        if not file:
+            raise ValueError("choose the file of the ROIs first")
         check_names(box)
-        take_roi(session, file, labels or "", self._limits)
+        take_roi(session, file, labels or "", self._visitors.limits)
         session.box = tuple(box)
+        session.uploads = (*session.uploads, Path(file))
         slices = sorted(session.painted)
         return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {_ranges(slices)}."
 
-    def ask(self, session, value):
+    def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
-        _loaded(session)
-        self.paint(session, value)
+        session = self._session(request)
+        if value is not None:
+            _paint(session, value)
         session.begin()
         return "Waiting for the model ..."
 
     def inpaint(
         self,
-        session,
         sequences,
         seed,
         num_samples,
@@ -96,56 +138,66 @@ class Actions:
         request: gr.Request,
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
-        _loaded(session)
-        session.begin()
-        self._running[str(request.session_hash)] = session
-        first = "" if self._has_compiled else " (the first run compiles: up to a minute more)"
+        visitor, session = self._visitor(request), self._session(request)
+        settings = {
+            "sequences": [name for name in session.sequences if name in (sequences or ())],
+            "sampling": Sampling(
+                num_steps=_whole("the number of steps", num_steps),
+                guidance=_number("the guidance weight", guidance_weight),
+                seed=_whole("the seed", seed),
+                z_sigma_mm=results.Z_SIGMA_MM,
+            ),
+            "num_samples": _whole("the number of samples", num_samples),
+        }
+        start = self._visitors.now()
+
+        def is_cancelled() -> bool:
+            return session.cancelled.is_set() or not self._visitors.is_heard(visitor, start)
+
+        def wait(before: int) -> None:
+            progress(0, desc=f"Waiting for the model; {before} before you")
 
         def report(done: int, total: int) -> None:
             self._has_compiled = True
             progress((done, total), desc="Sampling", unit="steps")
 
-        progress(0, desc=f"Preparing{first}")
-        try:
-            result = results.run(
+        with session.run(), self._line.turn(visitor.client, wait, is_cancelled) as stand_back:
+            first = "" if self._has_compiled else " (the first run compiles: up to a minute more)"
+            progress(0, desc=f"Preparing{first}")
+
+            def cancel() -> bool:
+                stand_back()
+                return is_cancelled()
+
+            session.result = results.run(
                 self._inpainter,
                 session,
-                self._limits,
-                sequences=[name for name in session.sequences if name in (sequences or ())],
-                sampling=Sampling(
-                    num_steps=_whole("the number of steps", num_steps),
-                    guidance=_number("the guidance weight", guidance_weight),
-                    seed=_whole("the seed", seed),
-                    z_sigma_mm=results.Z_SIGMA_MM,
-                ),
-                num_samples=_whole("the number of samples", num_samples),
+                self._visitors.limits,
+                **settings,
+                cancel=cancel,
                 progress=report,
             )
-        finally:
-            session.end()
-            self._running.pop(str(request.session_hash), None)
+        result, visitor.used = session.result, self._visitors.now()
         sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
         warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
-        return result, sentence + warnings, _paths(result, 0)
+        return sentence + warnings, _paths(result, 0)
 
-    def cancel(self, session):
-        if session is not None:
+    def cancel(self, request: gr.Request):
+        if (session := self._visitor(request).session) is not None:
             session.cancel()
 
-    def leave(self, request: gr.Request):
-        """The tab was closed: nobody waits for the run."""
-        if session := self._running.get(str(request.session_hash)):
-            session.cancel()
-
-    def show(self, session, result, number, sequence, sample):
+    def show(self, number, sequence, sample, request: gr.Request):
         """The results in the slice and sequence that are looked at."""
-        spread = gr.Image(visible=False)
+        session = self._visitor(request).session
+        result = None if session is None else session.result
         if session is None or result is None:
-            return gr.Column(visible=False), None, None, spread, "", gr.skip()
+            return gr.Column(visible=False), None, None, gr.Image(visible=False), "", gr.skip()
         number, sample = int(number), int(sample)
-        samples, compared = results.samples_of(session, result, number, sequence), None
+        samples = results.samples_of(session, result, number, sequence)
+        uncertain = results.uncertainty(session, result, number, sequence)
+        pictures = [*samples]
         if samples:
-            compared = results.before(session, result, number, sequence), samples[sample]
+            pictures += [results.before(session, result, number, sequence)]
             text = (
                 f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after "
                 "right."
@@ -154,11 +206,28 @@ class Actions:
             text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
         else:
             text = f"{title(sequence)} was not repainted."
-        if uncertain := results.uncertainty(session, result, number, sequence):
+        if uncertain:
+            pictures += [uncertain[0]]
+        paths = session.write_pictures(pictures)
+        gallery = [(path, f"sample {n}") for n, path in enumerate(paths[: len(samples)])]
+        compared = (paths[len(samples)], paths[sample]) if samples else None
+        spread = gr.Image(visible=False)
+        if uncertain:
             label = f"Standard deviation, 0 to {uncertain[1]:.3g}"
-            spread = gr.Image(value=uncertain[0], label=label, visible=True)
-        gallery = [(picture, f"sample {n}") for n, picture in enumerate(samples)]
+            spread = gr.Image(value=paths[-1], label=label, visible=True)
         return gr.Column(visible=True), compared, gallery, spread, text, _paths(result, sample)
+
+    def _visitor(self, request: gr.Request) -> Visitor:
+        if not request.session_hash:
+            raise ValueError("the request needs a `session_hash`, the same for all of a session")
+        host = request.client.host if request.client else ""
+        return self._visitors.of(request.session_hash, client_of(host))
+
+    def _session(self, request: gr.Request) -> Session:
+        session = self._visitor(request).session
+        if session is None:
+            raise ValueError("load an image or an example first")
+        return session
 
 
 def in_sentences(function: Callable) -> Callable:
@@ -172,23 +241,30 @@ def in_sentences(function: Callable) -> Callable:
             raise gr.Error(
                 "Cancelled; nothing was kept.", title="", print_exception=False
             ) from None
-        except (ValueError, OSError) as error:
-            text = html.escape(str(error))
-            raise gr.Error(text, duration=20, print_exception=False) from error
-        except MemoryError as error:
-            text = "This is too large for the memory of the server."
-            raise gr.Error(text, print_exception=False) from error
+        except Exception as error:
+            raise gr.Error(_sentence(error), duration=20, print_exception=False) from error
 
     return wrapped
 
 
+def _sentence(error: Exception) -> str:
+    """What users read of an error; where the server's files lie is nobody's business."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{Path(error.filename).name}: " if isinstance(error.filename, str) else ""
+        return html.escape(f"{name}{error.strerror}")
+    if isinstance(error, ValueError | OSError):
+        return html.escape(str(error))
+    if isinstance(error, MemoryError):
+        return "This is too large for the memory of the server."
+    _log.warning("a request could not be answered", exc_info=error)
+    return (
+        "What was sent cannot be used: one of its values is of another kind than it has to be "
+        f"({type(error).__name__})."
+    )
+
+
 def title(sequence: str) -> str:
     return sequence.upper() if sequence in SEQUENCES else sequence
-
-
-def _loaded(session: Session | None) -> None:
-    if session is None:
-        raise ValueError("load an image or an example first")
 
 
 def _paths(result: Result, sample: int) -> list[str]:
@@ -215,10 +291,15 @@ def _painter(session: Session, number: int, sequence: str) -> gr.HTML:
     return _picture(session, number, sequence, value=value)
 
 
-def _replace(old: Session | None, session: Session):
-    """(session, no result, a sentence about what was loaded)"""
-    if old is not None:
-        old.close()
+def _paint(session: Session, value: Any) -> None:
+    """Takes over what the painter sends, see `painter.js`."""
+    box = value.get("box") if isinstance(value, dict) else None
+    if not isinstance(box, list) or not all(isinstance(name, str) for name in box):
+        raise ValueError("the painter's value must have a slice, runs, and a list of boxes")
+    session.paint(value.get("slice"), painter.from_runs(value.get("runs"), session.shape[1:]), box)
+
+
+def _loaded_sentence(session: Session) -> str:
     depth, height, width = session.shape
     slices = f"{depth} slices of " if depth > 1 else ""
     names = ", ".join(map(title, session.sequences))
@@ -227,7 +308,7 @@ def _replace(old: Session | None, session: Session):
         if isinstance(session.source, Case)
         else "The picture is taken as it is; the model expects anterior on top."
     )
-    return session, None, f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
+    return f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -243,12 +324,12 @@ def _ranges(numbers: list[int]) -> str:
 
 def _whole(name: str, value: Any) -> int:
     """A number of the page as an integer; the browser sends 25 as 25.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
     return int(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        raise ValueError(f"{name} must be a number, not {value!r:.40}")
     return float(value)

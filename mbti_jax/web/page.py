@@ -19,8 +19,9 @@ Scripts use it through `gradio_client`; the endpoints are
     sentence, files = client.predict([], 0, 2, 25, 0.4, api_name="/inpaint")
 """
 
-import functools
+import copy
 import html
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,10 +31,9 @@ from gradio import themes
 
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
-from mbti_jax.web import painter
+from mbti_jax.web import painter, storage
 from mbti_jax.web.actions import Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES
-from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import NIFTI_ENDINGS, SLICE_ENDINGS
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
 
@@ -42,9 +42,40 @@ _DISCLAIMER = (
     "This is no medical device: what is painted here was never in a patient and must not be used for "
     "diagnosis."
 )
-# Uploads and downloads are deleted: looked for every, when older than; seconds.
-_DELETE = (300, 3600)
 _MAX_SAMPLES, _MAX_STEPS = 16, 1000
+
+_log = logging.getLogger(__name__)
+
+
+class _Page(gr.Blocks):
+    """Gradio's page, with errors of requests in sentences where Gradio itself answers `null`."""
+
+    async def process_api(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        try:
+            return await super().process_api(*arguments, **settings)
+        except gr.Error:
+            raise
+        except Exception as error:
+            _log.warning("a request could not be answered", exc_info=True)
+            text = f"What was sent cannot be used ({type(error).__name__})."
+            raise gr.Error(text, print_exception=False) from error
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any):
+        try:
+            return await super().preprocess_data(block_fn, inputs, *rest, **more)
+        except gr.Error:
+            raise
+        except Exception as error:
+            text = f"The function takes {len(block_fn.inputs)} inputs, not {len(inputs)}."
+            for block, value in zip(block_fn.inputs, inputs, strict=False):
+                one = copy.copy(block_fn)
+                one.inputs = [block]
+                try:
+                    await super().preprocess_data(one, [value], *rest, **more)
+                except Exception:
+                    text = f"{block.label}: cannot be {value!r:.60}."
+                    break
+            raise gr.Error(html.escape(text), print_exception=False) from error
 
 
 def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
@@ -56,9 +87,9 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
         num_steps: DDIM steps that it offers at first.
     """
     parts = SimpleNamespace()
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=_DELETE) as page:
-        parts.session = gr.State(None, delete_callback=_close)
-        parts.result = gr.State(None)
+    with _Page(
+        title=_TITLE, analytics_enabled=False, delete_cache=(60, storage.UPLOAD_SECONDS)
+    ) as page:
         parts.sample = gr.State(0)
         gr.HTML(_header(inpainter))
         _choose_section(parts)
@@ -68,7 +99,6 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
         with gr.Column(visible=False) as parts.results:
             _results_section(parts)
         _connect(actions, parts)
-        page.unload(actions.leave)
     return page
 
 
@@ -159,7 +189,8 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
     # Scripts may name any; on the page `open` leaves those that there are.
     parts.sequences = gr.CheckboxGroup(list(SEQUENCES), value=[], label="Sequences to repaint")
     with gr.Row():
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=140)
+        # Without a precision, by which Gradio would round what is no whole number.
+        seed = gr.Number(0, label="Seed", step=1, minimum=0, min_width=140)
         samples = gr.Slider(1, _MAX_SAMPLES, value=2, step=1, label="Samples", min_width=220)
         steps = gr.Slider(1, _MAX_STEPS, value=num_steps, step=1, label="Steps", min_width=220)
         weight = gr.Number(
@@ -208,63 +239,54 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     """Which event calls which action, on what, and where the answer goes."""
     private: dict[str, Any] = {"api_visibility": "private"}
     silent = {**private, "show_progress": "hidden"}
-    session = parts.session
 
     def on(event, function, inputs, outputs, **settings):
         return event(in_sentences(function), inputs, outputs, **settings)
 
-    view = [session, parts.number, parts.sequence]
+    view = [parts.number, parts.sequence]
 
     def show_results(after):
-        inputs = [session, parts.result, parts.number, parts.sequence, parts.sample]
+        inputs = [*view, parts.sample]
         shown = [parts.results, parts.compare, parts.gallery, parts.spread]
         shown += [parts.caption, parts.downloads]
         on(after.success, actions.show, inputs, shown, **silent)
 
     def open_session(after):
         shown = [parts.board, parts.number, parts.sequence, parts.sequences, parts.work]
-        show_results(on(after.success, actions.open, [session], shown, **silent))
+        show_results(on(after.success, actions.open, None, shown, **silent))
 
-    loaded = [session, parts.result, parts.status]
-    inputs = [session, parts.files, parts.convention, parts.names]
-    open_session(on(parts.load.click, actions.load, inputs, loaded, api_name="load"))
+    inputs = [parts.files, parts.convention, parts.names]
+    open_session(on(parts.load.click, actions.load, inputs, parts.status, api_name="load"))
     for name, button in parts.examples.items():
-        load = functools.partial(actions.load_example, name=name)
-        open_session(on(button.click, load, [session], loaded, **private))
-    inputs = [session, parts.example]
-    on(parts.example.submit, actions.load_example, inputs, loaded, api_name="load_example")
+        open_session(on(button.click, actions.loader(name), None, parts.status, **private))
+    inputs = [parts.example]
+    on(parts.example.submit, actions.load_example, inputs, parts.status, api_name="load_example")
 
     # Unqueued, so that no stroke waits behind a run.
     unqueued = {**silent, "queue": False}
-    on(parts.board.input, actions.paint, [session, parts.board], None, **unqueued)
+    on(parts.board.input, actions.paint, [parts.board], None, **unqueued)
     # Of the positions that the slider passes only the last one counts.
     latest = {**silent, "trigger_mode": "always_last"}
     show_results(on(parts.number.input, actions.turn_to, view, parts.board, **latest))
     show_results(on(parts.sequence.input, actions.show_sequence, view, parts.board, **latest))
-    inputs = [session, parts.roi_file, parts.labels, parts.boxes]
+    inputs = [parts.roi_file, parts.labels, parts.boxes]
     open_session(on(parts.take.click, actions.set_roi, inputs, parts.status, api_name="set_roi"))
 
-    inputs = [session, parts.board]
-    asked = on(parts.start.click, actions.ask, inputs, parts.outcome, **unqueued)
+    asked = on(parts.start.click, actions.ask, [parts.board], parts.outcome, **unqueued)
     ran = on(
         asked.success,
         actions.inpaint,
-        [session, parts.sequences, *parts.settings],
-        [parts.result, parts.outcome, parts.downloads],
+        [parts.sequences, *parts.settings],
+        [parts.outcome, parts.downloads],
         api_name="inpaint",
-        # One at a time: the device is the same for all.
-        concurrency_limit=1,
+        # They wait in a line of their own for the device, which is the same for all.
+        concurrency_limit=None,
         show_progress_on=parts.outcome,
     )
     show_results(on(ran.success, lambda: 0, None, parts.sample, **silent))
-    on(parts.cancel.click, actions.cancel, [session], None, queue=False, api_name="cancel")
+    on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
     show_results(on(parts.gallery.select, _chosen, None, parts.sample, **silent))
 
 
 def _chosen(event: gr.SelectData) -> int:
     return event.index
-
-
-def _close(session: Session | None) -> None:
-    if session is not None:
-        session.close()

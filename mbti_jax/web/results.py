@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from mbti_jax.diffusion.samplers.driver import Progress
+from mbti_jax.diffusion.samplers.driver import Cancel, Progress
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
 from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume, Inpainter
@@ -21,6 +22,7 @@ from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
+from mbti_jax.web import uploads
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
@@ -30,6 +32,9 @@ from tfds_brats.slices import bounding_box
 Z_SIGMA_MM = 2.0
 # Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
 _LEAST_SIDE, _MARGIN = 480, 6
+_MOST_PIXELS = 2**22
+# Of a pixel that is made: twice in float64, once in float32 while it is sampled, once while it is kept.
+_PIXEL_BYTES = 8 + 8 + 4 + 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Result:
 
     Attributes:
         slices: the numbers of the repainted slices.
-        values: sequence -> float64 [num_samples, len(slices), H, W] in the file's units, the image
+        values: sequence -> float32 [num_samples, len(slices), H, W] in the file's units, the image
             outside the ROI.
         roi: bool [len(slices), H, W].
         files: for each sample its files.
@@ -68,6 +73,7 @@ def run(
     *,
     sequences: Sequence[str] = (),
     num_samples: int = 1,
+    cancel: Cancel | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Repaints what is painted, and writes the results into the session's folder.
@@ -79,12 +85,14 @@ def run(
         sampling: how the samples are drawn.
         sequences: those to repaint; empty for all.
         num_samples: how many samples.
+        cancel: asked between chunks of steps; true ends the run. Default: whether the session is
+            cancelled.
         progress: called with (steps done, steps in all).
 
     Raises:
         ValueError: nothing is painted, ROIs that do not go together, a setting out of its range, or
             more images than the limit.
-        SamplingCancelled: `session.cancelled` was set.
+        SamplingCancelled: `cancel` returned true.
         OSError: the files cannot be written.
     """
     rois = session.rois()
@@ -96,10 +104,17 @@ def run(
             f"{len(session.painted)} slices x {len(sequences)} sequences x {num_samples} samples are "
             f"{count} images; at most {limits.images} are made in one run"
         )
-    options = {"progress": progress, "cancel": session.cancelled.is_set}
+    # Values of the sampler and of the window, and those that are kept.
+    uploads.check_memory(
+        session.name,
+        f"what is made of {count} images",
+        count * _PIXEL_BYTES * math.prod(session.shape[1:]),
+        limits,
+    )
+    options = {"progress": progress, "cancel": cancel or session.cancelled.is_set}
     folder = session.folder / "result"
     shutil.rmtree(folder, ignore_errors=True)
-    source, slices = session.source, sorted(session.painted)
+    source, slices = session.source, np.flatnonzero(rois.union.any((1, 2))).tolist()
     with new_folder(folder) as target:
         folders = [target / f"sample_{number:03d}" for number in range(num_samples)]
         for one in folders:
@@ -112,7 +127,8 @@ def run(
             values = {}
             for name in sequences:
                 painted = np.stack([sample.values[name][slices] for sample in samples])
-                values[name] = np.where(rois.union[slices], painted, session.volumes[name][slices])
+                kept = np.where(rois.union[slices], painted, session.volumes[name][slices])
+                values[name] = kept.astype(np.float32)
             warnings = samples[0].details["warnings"]
         else:
             if sequences != session.sequences:
@@ -124,7 +140,8 @@ def run(
             )
             _write_slice(inpainter, session, source, inpainted, folders)
             by_channel = inpainted.images.reshape(num_samples, 1, *source.shape[:2], -1)
-            values = dict(zip(sequences, np.moveaxis(by_channel, -1, 0), strict=True))
+            by_sequence = np.moveaxis(by_channel, -1, 0).astype(np.float32)
+            values = dict(zip(sequences, by_sequence, strict=True))
             warnings = inpainted.provenance["warnings"]
     files = [sorted((folder / one.name).iterdir()) for one in folders]
     archive = folder / f"{session.name}-inpainted.zip"
@@ -209,4 +226,8 @@ def _close_up(session: Session, result: Result, picture: np.ndarray) -> np.ndarr
     shown = np.logical_or(session.brain.any(0), result.roi.any(0))
     y0, x0, y1, x1 = bounding_box(shown)
     y0, x0 = max(y0 - _MARGIN, 0), max(x0 - _MARGIN, 0)
-    return pictures.enlarge(picture[y0 : y1 + _MARGIN, x0 : x1 + _MARGIN], _LEAST_SIDE)
+    cut = picture[y0 : y1 + _MARGIN, x0 : x1 + _MARGIN]
+    height, width = cut.shape[:2]
+    # Of a narrow one the shorter side stays shorter.
+    factor = max(1, math.isqrt(_MOST_PIXELS // (height * width)))
+    return pictures.enlarge(cut, min(_LEAST_SIDE, factor * min(height, width)))

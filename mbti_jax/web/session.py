@@ -3,13 +3,17 @@
 import contextlib
 import dataclasses
 import re
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mbti_jax.inference import checks, inputs
 from mbti_jax.inference.inpainter import Inpainter
@@ -35,9 +39,12 @@ class Session:
         scales: sequence -> the scale by which it is shown, and repainted.
         brain: bool [Z, H, W].
         files: the user's images.
+        uploads: the files that these, and ROIs, are copies of.
         painted: slice number -> uint8 [H, W] with the numbers of `ROI_LABELS`, 0 where nothing is.
         box: names of the tissues to be treated as bounding boxes.
-        busy: whether a run is waiting or under way.
+        result: what the last run made, a `results.Result`.
+        busy: whether a run is asked for, waiting or under way.
+        running: whether it is waiting or under way.
         cancelled: set to stop it.
     """
 
@@ -48,10 +55,15 @@ class Session:
     scales: dict[str, IntensityScale]
     brain: np.ndarray
     files: list[Path]
+    uploads: tuple[Path, ...] = ()
     painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     box: tuple[str, ...] = ()
+    result: Any = None
     busy: bool = False
+    running: bool = False
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
+    _closed: bool = False
+    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @property
     def sequences(self) -> tuple[str, ...]:
@@ -81,7 +93,7 @@ class Session:
         """uint8 [H, W], what is painted in a slice."""
         return self.painted.get(number, np.zeros(self.shape[1:], np.uint8))
 
-    def paint(self, number: int, labels: np.ndarray, box: Collection[str]) -> None:
+    def paint(self, number: Any, labels: np.ndarray, box: Collection[str]) -> None:
         """Takes over what is painted in a slice, and which tissues are boxes (in all slices).
 
         Raises:
@@ -115,9 +127,30 @@ class Session:
         """uint8 [H, W, 3], a slice in gray."""
         return pictures.gray(self.scales[sequence].to_model(self.volumes[sequence][number]))
 
+    def write_pictures(self, pictures: Sequence[np.ndarray]) -> list[str]:
+        """Writes what is shown, uint8 [h, w, 3] each, as PNG; that of the time before last is deleted.
+
+        Raises:
+            ValueError: the session was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ValueError("these images are not kept any more; load them again")
+            shown = self.folder / "shown"
+            shown.mkdir(exist_ok=True)
+            # The browser may still be fetching the last ones. No name is used twice, as it keeps copies.
+            for old in sorted(shown.iterdir(), key=lambda path: int(path.name))[:-1]:
+                shutil.rmtree(old, ignore_errors=True)
+            folder = shown / str(time.monotonic_ns())
+            folder.mkdir()
+            paths = [folder / f"{number}.png" for number in range(len(pictures))]
+            for path, picture in zip(paths, pictures, strict=True):
+                Image.fromarray(picture).save(path)
+            return list(map(str, paths))
+
     def begin(self) -> None:
         """A run is asked for: it may be cancelled from now on."""
-        if not self.busy:
+        if not self.running:
             self.busy = True
             self.cancelled.clear()
 
@@ -130,10 +163,37 @@ class Session:
         if self.busy:
             self.cancelled.set()
 
+    @contextlib.contextmanager
+    def run(self) -> Iterator[None]:
+        """While a run of this session waits or is under way.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        with self._lock:
+            if self.running:
+                raise ValueError("your last run is still under way; wait for it or cancel it")
+            if not self.busy:
+                self.begin()
+            self.running = True
+            if self._closed:
+                self.cancelled.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.running = False
+            self.end()
+            if self._closed:
+                self.close()
+
     def close(self) -> None:
-        """Stops the sampling and deletes the files."""
-        self.cancelled.set()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Stops the sampling and deletes the files; those of a run when it has stopped."""
+        with self._lock:
+            self._closed = True
+            self.cancelled.set()
+            if not self.running:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def load_files(
@@ -143,6 +203,7 @@ def load_files(
     inpainter: Inpainter,
     root: Path,
     limits: Limits,
+    admit: Callable[[int], None] = lambda size: None,
 ) -> Session:
     """A session of uploaded files: one slice (PNG or npy), or the volumes of one case (NIfTI).
 
@@ -154,6 +215,8 @@ def load_files(
         sequences: names of the files' sequences in their order, where there is no convention.
         root: folder in which the session makes its own.
         limits: what is accepted.
+        admit: called with the bytes that the images will take, before any is decoded; raises ValueError
+            where there is no room for them.
 
     Raises:
         ValueError: files that cannot be used; the message names the file.
@@ -163,6 +226,7 @@ def load_files(
         on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
         # Where the convention of MSD looks for images.
         files = uploads.copy_in(paths, folder / "imagesTr", limits)
+        admit(uploads.memory_needed(files, limits))
         if not any(map(uploads.is_nifti, files)):
             session = _slice_session(files, convention, sequences, inpainter, folder, limits)
         elif not all(map(uploads.is_nifti, files)):
@@ -192,6 +256,7 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
         _named_as_uploaded(Path(folder)),
     ):
         (file,) = uploads.copy_in([path], Path(folder), limits)
+        uploads.memory_needed([file], limits)
         if isinstance(source, Case) != uploads.is_nifti(file):
             kinds = "volume is a NIfTI", "single slice is a PNG or npy"
             raise ValueError(f"{file.name}: the ROI of a {kinds[uploads.is_nifti(file)]} file")
@@ -204,9 +269,13 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
 
 
 def new_session_folder(root: Path) -> Path:
-    """A new folder below `root` for the files of one session."""
-    root.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=root))
+    """A new folder below `root` for the files of one session.
+
+    Who knows its name can have what is in it, so nobody can guess it.
+    """
+    folder = root / secrets.token_hex(16)
+    folder.mkdir(mode=0o700, parents=True)
+    return folder
 
 
 @contextlib.contextmanager
@@ -294,6 +363,7 @@ def _slice_session(
 def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
     """A session of a case that has been read; raises ValueError if the model cannot paint it."""
     sequences = inpainter.sequences_of(case)
+    case = _in_float32(case)
     return Session(
         case.subject,
         folder,
@@ -302,4 +372,27 @@ def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
         scales={name: case.scale(name) for name in sequences},
         brain=to_slices(case.brain),
         files=list(dict.fromkeys(case.files.images.values())),
+    )
+
+
+def _in_float32(case: Case) -> Case:
+    """The case with what is scaled, or stored in more than 32 bits, in float32.
+
+    `Case.values` works in float64, which takes eight times the memory of scaled bytes.
+    """
+    images = {}
+    for name, stored in case.images.items():
+        is_scaled = (case.slope[name], case.intercept[name]) != (1, 0)
+        if is_scaled or stored.dtype.itemsize > 4:
+            images[name] = np.empty_like(stored, np.float32)
+            for z in range(stored.shape[2]):
+                part = dataclasses.replace(case, images={name: stored[..., z]})
+                images[name][..., z] = part.values(name)
+    if not images:
+        return case
+    return dataclasses.replace(
+        case,
+        images={**case.images, **images},
+        slope={**case.slope, **{name: 1.0 for name in images}},
+        intercept={**case.intercept, **{name: 0.0 for name in images}},
     )

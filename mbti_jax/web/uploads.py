@@ -2,17 +2,28 @@
 
 import dataclasses
 import gzip
+import io
+import math
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 from PIL import Image
+
+from mbti_jax.rois.kinds import NUM_KINDS
+from tfds_brats.volumes import read_geometry
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 SLICE_ENDINGS = (".png", ".npy")
 _MB = 10**6
-_MAX_FILES = 8
+MAX_FILES = 8
+_NIFTI2_BYTES = 540
+# Of a number of an image: float32. Of a pixel with its ROIs: the brain, what is painted, the masks of
+# all kinds, and the same with boxes filled. Of a PNG's number: at most 16 bits.
+_IMAGE_BYTES, _MASK_BYTES, _PNG_BYTES = 4, 2 + 2 * NUM_KINDS, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +35,18 @@ class Limits:
         volume_mb: size of a NIfTI file after decompression, in 10^6 bytes.
         pixels: pixels of a slice, in a picture or in a volume.
         images: images to sample in one run: slices x sequences x samples.
+        memory_mb: what the images of one user, or the results of a run, become in memory.
+        total_mb: the same of all users.
+        uploads_mb: all uploads that lie on disk.
     """
 
     upload_mb: int
     volume_mb: int
     pixels: int
     images: int
+    memory_mb: int = 1000
+    total_mb: int = 4000
+    uploads_mb: int = 2000
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -45,10 +62,8 @@ def copy_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[P
     """
     if not paths:
         raise ValueError("choose a file first")
-    if len(paths) > _MAX_FILES:
-        raise ValueError(
-            f"these are {len(paths)} files; at most {_MAX_FILES} of one case are taken"
-        )
+    if len(paths) > MAX_FILES:
+        raise ValueError(f"these are {len(paths)} files; at most {MAX_FILES} of one case are taken")
     copies = []
     for source in map(Path, paths):
         target = folder / source.name
@@ -68,7 +83,7 @@ def copy_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[P
         elif source.suffix.lower() not in SLICE_ENDINGS:
             endings = ", ".join((*SLICE_ENDINGS, *NIFTI_ENDINGS))
             raise ValueError(f"{source.name}: is of a kind that is not read; these are: {endings}")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         copies.append(Path(shutil.copyfile(source, target)))
     return copies
 
@@ -78,20 +93,96 @@ def is_nifti(path: Path) -> bool:
 
 
 def check_slice(name: str, shape: Sequence[int], limits: Limits) -> None:
-    """Raises ValueError if slices [H, W] are larger than the page takes."""
+    """Raises ValueError if slices [H, W] are larger or longer than the page takes."""
     height, width = shape
-    if height * width > limits.pixels:
+    longest = 2 * math.isqrt(limits.pixels)
+    if height * width > limits.pixels or max(height, width) > longest:
         raise ValueError(
-            f"{name}: has slices of {width} x {height} pixels; at most {limits.pixels} are taken"
+            f"{name}: has slices of {width} x {height} pixels; at most {limits.pixels} are taken, and "
+            f"{longest} on a side"
         )
+
+
+def check_memory(name: str, what: str, size: int, limits: Limits) -> int:
+    """`size` in bytes; raises ValueError if that is more than one user may have."""
+    if size > limits.memory_mb * _MB:
+        raise ValueError(
+            f"{name}: {what} becomes {size / _MB:.0f} MB in memory; at most {limits.memory_mb} MB are "
+            "taken"
+        )
+    return size
+
+
+def memory_of_masks(pixels: int) -> int:
+    """The bytes of the ROIs of so many pixels."""
+    return _MASK_BYTES * pixels
+
+
+def memory_needed(files: Sequence[Path], limits: Limits) -> int:
+    """The bytes that images become, from the headers of their files: nothing is decoded.
+
+    They are all images in float32, the masks of the ROIs, and the largest file while it is read.
+
+    Raises:
+        ValueError: that is more than one user may have, or a header says that its file cannot be read;
+            the message names the file.
+    """
+    headers = {path: _header(path, limits) for path in files}
+    largest = max(headers, key=lambda path: math.prod(headers[path][0]))
+    shape, _ = headers[largest]
+    pixels = math.prod(shape[:3] if is_nifti(largest) else shape[:2])
+    size = (
+        _IMAGE_BYTES * sum(math.prod(shape) for shape, _ in headers.values())
+        + memory_of_masks(pixels)
+        + 2 * max(math.prod(shape) * itemsize for shape, itemsize in headers.values())
+    )
+    of_all = f"with {len(files) - 1} more" if len(files) > 1 else "with its ROIs"
+    return check_memory(largest.name, f"{' x '.join(map(str, shape))} {of_all}", size, limits)
+
+
+def _header(path: Path, limits: Limits) -> tuple[tuple[int, ...], int]:
+    """(shape, bytes of a stored number) of an image."""
+    if is_nifti(path):
+        shape, _ = read_geometry(path)
+        itemsize = _voxel_bytes(path)
+        if math.prod(shape) * itemsize > limits.volume_mb * _MB:
+            raise ValueError(
+                f"{path.name}: holds {math.prod(shape) * itemsize / _MB:.0f} MB of voxels; at most "
+                f"{limits.volume_mb} MB are taken"
+            )
+        check_slice(path.name, shape[:2], limits)
+        return shape, itemsize
+    if path.suffix.lower() == ".npy":
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # Of a damaged header numpy raises what its parser happens to.
+            raise ValueError(f"{path.name}: cannot be read: {error}") from error
+        if array.ndim in (2, 3):  # Others are refused by what reads them.
+            check_slice(path.name, array.shape[:2], limits)
+        return array.shape, array.dtype.itemsize
+    with Image.open(path, formats=["PNG"]) as picture:
+        return (picture.height, picture.width, len(picture.getbands())), _PNG_BYTES
+
+
+def _voxel_bytes(path: Path) -> int:
+    with (gzip.open if _is_gzip(path) else open)(path, "rb") as file:
+        start = io.BytesIO(file.read(_NIFTI2_BYTES))
+    is_nifti2 = _NIFTI2_BYTES in (int.from_bytes(start.read(4), o) for o in ("little", "big"))
+    start.seek(0)
+    header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(start, check=False)
+    return header.get_data_dtype().itemsize
+
+
+def _is_gzip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def _check_unpacked(path: Path, limits: Limits) -> None:
     """A few kilobytes can hold gigabytes of zeros, so the stream is measured before it is read."""
+    if not _is_gzip(path):
+        return  # As large as the upload.
     with path.open("rb") as file:
-        if file.read(2) != b"\x1f\x8b":
-            return  # Not compressed: as large as the upload.
-        file.seek(0)
         left = limits.volume_mb * _MB
         try:
             with gzip.GzipFile(fileobj=file) as stream:

@@ -15,13 +15,15 @@ from nibabel.orientations import (
 )
 from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
-from tiny_inpainter import make_mask, make_slice, tiny_inpainter
+from tiny_inpainter import WINDOW, make_mask, make_slice, tiny_inpainter, tiny_metadata, tiny_params
 
 from configs.inpaint import get_config
 from mbti_jax import Sampling
 from mbti_jax.commands import inpaint
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.inputs import named_files
 from mbti_jax.rois.kinds import COLORS
+from tfds_brats.locking import only_process_in
 
 SUBJECT = "BraTS2021_00001"
 
@@ -346,3 +348,145 @@ def test_requests_refused(source, tmp_path, change, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(tmp_path / "out", **{**of_case(source), **change})
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def of_files(tmp_path: Path, name: str = "image.nii.gz") -> dict:
+    """A case of four files, each in a folder of its own, and an ROI."""
+    images, labels = make_arrays(0)
+    paths = {s: write_volume(tmp_path / "in" / s / name, image) for s, image in images.items()}
+    roi = write_volume(tmp_path / "roi.nii.gz", (labels > 0).astype(np.uint8) * 5)
+    return {"images": {s: str(path) for s, path in paths.items()}, "roi": str(roi)}
+
+
+def test_files_of_one_name_get_results_and_digests_of_their_own(tmp_path):
+    fields = of_files(tmp_path)
+    out = run(tmp_path / "out", **fields) / "image" / "sample_000"
+    roi = stored(Path(fields["roi"])) > 0
+    for name, image in make_arrays(0)[0].items():
+        after = stored(out / f"image-{name}-inpainted.nii.gz")
+        np.testing.assert_array_equal(after[~roi], image[~roi])
+    inputs = json.loads((out / "provenance.json").read_text())["inputs"]
+    assert set(inputs) == {"roi.nii.gz", *(f"{name}/image.nii.gz" for name in SUFFIXES)}
+    assert len(set(inputs.values())) == 5
+
+
+def test_an_roi_named_like_an_image_hides_no_change_of_it(tmp_path):
+    fields = of_files(tmp_path)
+    roi = tmp_path / "drawn" / "image.nii.gz"
+    roi.parent.mkdir()
+    Path(fields["roi"]).rename(roi)
+    run(tmp_path / "out", **{**fields, "roi": str(roi)})
+    image = Path(fields["images"]["t1"])
+    write_volume(image, stored(image)[::-1].copy())
+    with pytest.raises(ValueError, match=r"another request.*inputs"):
+        run(tmp_path / "out", **{**fields, "roi": str(roi)})
+
+
+def test_one_file_for_two_sequences_is_refused(tmp_path):
+    fields = of_files(tmp_path)
+    fields["images"]["t2"] = fields["images"]["t1"]
+    with pytest.raises(ValueError, match="is given for t1 and for t2"):
+        run(tmp_path / "out", **fields)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "subject"),
+    [
+        (("sub-01_t1", "sub-01_t1ce", "sub-01_t2", "sub-01_flair"), "sub-01"),
+        (("x_t1", "x_t1ce"), "x"),
+        (("t1", "t1ce", "t2", "flair"), "t1"),
+        (("scan.1-t1", "scan.1-t1ce", "scan.1-t2"), "scan.1"),
+    ],
+)
+def test_a_case_is_named_by_what_its_files_have_in_common(tmp_path, names, subject):
+    given = dict(zip(("t1", "t1ce", "t2", "flair"), names, strict=False))
+    # In another order: of a config the fields come sorted, FLAIR first.
+    paths = {
+        s: str(write_volume(tmp_path / f"{n}.nii.gz", make_arrays(0)[0][s]))
+        for s, n in given.items()
+    }
+    assert named_files(dict(sorted(paths.items()))).subject == subject
+
+
+def test_a_case_without_tumor_does_not_stop_the_others(tmp_path):
+    for number in range(3):
+        folder = write_case(tmp_path / "in", f"BraTS2021_{number:05d}", number)
+        if number == 1:
+            write_volume(folder / f"{folder.name}_seg.nii.gz", np.zeros(SHAPE, np.uint8))
+    for _ in range(2):  # And again when the others are there.
+        with pytest.raises(
+            ValueError, match=r"1 of 3 cases could not be done(?s:.*)00001: .*no tumor"
+        ):
+            run(tmp_path / "out", **of_case(tmp_path / "in"))
+        names = ["BraTS2021_00000", "BraTS2021_00002"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
+@pytest.mark.parametrize("layout", ["files", "nnunet"])
+def test_an_roi_in_air_is_refused_before_sampling(source, tmp_path, layout):
+    roi = np.zeros(SHAPE, np.uint8)
+    roi[:2, :2, 2:4] = 2
+    path = write_volume(tmp_path / "roi.nii.gz", roi)
+    with pytest.raises(ValueError, match="edema lies wholly outside of the brain"):
+        run(tmp_path / "out", **of_case(source, tumor="", roi=str(path), layout=layout))
+    assert not (tmp_path / "out").exists()
+
+
+def test_tumor_on_background_is_counted_in_the_record(source, tmp_path):
+    roi = np.zeros(SHAPE, np.uint8)
+    roi[0:6, 8, 2] = 2  # The brain begins at 3.
+    path = write_volume(tmp_path / "roi.nii.gz", roi)
+    out = run(tmp_path / "out", **of_case(source, tumor="", roi=str(path), box=("tumor",)))
+    record = json.loads((out / SUBJECT / "sample_000" / "provenance.json").read_text())
+    assert record["rois"]["edema"]["pixels_on_background"] == 3
+    assert "3 of 6 pixels of edema lie on background" in record["warnings"]
+    assert "box names tumor, of which there is no ROI" in record["warnings"]
+
+
+def test_float_labels_count_as_whole_within_a_thousandth(source, tmp_path):
+    roi = (make_arrays(0)[1] > 0) * 5
+    path = write_volume(tmp_path / "roi.nii.gz", (roi * (1 + 1e-4)).astype(np.float32))
+    run(tmp_path / "out", **of_case(source, tumor="", roi=str(path)))
+    write_volume(path, (roi * 1.1).astype(np.float32))
+    with pytest.raises(ValueError, match=r"roi\.nii\.gz: .*not whole numbers"):
+        run(tmp_path / "other", **of_case(source, tumor="", roi=str(path)))
+
+
+def test_a_box_that_the_mode_never_makes_is_refused(source, tmp_path):
+    with pytest.raises(ValueError, match="box names edema, but tumor=remove makes normal only"):
+        run(tmp_path / "out", **of_case(source, box=("edema",)))
+
+
+def test_the_challenge_passes_over_what_macos_left(tmp_path):
+    images, labels = make_arrays(3)
+    folder, subject = tmp_path / "in", "BraTS-GLI-00009-000"
+    mask = labels > 0
+    write_volume(folder / f"{subject}-t1n-voided.nii.gz", np.where(mask, 0, images["t1"]))
+    write_volume(folder / f"{subject}-mask.nii.gz", mask.astype(np.uint8))
+    for path in list(folder.iterdir()):
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07")
+    write_volume(folder / "BraTS-GLI-00010-000-t1n-voided.nii.gz", images["t1"])
+    fields = {"layout": "brats_inpainting", "source": str(folder)}
+    with pytest.raises(ValueError, match=r"1 of 2 cases.*(?s:.*)00010-000 lacks .*-mask\.nii\.gz"):
+        run(tmp_path / "out", **fields)
+    assert (tmp_path / "out" / f"{subject}-t1n-inference.nii.gz").is_file()
+
+
+def test_a_second_process_is_refused(source, tmp_path):
+    with (
+        only_process_in(tmp_path / "out"),
+        pytest.raises(ValueError, match="another run is writing"),
+    ):
+        run(tmp_path / "out", **of_case(source))
+
+
+def test_the_training_pixels_size_scales_the_window():
+    metadata = tiny_metadata()
+    metadata["contract"]["data"]["pixel_size_mm"] = 2.0
+    inpainter = Inpainter(tiny_params(metadata), metadata, 4)
+    image, mask = make_slice((90, 80)), make_mask((90, 80), (40, 35, 50, 45))
+    for pixel_size, side in ((2.0, WINDOW), (1.0, 2 * WINDOW)):
+        result = inpainter.inpaint(image, {"edema": mask}, Sampling(2), pixel_size=pixel_size)
+        rows = result.provenance["geometry"]["rows"]
+        assert rows[1] - rows[0] >= side and (pixel_size == 2.0 or rows[1] - rows[0] == side)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 
-from tfds_brats.cases import find_cases, read_case, survey_case
+from tfds_brats.cases import find_cases, for_each_case, read_case, search_cases, survey_case
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError
 
 HYPHEN = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f"}
+UPENN = {"t1": "_T1", "t1ce": "_T1GD", "t2": "_T2", "flair": "_FLAIR"}
+UCSF = UPENN | {"t1ce": "_T1c"}
 CASE = "BraTS2021_00000"
 
 
@@ -363,3 +365,116 @@ def test_real_case_without_ground_truth(real_cases):
         for sequence, suffix in HYPHEN.items():
             expected = nib.load(folder / f"{subject}{suffix}.nii.gz").get_fdata()
             np.testing.assert_array_equal(case.values(sequence), expected)
+
+
+@pytest.mark.parametrize(
+    ("convention", "subject", "patient", "suffixes", "label_suffix"),
+    [
+        ("fets2022", "FeTS2022_00007", "FeTS2022_00007", None, "_seg"),
+        ("brats2023", "BraTS-MET-00086-001", "BraTS-MET-00086", HYPHEN, "-seg"),
+        ("brats2024_goat", "BraTS-GoAT-00003", "BraTS-GoAT-00003", HYPHEN, "-seg"),
+        ("ucsf_pdgm", "UCSF-PDGM-0004_FU003d", "UCSF-PDGM-0004", UCSF, "_tumor_segmentation"),
+        ("upenn_gbm", "UPENN-GBM-00024_21", "UPENN-GBM-00024", UPENN, "_segm"),
+    ],
+)
+def test_reads_other_releases(tmp_path, convention, subject, patient, suffixes, label_suffix):
+    options = {"suffixes": suffixes} if suffixes else {}
+    write_case(tmp_path, subject, label_suffix=label_suffix, **options)
+    enhancement = 4 if convention in ("fets2022", "ucsf_pdgm", "upenn_gbm") else 3
+    labels = np.resize(np.array([0, 1, 2, enhancement], np.uint8), SHAPE)
+    write_volume(tmp_path / subject / f"{subject}{label_suffix}.nii.gz", labels)
+    case = read_only_case(tmp_path, convention)
+    assert (case.subject, case.patient) == (subject, patient)
+    np.testing.assert_array_equal(case.labels, np.resize([0, 1, 2, 3], SHAPE))
+    np.testing.assert_array_equal(case.images["t1ce"], make_arrays(0)[0]["t1ce"])
+
+
+def test_a_segmentation_may_lie_in_another_folder(tmp_path):
+    subject = "UPENN-GBM-00001_11"
+    write_case(tmp_path / "images", subject, suffixes=UPENN, label_suffix="_segm")
+    (tmp_path / "segm").mkdir()
+    name = f"{subject}_segm.nii.gz"
+    (tmp_path / "images" / subject / name).rename(tmp_path / "segm" / name)
+    assert read_only_case(tmp_path, "upenn_gbm").files.labels == tmp_path / "segm" / name
+    shutil.copytree(tmp_path / "segm", tmp_path / "copy")
+    with pytest.raises(CaseError, match=rf"{name} and .*{name} are duplicates"):
+        find_cases(tmp_path, "upenn_gbm")
+
+
+def test_endings_count_in_any_capitals_and_hidden_folders_do_not(tmp_path, case):
+    path = case / f"{CASE}_t1.nii.gz"
+    path.rename(case / f"{CASE}_t1.NII.GZ")
+    shutil.copytree(case, tmp_path / ".partial.copy" / CASE)
+    assert read_only_case(case.parent).files.images["t1"].name == f"{CASE}_t1.NII.GZ"
+
+
+def test_a_segmentation_alone_is_no_case(case):
+    for name in ("t1", "t1ce", "t2", "flair"):
+        path = case / f"{CASE}_{name}.nii.gz"
+        path.rename(case / f"{CASE}_{name.upper()}.nii.gz")
+    for sequences in ((), ("t1",)):
+        with pytest.raises(CaseError, match=f"no image named {CASE}_t1.nii.gz.*holds.*_T1CE"):
+            find_cases(case, "brats2021", sequences=sequences)
+
+
+@pytest.mark.parametrize("copy", [shutil.copy, lambda a, b: b.symlink_to(a)])
+def test_one_image_cannot_be_two_sequences(case, copy):
+    (case / f"{CASE}_t1ce.nii.gz").unlink()
+    copy(case / f"{CASE}_t1.nii.gz", case / f"{CASE}_t1ce.nii.gz")
+    with pytest.raises(CaseError, match=r"_t1\.nii\.gz: is the same image as .*_t1ce\.nii\.gz"):
+        read_only_case(case)
+
+
+def test_implausible_cases_are_reported(case):
+    assert read_only_case(case).warnings == []
+    images, labels = make_arrays(0)
+    flair = images["flair"].copy()
+    flair[:9] = 0
+    write_volume(case / f"{CASE}_flair.nii.gz", flair)
+    labels[0, 0, 2:5] = 2
+    write_volume(case / f"{CASE}_seg.nii.gz", labels)
+    brain = np.any([images[name] != 0 for name in ("t1", "t1ce", "t2")], axis=0)
+    share = f"{1 - (flair != 0).sum() / brain.sum():.0%}"
+    first, second = read_only_case(case).warnings
+    assert first == f"flair is zero in {share} of the brain"
+    assert second.startswith("3 voxels of tumor are on background")
+
+
+def test_cases_that_cannot_be_used_do_not_stop_the_others(tmp_path):
+    for number in range(3):
+        write_case(tmp_path, f"BraTS2021_{number:05d}", number)
+    (tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz").unlink()
+    cases, problems = search_cases(tmp_path, "brats2021")
+    done = []
+
+    def do(files):
+        if files.subject == "BraTS2021_00001":
+            raise CaseError("second: no tumor")
+        done.append(files.subject)
+
+    with pytest.raises(CaseError) as error:
+        for_each_case(cases, problems, do)
+    assert done == ["BraTS2021_00002"]
+    head, first, second = str(error.value).splitlines()
+    assert head == "2 of 3 cases could not be done; the other 1 are done:"
+    assert "lacks BraTS2021_00000_t1.nii.gz" in first and second == "second: no tumor"
+
+    def full(files):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        for_each_case(cases, [], full)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("sub-01_T1w.nii.gz", r"images\.t1=FILE"),
+        ("sub-01_T1w.mgz", "mri_convert"),
+        ("notes.txt", "nor any other NIfTI"),
+    ],
+)
+def test_names_of_no_convention_lead_to_the_way_out(tmp_path, name, sentence):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(CaseError, match=sentence):
+        find_cases(tmp_path, "brats2021")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from tfds_brats.locking import LOCK_FILE, LockedError, only_process_in
+from tfds_brats.locking import LockedError, lock_file, only_process_in
 
 # Takes the lock, says so, and keeps it until its standard input ends.
 HOLDER = """
@@ -45,14 +45,14 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
         assert f"process {holder.pid} on {socket.gethostname()} since 20" in line
     holder.communicate("")
     with only_process_in(folder):
-        assert f"process {os.getpid()}" in (folder / LOCK_FILE).read_text()
+        assert f"process {os.getpid()}" in (folder / lock_file("run")).read_text()
 
 
 def test_what_a_killed_process_left_locks_nothing(tmp_path):
     holder = start_holder(tmp_path)
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert f"process {holder.pid}" in (tmp_path / LOCK_FILE).read_text()
+    assert f"process {holder.pid}" in (tmp_path / lock_file("run")).read_text()
     with only_process_in(tmp_path):
         pass
 
@@ -80,6 +80,11 @@ def test_one_process_cannot_take_it_twice_and_other_folders_are_free(tmp_path):
         pytest.raises(LockedError),
         only_process_in(tmp_path / "a"),
     ):
+        pass
+
+
+def test_a_run_may_build_in_its_own_folder(tmp_path):
+    with only_process_in(tmp_path, "run"), only_process_in(tmp_path, "build"):
         pass
 
 

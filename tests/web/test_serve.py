@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import os
 import socket
 import zipfile
 
@@ -15,6 +16,7 @@ from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 
 from configs.serve import get_config
 from mbti_jax.commands import serve
+from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import painter, results
@@ -258,3 +260,51 @@ def test_without_gradio(monkeypatch):
 
 def test_the_page_stays_on_this_machine_by_default():
     assert get_config().host == "127.0.0.1"
+
+
+class TestWhoMayUseThePage:
+    """Others than the own machine need a password, or the page has to be opened explicitly."""
+
+    @pytest.fixture(autouse=True)
+    def quiet(self, monkeypatch):
+        monkeypatch.delenv("MBTI_PASSWORD", raising=False)
+        monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+
+    def settings(self, host, **changes):
+        config = get_config()
+        config.host = host
+        config.update(changes)
+        return from_config(serve.ServeSettings, config)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost", "::1"])
+    def test_here(self, host, capsys):
+        assert serve.read_password(self.settings(host)) is None
+        assert not capsys.readouterr().out
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+    def test_elsewhere(self, host, monkeypatch, capsys):
+        with pytest.raises(ValueError, match=r"MBTI_PASSWORD.*--config\.open=True"):
+            serve.read_password(self.settings(host))
+        assert serve.read_password(self.settings(host, open=True)) is None
+        assert f"everybody who reaches {host}" in capsys.readouterr().out
+        monkeypatch.setenv("MBTI_PASSWORD", "open sesame")
+        assert serve.read_password(self.settings(host)) == "open sesame"
+        assert "Warning" in capsys.readouterr().out
+        assert "MBTI_PASSWORD" not in os.environ, "nor in what this program starts"
+
+    def test_typed_in(self, monkeypatch):
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("getpass.getpass", lambda prompt: "open sesame")
+        assert serve.read_password(self.settings("0.0.0.0")) == "open sesame"
+        monkeypatch.setattr("getpass.getpass", lambda prompt: "")
+        with pytest.raises(ValueError, match="at least 8 characters"):
+            serve.read_password(self.settings("0.0.0.0"))
+
+    def test_before_the_model_is_loaded(self):
+        config = get_config()
+        config.host, config.checkpoint = "0.0.0.0", "there/is/none"
+        with socket.socket() as free:
+            free.bind(("0.0.0.0", 0))
+            config.port = free.getsockname()[1]
+        with pytest.raises(ValueError, match="MBTI_PASSWORD"):
+            serve.main(config, "")

@@ -11,7 +11,9 @@ from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 from web_sessions import LIMITS, SUBJECT, load, run
 
 from mbti_jax import Sampling
-from mbti_jax.web.uploads import Limits, copy_in
+from mbti_jax.web import results
+from mbti_jax.web.session import load_files
+from mbti_jax.web.uploads import Limits, copy_in, memory_needed
 
 
 def test_the_sequences_of_a_case_by_a_convention(case_files, tmp_path):
@@ -205,3 +207,125 @@ def test_a_large_slice_of_a_volume(case_files, tmp_path):
     small = Limits(5, 20, 24 * 20 - 1, 8)
     with pytest.raises(ValueError, match="at most 479"):
         load(case_files[:1], tmp_path, sequences=["t1"], limits=small)
+
+
+def sparse(path, shape, dtype=np.uint8, slope=None):
+    """A NIfTI file of zeros, which takes no room on disk."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_sform(AFFINE, 1)
+    if slope is not None:
+        header["scl_slope"], header["scl_inter"] = slope, 0
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    with path.open("wb") as file:
+        file.write(header.binaryblock + bytes(4))
+        file.truncate(352 + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    return path
+
+
+LARGE = Limits(upload_mb=10**4, volume_mb=10**4, pixels=10**6, images=64)
+
+
+def test_what_files_become_in_memory(tmp_path, monkeypatch):
+    """3.6 MB of scaled bytes became 9.6 GB; now the header tells, and nothing is decoded."""
+    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    path = sparse(tmp_path / "scaled.nii", (1000, 1000, 480), slope=0.5)
+    with pytest.raises(
+        ValueError, match=r"^scaled\.nii: 1000 x 1000 x 480 with its ROIs becomes 8640 MB"
+    ):
+        load([path], tmp_path, sequences=["t1"], limits=LARGE)
+    assert not list((tmp_path / "sessions").iterdir())
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_memory_by_header(tmp_path, compressed):
+    def needed(*files, memory_mb=1000):
+        limits = Limits(10**4, 10**4, 10**6, 64, memory_mb)
+        return memory_needed(list(files), limits)
+
+    one = sparse(tmp_path / "a.nii", (100, 100, 50), np.int16)
+    if compressed:
+        one.with_suffix(".nii.gz").write_bytes(gzip.compress(one.read_bytes()))
+        one = one.with_suffix(".nii.gz")
+    voxels = 100 * 100 * 50
+    # Float32, twelve bytes of masks, and the file and its array of 2 bytes while it is read.
+    assert needed(one) == voxels * (4 + 12 + 2 * 2)
+    four = [sparse(tmp_path / f"{n}.nii", (100, 100, 50), np.float64) for n in range(4)]
+    assert needed(*four) == voxels * (4 * 4 + 12 + 2 * 8)
+    with pytest.raises(ValueError, match=r"^0\.nii: 100 x 100 x 50 with 3 more becomes 22 MB"):
+        needed(*four, memory_mb=21)
+    # Four sequences in one file.
+    assert needed(sparse(tmp_path / "msd.nii", (100, 100, 50, 4))) == voxels * (4 * 4 + 12 + 2 * 4)
+
+
+def test_headers_of_what_is_not_taken(tmp_path):
+    thin = sparse(tmp_path / "thin.nii", (1, 30_000, 5))
+    limits = Limits(10**4, 10**4, 10**6, 64)
+    with pytest.raises(ValueError, match=r"^thin\.nii: .*2000 on a side"):
+        memory_needed([thin], limits)
+    with pytest.raises(ValueError, match=r"^large\.nii: holds 16 MB of voxels; at most 1 MB"):
+        memory_needed(
+            [sparse(tmp_path / "large.nii", (100, 100, 200), np.int64)], Limits(9, 1, 10**6, 9)
+        )
+    np.save(tmp_path / "deep.npy", np.zeros((2, 2, 10**6), np.uint8))
+    with pytest.raises(ValueError, match=r"^deep\.npy: 2 x 2 x 1000000 .*becomes 24 MB"):
+        memory_needed([tmp_path / "deep.npy"], Limits(9, 9, 10**6, 9, 20))
+    (tmp_path / "object.npy").write_bytes(b"\x93NUMPY\x01\x00nonsense")
+    with pytest.raises(ValueError, match=r"^object\.npy: cannot be read"):
+        memory_needed([tmp_path / "object.npy"], limits)
+
+
+def test_scaled_images_are_float32(case_files, tmp_path):
+    scaled = tmp_path / "scaled.nii"
+    image = nib.Nifti1Image(nib.load(case_files[0]).get_fdata().astype(np.int16), AFFINE)
+    image.header.set_slope_inter(0.25, 0)
+    nib.save(image, scaled)
+    stored = np.asarray(nib.load(scaled).dataobj.get_unscaled())
+    session = load([scaled], tmp_path, sequences=["t1"])
+    volume = session.volumes["t1"]
+    assert volume.dtype == np.float32
+    np.testing.assert_array_equal(volume, nib.load(scaled).get_fdata().transpose(2, 1, 0))
+    assert np.shares_memory(volume, session.source.images["t1"]), "one copy"
+    labels = np.zeros(session.shape[1:], np.uint8)
+    labels[6:9, 6:9] = 2
+    session.paint(2, labels, ())
+    result = run(session, num_samples=1)
+    assert all(values.dtype == np.float32 for values in result.values.values())
+    written = nib.load(result.files[0][-1])
+    after = np.asarray(written.dataobj.get_unscaled())
+    np.testing.assert_array_equal(after[..., [0, 1, 3, 4, 5]], stored[..., [0, 1, 3, 4, 5]])
+
+
+def test_images_are_admitted_before_they_are_read(case_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    asked = []
+
+    def admit(size):
+        asked.append(size)
+        raise ValueError("no room")
+
+    root = tmp_path / "sessions"
+    with pytest.raises(ValueError, match="no room"):
+        load_files(case_files, "brats2021", [], tiny_inpainter(), root, LIMITS, admit)
+    assert asked == [24 * 20 * 6 * (4 * 4 + 12 + 2 * 2)] and not list(root.iterdir())
+
+
+def test_results_are_limited_in_bytes(png, tmp_path):
+    session = load([png], tmp_path)
+    session.paint(0, make_mask().astype(np.uint8) * 2, ())
+    limits = Limits(5, 20, 10**5, 10**6, 1)
+    with pytest.raises(ValueError, match=r"what is made of 1000 images becomes 35 MB"):
+        run(session, limits=limits, num_samples=1000)
+
+
+def test_a_narrow_slice_is_not_enlarged_beyond_measure(tmp_path):
+    image = np.zeros((3, 600), np.uint16)
+    image[1, 2:590] = np.arange(588) + 5
+    Image.fromarray(image).save(tmp_path / "narrow.png")
+    session = load([tmp_path / "narrow.png"], tmp_path)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[1, 4:8] = 2
+    session.paint(0, labels, ())
+    result = run(session, num_samples=1)
+    assert results.before(session, result, 0, "slice").size <= 3 * 2**22
