@@ -1,6 +1,7 @@
 """Slice records made in memory, with the interface of `tfds_brats.reading.SliceSource`."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 
@@ -10,6 +11,7 @@ class FakeSlices:
 
     sequences = ("t1", "t1ce", "t2", "flair")
     fingerprint = "fake"
+    summary: ClassVar[dict] = {}
 
     def __init__(self, num_records: int = 12, shape: tuple[int, int] = (40, 36)):
         self._shape = shape

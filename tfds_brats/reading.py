@@ -91,6 +91,11 @@ class SliceSource:
         return self._summary["fingerprints"][self._split]
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """See `read_summary`."""
+        return self._summary
+
+    @property
     def index(self) -> RecordIndex:
         return self._index
 

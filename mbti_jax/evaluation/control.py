@@ -164,8 +164,8 @@ def tables(result: Mapping[str, Any]) -> str:
             ("tumor_box", "edema_box"), scores, sequences
         )
     ]
-    on_background = ", ".join(
-        f"{tasks.KINDS[roi['kind']].title}, {roi['place']}, {roi['on_background'] / roi['pixels']:.1%}"
+    on_background = "; ".join(
+        f"{tasks.KINDS[roi['kind']].title} ({roi['place']}) {roi['on_background'] / roi['pixels']:.1%}"
         for roi in result["rois"]
     )
     removal = []

@@ -351,6 +351,7 @@ def _record(inpainter: Inpainter, figure: Figure, content: Content) -> dict[str,
     """The provenance record of a figure."""
     rows, slices = ("sequence", "subject", "slice_index", "record"), content.slices
     where = (slices.subjects.tolist(), slices.slice_indices.tolist(), content.records)
+    data = inpainter.metadata["contract"]["data"]
     return provenance.record(
         inpainter.checkpoint,
         figure=figure.heading,
@@ -362,6 +363,6 @@ def _record(inpainter: Inpainter, figure: Figure, content: Content) -> dict[str,
             for prediction, rois in zip(figure.predictions, content.rois, strict=True)
         ],
         image_size=inpainter.image_size,
-        window_mm=inpainter.metadata["contract"]["data"]["window"],
+        window_mm=data["window"] * (data.get("pixel_size_mm") or 1),
         sequences="one by one" if inpainter.num_channels == 1 else "together",
     )

@@ -15,6 +15,8 @@ from tfds_brats.scale import BACKGROUND
 
 T = TypeVar("T")
 
+# Sizes of pixels are the same up to 1%.
+_SAME_SIZE = 0.01
 # Records resized together.
 _BATCH = 32
 
@@ -68,11 +70,12 @@ class SliceReader:
         source: the split's records.
 
     Raises:
-        ValueError: the dataset does not fit the model; see `data.loader.Examples`.
+        ValueError: the dataset does not fit the model; see `check_pixels` and `data.loader.Examples`.
     """
 
     def __init__(self, inpainter: Inpainter, source: SliceSource):
         self.source = source
+        check_pixels(inpainter, source)
         window = inpainter.metadata["contract"]["data"]["window"]
         self._examples = loader.Examples(source, inpainter.sequences, joint=True, window=window)
         self._resized = jax.jit(inpainter.pipeline.resized)
@@ -88,6 +91,22 @@ class SliceReader:
         images, labels = in_batches(resized, _BATCH, np.asarray(records))
         columns = (index.subject, index.slice_index, index.patient)
         return LabeledSlices(images, labels, *(column[records] for column in columns))
+
+
+def check_pixels(inpainter: Inpainter, source: SliceSource) -> None:
+    """Checks that a dataset's pixels have the size of those that a model was trained with.
+
+    Raises:
+        ValueError: they differ by more than 1%, or between subjects.
+    """
+    trained = inpainter.metadata["contract"]["data"].get("pixel_size_mm") or 1.0
+    spacing = source.summary.get("spacing_mm", [trained])
+    if spacing is None or np.ptp(np.log([*spacing, trained])) > _SAME_SIZE:
+        found = "differ between subjects" if spacing is None else f"measure {spacing} mm"
+        raise ValueError(
+            f"the model was trained with pixels of {trained:g} mm, and those of the dataset {found}: "
+            "its window would show another field of view; resample the cases"
+        )
 
 
 def in_batches(

@@ -8,8 +8,8 @@ its numbers are skewed; percentiles of resampled means cover far less than they 
 Student's quantiles for skewed numbers. `tests/evaluation/test_statistics.py` simulates the coverage.
 
 There is no interval below `MIN_PATIENTS`, or where so many patients have the same number that the
-resamples do not bound the mean. An interval says nothing about how the model would differ if it were
-trained again.
+resamples do not bound the mean; where all have the same, its ends are that number. An interval says
+nothing about how the model would differ if it were trained again.
 
 A mean over numbers weights a patient by how many numbers it has, in the interval as in the mean.
 """

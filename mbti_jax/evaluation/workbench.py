@@ -15,7 +15,7 @@ from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
-from mbti_jax.evaluation.slices import LabeledSlices, SliceReader
+from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, check_pixels
 from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
@@ -64,6 +64,7 @@ class Workbench:
     def __init__(self, inpainter: Inpainter, dataset: BuiltDataset, folder: Path, seed: int):
         self.inpainter, self.dataset, self.folder, self.seed = inpainter, dataset, folder, seed
         self.sequences = inpainter.sequences
+        check_pixels(inpainter, self.source("test"))
         contract = inpainter.metadata["contract"]["data"]
         self.held_out = contract["fingerprint"] == self.source("train").fingerprint
         self._reader = functools.cache(lambda split: SliceReader(inpainter, self.source(split)))
