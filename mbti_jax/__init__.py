@@ -1,7 +1,6 @@
 """Multitask brain-tumor inpainting with diffusion models, in JAX."""
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Inpainter", "Rois", "Sampling", "__version__", "load_model"]
 
-__version__ = version("mbti-jax")
+__version__: str
 
 # Imported when first asked for: a program that only reads the version does not start JAX.
 _HOMES = {
@@ -24,6 +23,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # Not imported by every command line: until it can be, an interrupt ends in a traceback.
+        from importlib.metadata import version
+
+        return version("mbti-jax")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
