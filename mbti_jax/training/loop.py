@@ -176,11 +176,13 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
     )
     out_shardings = (shardings, sharding.replicated(mesh))
     train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    padded_size = sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation)
+    _check_memory(settings, padded_size // jax.process_count() * examples.num_channels)
     batches = loader.training_batches(
         examples,
         seed=settings.seed,
         batch_size=settings.batch_size,
-        padded_size=sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation),
+        padded_size=padded_size,
         start_step=start,
         num_threads=data.num_threads,
         process_index=jax.process_index(),
@@ -205,6 +207,20 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
         placed = (sharding.put_batch(batch, mesh) for batch in batches)
         return _loop(
             settings, state, train_step, placed, checkpointer, validation, writer, stopping
+        )
+
+
+def _check_memory(settings: TrainSettings, images_per_batch: int) -> None:
+    """Raises a FieldError if this machine can never hold the batches that are read ahead."""
+    window = settings.data.window
+    # Codes of two bytes and, at most, a label each; four batches are read ahead, two are stacked.
+    needed = 6 * images_per_batch * window**2 * 3
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise FieldError(
+            "batch_size",
+            f"takes about {needed / 1e9:.0f} GB of memory for batches of {window} x {window} pixels, "
+            f"and this machine has {there / 1e9:.0f} GB",
         )
 
 

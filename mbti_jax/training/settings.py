@@ -163,7 +163,7 @@ class TrainSettings:
     max_to_keep: Count
     validate_every: Count
     validation_batches: Count
-    num_pictures: Count
+    num_pictures: Annotated[int, Interval(1, 1024)]
     picture_steps: Count
     guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
 

@@ -26,6 +26,7 @@ from conftest import ROOT
 from synthetic_cases import write_case
 
 from mbti_jax.commands import train
+from mbti_jax.fields import FieldError
 from mbti_jax.training.writer import read_metrics
 from tfds_brats.builder import build
 
@@ -236,6 +237,13 @@ def test_a_disk_without_room_is_refused_before_training(place, monkeypatch):
     with pytest.raises(OSError, match=r"full has 0.00 GB free, but about .* for its checkpoints"):
         train.main(config, str(place.folder / "full"))
     assert not steps_saved(place.folder / "full")
+
+
+def test_batches_that_the_machine_cannot_hold_are_refused(place):
+    config = runpy.run_path(str(place.config))["get_config"]()
+    config.batch_size = 2**31 - 1
+    with pytest.raises(FieldError, match=r"^batch_size takes about .* GB of memory"):
+        train.main(config, str(place.folder / "heavy"))
 
 
 def test_a_finished_run_changes_nothing(place, uninterrupted):
