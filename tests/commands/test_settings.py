@@ -62,6 +62,8 @@ def load(name: str) -> dict[str, Any]:
         for field in (*inpaint._SAMPLING, *inpaint._MODEL):
             del config[field]
         config |= {"source": "cases", "tumor": "remove", "sampling": Sampling()}
+    if name == "healthy_masks":
+        config |= {"source": "cases", "convention": "brats2021"}
     return config
 
 
