@@ -16,7 +16,6 @@ import numpy as np
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import control_tasks as tasks
 from mbti_jax.evaluation import report, segmenter, statistics
-from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import Count
 from mbti_jax.io import pictures
@@ -73,40 +72,25 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             if kind != "removal":
                 title += f"; {_PLACES[place]}"
             _draw(folder / names[-1], task, painted, segmented, scores, title)
+    marked = {
+        name: {
+            sequence: statistics.mean_with_interval(
+                tasks.false_positives(maps, real_slices), real_slices.patients, workbench.seed
+            )
+            for sequence, maps in tasks.segment(segmenters, real_slices.images).items()
+        }
+        for name, real_slices in (("outside", slices), ("without", all_hosts))
+    }
     return {
         **workbench.record(settings.num_steps),
         "segmenter": dataclasses.asdict(settings.segmenter),
         "min_area": min_area,
-        "sizes": {
-            "own": {"slices": len(slices), "subjects": len(np.unique(slices.subjects))},
-            "elsewhere": {"slices": len(hosts), "subjects": len(np.unique(hosts.subjects))},
-        },
+        "sizes": {"own": slices.sizes, "elsewhere": hosts.sizes},
         "scores": rows,
         "rois": rois,
-        "false_positives": false_positives(segmenters, slices, all_hosts, workbench.seed),
+        "false_positives": marked,
         "pictures": names,
     }
-
-
-def false_positives(
-    segmenters: Mapping[str, segmenter.Segmenter],
-    with_tumor: LabeledSlices,
-    without: LabeledSlices,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """What segmenters take for tumor in real slices where there is none, as shares of the brain.
-
-    Returns:
-        By sequence `outside` (of the tumor, in slices with one) and `without` (in slices without), each
-        a `mean_with_interval`.
-    """
-    out: dict[str, dict[str, Any]] = {sequence: {} for sequence in segmenters}
-    for name, slices in (("outside", with_tumor), ("without", without)):
-        for sequence, maps in tasks.segment(segmenters, slices.images).items():
-            shares = tasks.false_positives(maps, slices)
-            mean = statistics.mean_with_interval(shares, slices.patients, seed)
-            out[sequence][name] = mean
-    return out
 
 
 def compare(
@@ -168,13 +152,10 @@ def tables(result: Mapping[str, Any]) -> str:
         f"{tasks.KINDS[roi['kind']].title} ({roi['place']}) {roi['on_background'] / roi['pixels']:.1%}"
         for roi in result["rois"]
     )
-    removal = []
+    removal, marked = [], result["false_positives"]
     for sequence in sequences:
-        row, marked = (
-            by_key["removal", "own", sequence, "share"],
-            result["false_positives"][sequence],
-        )
-        numbers = (row["tumor_dice"], marked["outside"], marked["without"])
+        row = by_key["removal", "own", sequence, "share"]
+        numbers = (row["tumor_dice"], marked["outside"][sequence], marked["without"][sequence])
         after = (row["real"], row["painted"], row["ratio"])
         removal.append([sequence, row["painted"]["count"], *numbers, *after])
     return report.section(

@@ -58,6 +58,11 @@ class LabeledSlices:
         return cls(*map(np.concatenate, columns))
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """How many slices and subjects, for reports."""
+        return {"slices": len(self), "subjects": len(np.unique(self.subjects))}
+
+    @property
     def brain(self) -> np.ndarray:
         """bool [N, S, S]."""
         return (self.images != BACKGROUND).any(-1)

@@ -205,11 +205,7 @@ def measure(
             | seconds_per_image(workbench.inpainter, hosts, healthy, sampling)
         )
     return {
-        "sizes": {
-            "slices": len(hosts),
-            "subjects": len(np.unique(hosts.subjects)),
-            "requested_tumors": len(placed[0]),
-        },
+        "sizes": {**hosts.sizes, "requested_tumors": len(placed[0])},
         "scored": scored,
         "batch_size": workbench.inpainter.batch_size,
         "rows": rows,
