@@ -286,7 +286,7 @@ def _not_finite(data: np.ndarray) -> str:
     bad = ~np.isfinite(data)
     count, border = int(bad.sum()), data[tuple(slice(0, 1) for _ in data.shape)]
     first = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), data.shape))
-    where = f"{count} of {data.size} voxels are NaN or infinite, the first at {first}"
+    where = f"holds NaN or infinite values in {count} of {data.size} voxels, the first at {first}"
     if np.isnan(border).all():
         where += " (the background, it seems)"
     return (

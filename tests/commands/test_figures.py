@@ -288,7 +288,7 @@ def test_without_a_dataset_it_makes_phantoms(calls, drawn, tmp_path, monkeypatch
         ({"eta": float("nan")}, "eta must be"),
         ({"guidance_weight": 1e39}, "guidance_weight must be"),
         ({"num_seeds": 10**9}, "num_seeds must be a whole number from 0 to 100"),
-        ({"weights": 101 * (1.0,)}, "weights must have a number of entries"),
+        ({"weights": 101 * (1.0,)}, "weights has 101 entries"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1"),
         ({"checkpoint": ""}, "checkpoint must not be empty"),
     ],
