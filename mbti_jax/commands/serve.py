@@ -27,6 +27,7 @@ from mbti_jax.web.storage import (
     bytes_in,
     delete_old_files,
     ending_on_signals,
+    give_back_memory,
     server_folder,
 )
 from mbti_jax.web.uploads import Limits
@@ -82,6 +83,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             end.wait()
         finally:
             page.close()
+            tempfile.tempdir = None
 
 
 class Server:
@@ -111,7 +113,8 @@ class Server:
 
     def _clean(self, cache: Path) -> None:
         while not self._ended.wait(_SWEEP_SECONDS):
-            self.visitors.sweep()
+            if self.visitors.sweep():
+                give_back_memory()
             # What Gradio does not know of, such as uploads that were broken off.
             delete_old_files(cache, UPLOAD_SECONDS)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -171,7 +172,9 @@ class Gate:
             if scope["method"] == "POST":
                 self._check_login(scope, headers, path)
                 if path.rstrip("/") == f"{_API}/upload":
-                    receive = stack.enter_context(self._upload(headers, client, receive))
+                    on_disk = await to_thread.run_sync(self._bytes_of_uploads)
+                    upload = self._upload(headers, client, receive, on_disk)
+                    receive = stack.enter_context(upload)
                 else:
                     receive = await self._request(path, headers, client, receive)
             elif (key := self._listens_as(scope, path)) is not None:
@@ -269,7 +272,7 @@ class Gate:
             )
 
     @contextlib.contextmanager
-    def _upload(self, headers: Headers, client: str, receive: Receive):
+    def _upload(self, headers: Headers, client: str, receive: Receive, on_disk: int):
         limits = self._visitors.limits
         most = MAX_FILES * limits.upload_mb * _MB + _MB
         announced = int(headers.get("content-length", most))
@@ -285,7 +288,7 @@ class Gate:
                 raise Refused(f"an upload may have {announced} bytes, not more", 413)
             return message
 
-        with _refusing(self._visitors.uploading(client, announced, self._bytes_of_uploads())):
+        with _refusing(self._visitors.uploading(client, announced, on_disk)):
             yield counted
 
 

@@ -1,7 +1,9 @@
 """The server's folder: with everything that users send and get, and gone when the server is."""
 
 import contextlib
+import ctypes
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -71,6 +73,13 @@ def server_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def give_back_memory() -> None:
+    """Gives memory that is free back to the operating system, where the C library keeps it (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def delete_old_files(folder: Path, seconds: float) -> None:

@@ -17,8 +17,8 @@ _CLOSED_TAB, _IDLE, _IDLE_TAB = 60.0, 900.0, 3600.0
 # Seconds without a request after which images may have to make room for those of others, after which a
 # visitor without images and without a connection may, and for which a run goes on though nobody listens.
 _MAY_GO, _UNCONNECTED, _UNHEARD = 600.0, 30.0, 10.0
-# How many visitors there may be for each that may have images.
-_VISITORS = 8
+# How many visitors there may be for each that may have images, and connections of each.
+_VISITORS, _CONNECTIONS = 8, 8
 # Seconds that the end waits for runs.
 _PATIENCE = 30.0
 
@@ -33,7 +33,8 @@ class Visitor:
         used: when it last asked for something, by the clock of `Visitors`.
         session: its images.
         size: bytes of these, by `uploads.memory_needed`.
-        loading: the same of images that are being loaded.
+        loading: whether images are being loaded.
+        reserved: bytes of these, once they are let in.
         tabs: connections that are open for as long as its page is.
         listening: connections on which it waits for results.
         silent: since when it has none of these.
@@ -45,7 +46,8 @@ class Visitor:
     used: float
     session: Session | None = None
     size: int = 0
-    loading: int = 0
+    loading: bool = False
+    reserved: int = 0
     tabs: int = 0
     listening: int = 0
     silent: float = 0.0
@@ -54,7 +56,7 @@ class Visitor:
     @property
     def is_busy(self) -> bool:
         """Whether something of it is waiting or under way."""
-        return self.loading > 0 or (self.session is not None and self.session.running)
+        return self.loading or (self.session is not None and self.session.running)
 
     @property
     def is_connected(self) -> bool:
@@ -83,7 +85,7 @@ class Visitors:
         self._lock = threading.RLock()
         self._visitors: dict[str, Visitor] = {}
         self._uploading: list[tuple[str, int]] = []
-        self._is_closed = False
+        self._is_closed = self._was_busy = self._has_ended = False
 
     def __contains__(self, key: str) -> bool:
         return key in self._visitors
@@ -113,6 +115,8 @@ class Visitors:
         visitor = self.of(key, client)
         is_broken = threading.Event()
         with self._lock:
+            if visitor.tabs + visitor.listening >= _CONNECTIONS:
+                raise ValueError("you have too many connections open; close some and try again")
             visitor.tabs += is_tab
             visitor.listening += not is_tab
         try:
@@ -149,18 +153,18 @@ class Visitors:
         with self._lock:
             if visitor.loading:
                 raise ValueError("your last files are still being loaded; wait for them")
-            visitor.loading = 1
+            visitor.loading = True
         try:
             yield lambda size: self._admit_images(visitor, size)
         finally:
             with self._lock:
-                visitor.loading = 0
+                visitor.loading, visitor.reserved = False, 0
 
     def keep(self, visitor: Visitor, session: Session) -> None:
         """Images that were loaded take the place of those that the visitor had."""
         with self._lock:
             old, visitor.session = visitor.session, session
-            visitor.size = visitor.loading
+            visitor.size = visitor.reserved
             if old is not None:
                 self._end(old)
             if self._visitors.get(visitor.key) is not visitor:
@@ -195,9 +199,17 @@ class Visitors:
             with self._lock:
                 self._uploading.remove((client, size))
 
-    def sweep(self) -> None:
-        """Ends the stay of all who are gone, or have done nothing for long."""
+    def sweep(self) -> bool:
+        """Ends the stay of all who are gone, or have done nothing for long.
+
+        Returns:
+            Whether images went, or the last run ended, since the last time: memory is free.
+        """
         with self._lock:
+            was_busy, self._was_busy = (
+                self._was_busy,
+                any(v.is_busy for v in self._visitors.values()),
+            )
             now = self._clock()
             for visitor in list(self._visitors.values()):
                 idle = now - visitor.used
@@ -209,6 +221,8 @@ class Visitors:
                     self._remove(visitor)
                 elif idle > _IDLE_TAB:
                     self._take_images(visitor)
+            has_ended, self._has_ended = self._has_ended, False
+            return has_ended or (was_busy and not self._was_busy)
 
     def close(self) -> None:
         """Ends everybody's stay; returns when no run writes any more."""
@@ -248,7 +262,7 @@ class Visitors:
         with self._lock:
             self._check_open()
             held = [
-                v for v in self._visitors.values() if v is not visitor and (v.size or v.loading)
+                v for v in self._visitors.values() if v is not visitor and (v.size or v.reserved)
             ]
             crowd = self._crowd(visitor.client, self._max_sessions, held)
             if crowd is not None and not self._make_room(crowd):
@@ -259,7 +273,7 @@ class Visitors:
             most, own = self.limits.total_mb * _MB, visitor.size + size
             while True:
                 mine = [other for other in held if other.client == visitor.client]
-                total, taken = (sum(v.size + v.loading for v in some) for some in (held, mine))
+                total, taken = (sum(v.size + v.reserved for v in some) for some in (held, mine))
                 is_full = total + own > most
                 if not is_full and taken + own <= share(most, visitor.client):
                     break
@@ -268,7 +282,7 @@ class Visitors:
                         f"these images take {size / _MB:.0f} MB of memory, and those of all users "
                         f"{total / _MB:.0f} of {self.limits.total_mb} MB; try again in some minutes"
                     )
-            visitor.loading = max(size, 1)
+            visitor.reserved = max(size, 1)
 
     def _crowd(self, client: str, most: int, visitors: Iterable[Visitor]) -> list[Visitor] | None:
         """Of whom one has to go before another of `client` can come; None if there is room."""
@@ -299,6 +313,7 @@ class Visitors:
     def _end(self, session: Session) -> None:
         """Closes a session, and deletes its uploads unless another one was loaded from the same."""
         session.close()
+        self._has_ended = True
         kept = {
             path
             for visitor in self._visitors.values()

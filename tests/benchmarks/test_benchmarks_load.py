@@ -24,9 +24,10 @@ def files(tmp_path):
 
 def test_clients_run_and_are_refused(files, tmp_path, monkeypatch):
     monkeypatch.setattr("mbti_jax.web.visitors._CLOSED_TAB", 0.5)
+    monkeypatch.setattr("mbti_jax.commands.serve._SWEEP_SECONDS", 0.2)
     monkeypatch.setattr(load, "_AGAIN", 0.2)
     root = tmp_path / "page"
-    options = argparse.Namespace(clients=6, seconds=6, steps=1)
+    options = argparse.Namespace(clients=6, seconds=4, steps=1)
     # It needs Gradio.
     from tiny_server import running
 
