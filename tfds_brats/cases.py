@@ -42,7 +42,7 @@ _LABELS = "labels"
 # How far stored labels may be from whole numbers: scaled ones carry the rounding of a float32 factor.
 _LABEL_TOLERANCE = 1e-3
 # Shares beyond which a case is reported: of the brain that a sequence lacks, and of a volume that is
-# brain. The real cases at hand reach 0.02 and 0.25.
+# brain. In nine real cases the former is 0, the latter 0.13 to 0.18.
 _MAX_MISSING = 0.1
 _MAX_BRAIN = 0.9
 # How many problems a message lists.
