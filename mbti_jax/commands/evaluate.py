@@ -106,7 +106,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             another request.
     """
     settings = from_config(EvaluateSettings, config)
-    with only_process_in(workdir, "evaluation"):
+    with only_process_in(workdir):
         _run(settings, Path(workdir))
 
 
