@@ -220,7 +220,7 @@ def test_a_regressor_is_no_model_to_evaluate(source, tmp_path):
 
 def test_a_second_evaluation_of_a_folder_is_refused_and_harms_nothing(source, parts, tmp_path):
     with (
-        only_process_in(tmp_path / "out", "evaluation"),
+        only_process_in(tmp_path / "out"),
         pytest.raises(LockedError, match=r"process .* on .* since"),
     ):
         evaluate.main(config(source), str(tmp_path / "out"))
