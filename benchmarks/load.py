@@ -322,6 +322,7 @@ class _Client:
     def __init__(self, url: str):
         self._http = httpx.AsyncClient(base_url=f"{url.rstrip('/')}/gradio_api/", timeout=_ANSWER)
         self._key = secrets.token_hex(8)
+        self._uploaded: list[dict[str, Any]] = []
 
     async def __aenter__(self) -> "_Client":
         self._tab = asyncio.create_task(self._hold())
@@ -338,7 +339,9 @@ class _Client:
         if files is None:
             await self._call("load_example", ["remove a tumor"])
             return
-        *images, roi = [await self._upload(path) for path in files]
+        if not self._uploaded:
+            self._uploaded = [await self._upload(path) for path in files]
+        *images, roi = self._uploaded
         await self._call("load", [images, "phantom", []])
         await self._call("set_roi", [roi, "", []])
 

@@ -16,10 +16,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
-from mbti_jax.fields import FieldError
+from mbti_jax.fields import Count, FieldError, Name, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.load import load_model
-from mbti_jax.web.addresses import is_loopback
+from mbti_jax.web.addresses import is_host, is_loopback
 from mbti_jax.web.examples import make_phantom
 from mbti_jax.web.line import Line
 from mbti_jax.web.storage import (
@@ -48,16 +48,22 @@ _WRONG_PASSWORD_SECONDS = 1.0
 class ServeSettings:
     """What the page is served with; see `configs/serve.py`."""
 
-    checkpoint: str
-    batch_size: int
-    host: str
+    checkpoint: Name
+    batch_size: Count
+    host: Name
     port: int
     open: bool
     host_names: tuple[str, ...]
-    max_waiting: int
-    max_sessions: int
-    num_steps: int
+    max_waiting: Count
+    max_sessions: Count
+    num_steps: Count
     limits: Limits
+
+    def __post_init__(self):
+        check_fields(self)
+        for name in self.host_names:
+            if not is_host(name):
+                raise FieldError("host_names", f"must be names such as page.example, not {name!r}")
 
 
 def main(config: ConfigDict, workdir: str) -> None:

@@ -4,6 +4,7 @@ Whatever its form, an ROI becomes a `Rois`, with one mask for each kind of `rois
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -95,7 +96,7 @@ class Rois:
         """bool [K]."""
         return np.array([name in self.box for name in CHANNELS])
 
-    @property
+    @functools.cached_property
     def union(self) -> Bool[np.ndarray, "... H W"]:
         """bool [..., H, W], the pixels to be made."""
         return np.any(self.masks, axis=-1)

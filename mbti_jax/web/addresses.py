@@ -44,6 +44,12 @@ def is_address(host: str) -> bool:
     return _ip(host) is not None
 
 
+def is_host(text: str) -> bool:
+    """Whether a text is a host without a port."""
+    match = _HOST.fullmatch(text)
+    return match is not None and match[2] is None
+
+
 def host_and_port(text: str, default: int | None = None) -> tuple[str, int | None]:
     """The parts of a Host header, in lower case, IPv6 without its brackets.
 

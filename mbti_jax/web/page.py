@@ -34,8 +34,9 @@ from mbti_jax.io.files import shipped_text
 from mbti_jax.web import painter, storage
 from mbti_jax.web.actions import Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES
-from mbti_jax.web.uploads import NIFTI_ENDINGS, SLICE_ENDINGS
+from mbti_jax.web.uploads import SLICE_ENDINGS
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
+from tfds_brats.volumes import NIFTI_ENDINGS
 
 _TITLE = "Brain-tumor inpainting"
 _DISCLAIMER = (

@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from mbti_jax.fields import FieldError
 from mbti_jax.rois.kinds import NUM_KINDS
-from tfds_brats.volumes import read_geometry
+from tfds_brats.volumes import NIFTI_ENDINGS, is_gzip, read_geometry, split_ending
 
-NIFTI_ENDINGS = (".nii", ".nii.gz")
 SLICE_ENDINGS = (".png", ".npy")
 _MB = 10**6
 MAX_FILES = 8
@@ -51,7 +51,7 @@ class Limits:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                raise ValueError(f"the limit {field.name} must be at least 1")
+                raise FieldError(field.name, "must be at least 1")
 
 
 def copy_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[Path]:
@@ -89,7 +89,7 @@ def copy_in(paths: Sequence[str | Path], folder: Path, limits: Limits) -> list[P
 
 
 def is_nifti(path: Path) -> bool:
-    return path.name.endswith(NIFTI_ENDINGS)
+    return split_ending(path)[1] in NIFTI_ENDINGS
 
 
 def check_slice(name: str, shape: Sequence[int], limits: Limits) -> None:
@@ -165,7 +165,7 @@ def _header(path: Path, limits: Limits) -> tuple[tuple[int, ...], int]:
 
 
 def _voxel_bytes(path: Path) -> int:
-    with (gzip.open if _is_gzip(path) else open)(path, "rb") as file:
+    with (gzip.open if is_gzip(path) else open)(path, "rb") as file:
         start = io.BytesIO(file.read(_NIFTI2_BYTES))
     is_nifti2 = _NIFTI2_BYTES in (int.from_bytes(start.read(4), o) for o in ("little", "big"))
     start.seek(0)
@@ -173,14 +173,9 @@ def _voxel_bytes(path: Path) -> int:
     return header.get_data_dtype().itemsize
 
 
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
 def _check_unpacked(path: Path, limits: Limits) -> None:
     """A few kilobytes can hold gigabytes of zeros, so the stream is measured before it is read."""
-    if not _is_gzip(path):
+    if not is_gzip(path):
         return  # As large as the upload.
     with path.open("rb") as file:
         left = limits.volume_mb * _MB

@@ -148,13 +148,15 @@ class Visitors:
             is no room for them.
 
         Raises:
-            ValueError: others are being loaded already.
+            ValueError: others are being loaded already, or as many users have images as may.
         """
         with self._lock:
             if visitor.loading:
                 raise ValueError("your last files are still being loaded; wait for them")
             visitor.loading = True
         try:
+            # Before any file is read.
+            self._admit_images(visitor, 0)
             yield lambda size: self._admit_images(visitor, size)
         finally:
             with self._lock:
