@@ -2,11 +2,11 @@
 
 Scripts use it through `gradio_client`; the endpoints are
 
-- `/load(files, convention, sequences)`: NIfTI files of a case, or one PNG or npy; as of
+- `/load(files, convention, sequences)`: NIfTI files of a case, or one PNG or npy; see
   `session.load_files`. Returns a sentence.
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
-- `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (as of
-  `rois.parse_labels`, "" for the usual numbers) and which tissues are boxes. Returns a sentence.
+- `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (see
+  `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight)`: repaints. Returns a sentence
   and the files: an archive of everything, then those of the first sample.
 - `/cancel()`: stops the run of this client.

@@ -16,7 +16,7 @@ _MB = 10**6
 _CLOSED_TAB, _IDLE, _IDLE_TAB = 60.0, 900.0, 3600.0
 # Seconds without a request after which images may have to make room for those of others, after which a
 # visitor without images and without a connection may, and for which a run goes on though nobody listens.
-_MAY_GO, _UNCONNECTED, _UNHEARD = 600.0, 30.0, 10.0
+_MAY_GO, _UNCONNECTED, _UNHEARD = 600.0, 30.0, 5.0
 # How many visitors there may be for each that may have images, and connections of each.
 _VISITORS, _CONNECTIONS = 8, 8
 # Seconds that the end waits for runs.
