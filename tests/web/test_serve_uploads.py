@@ -161,7 +161,7 @@ def test_a_volume_with_nan_or_a_truncated_one(case_files, tmp_path):
     broken = images["t1"].astype(np.float32)
     broken[5, 5, 2] = np.nan
     path = write_volume(tmp_path / "nan.nii", broken)
-    with pytest.raises(ValueError, match=r"^nan\.nii: 1 of 2880 voxels are NaN or infinite"):
+    with pytest.raises(ValueError, match=r"^nan\.nii: holds NaN or infinite values in 1 of 2880"):
         load([path], tmp_path, sequences=["t1"])
     half = tmp_path / "half.nii.gz"
     content = case_files[0].read_bytes()
