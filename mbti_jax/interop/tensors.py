@@ -219,8 +219,12 @@ def _read_torch(path: Path, key: str) -> dict[str, np.ndarray]:
             _check_unpacked(path, sum(_num_bytes(ref) for ref in refs.values()))
             return {name: _to_array(ref, archive.read(records[name])) for name, ref in refs.items()}
     except (
-        *(zipfile.BadZipFile, zlib.error, NotImplementedError),
-        *(pickle.UnpicklingError, EOFError, KeyError),
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,  # What zipfile raises for a compression that it does not know.
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
     ) as error:
         raise ValueError(f"{path} cannot be read as tensors: {error}") from error
 

@@ -24,10 +24,16 @@ from tfds_brats.conventions import CaseError
 from tfds_brats.volumes import read_content, read_header
 
 # What a header says of its geometry besides the spacing.
-_FORMS = (
-    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("sform_code", "srow_x", "srow_y", "srow_z"),
+_QFORM = (
+    "qform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
 )
+_FORMS = (*_QFORM, "sform_code", "srow_x", "srow_y", "srow_z")
 
 
 def write_nifti_like(

@@ -114,9 +114,8 @@ def _delete_if_abandoned(folder: Path) -> None:
                 return
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
-    except (
-        OSError
-    ) as error:  # It is locked, or another user's, or another server deletes it right now.
+    except OSError as error:
+        # It is locked, or another user's, or another server deletes it right now.
         _log.info("%s is left as it is (%s)", folder, error)
     else:
         _log.warning("%s was left by a server that was killed; it is deleted", folder)

@@ -92,7 +92,7 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
         ),
         (OSError(errno.EMFILE, "Too many open files"), DATA, ["ulimit -n", "--config.num_workers"]),
         (OSError(errno.EMFILE, "Too many open files"), TRAIN, ["ulimit -n", "data.num_threads"]),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), TRAIN, ["/root/x: Perm"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), TRAIN, ["/data/x: Perm"]),
         (OSError(errno.EROFS, "Read-only file system", "/cd/x"), TRAIN, ["/cd/x: Read-only"]),
         (FileExistsError(errno.EEXIST, "File exists", "/a/file"), TRAIN, ["/a/file is a file"]),
         (ValueError("say it"), TRAIN, ["ValueError: say it"]),
