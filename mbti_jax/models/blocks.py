@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from mbti_jax.diffusion.arrays import AnyArray, Images
+from mbti_jax.models import choices
 
 _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
@@ -62,9 +63,10 @@ def group_norm(
 ) -> Float[jax.Array, "B H W C"]:
     """Group normalization (Wu & He 2018), an affine map that may differ by example, and SiLU.
 
-    The gradient is written out rather than derived, and recomputes what it needs from x: compared
-    with the derived one on CPU, a UNet's training step compiles in 2/3 of the time, runs in 0.85 of
-    it and holds 0.9 of the memory. There is no forward-mode derivative.
+    How it is computed is one of the `choices`. By default the gradient is written out rather than
+    derived, and recomputes what it needs from x: compared with the derived one on CPU, a UNet's
+    training step compiles in 2/3 of the time, runs in 0.85 of it and holds 0.9 of the memory. There is
+    no forward-mode derivative then.
 
     Args:
         x: [B, H, W, C].
@@ -83,21 +85,39 @@ def group_norm(
     if channels % num_groups:
         raise ValueError(f"{channels} channels cannot be split into num_groups={num_groups}")
     weight, bias = (jnp.broadcast_to(a, (batch, channels)) for a in (weight, bias))
-    return _group_norm(x, weight, bias, num_groups, silu)
+    how = choices.current().group_norm
+    moments = _moments_in_one_pass if how == "one_pass" else _moments_in_two_passes
+    if how == "plain":
+        return _group_norm_forward(x, weight, bias, num_groups, silu, moments)[0]
+    return _group_norm(x, weight, bias, num_groups, silu, moments)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _group_norm(x, weight, bias, num_groups, silu):
-    return _group_norm_forward(x, weight, bias, num_groups, silu)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _group_norm(x, weight, bias, num_groups, silu, moments):
+    return _group_norm_forward(x, weight, bias, num_groups, silu, moments)[0]
 
 
-def _group_norm_forward(x, weight, bias, num_groups, silu):
+def _moments_in_two_passes(values):
+    """Means and variances of float32 [B, H, W, C] over its pixels: [B, C] each."""
+    # Variances are those of centered values, since E[x^2] - E[x]^2 loses all digits where the mean is
+    # large.
+    mean = values.mean((1, 2))
+    return mean, jnp.square(values - _per_pixel(mean)).mean((1, 2))
+
+
+def _moments_in_one_pass(values):
+    """The same, as E[(x - k)^2] - E[x - k]^2: it is the shift by a pixel k that saves the digits."""
+    shift = values[:, 0, 0]
+    shifted = values - _per_pixel(shift)
+    mean = shifted.mean((1, 2))
+    variance = jnp.square(shifted).mean((1, 2)) - jnp.square(mean)
+    return mean + shift, jnp.maximum(variance, 0)
+
+
+def _group_norm_forward(x, weight, bias, num_groups, silu, moments):
     # Moments are taken per channel and then merged into groups: reducing over the two middle axes of
-    # a contiguous array is several times faster on CPU than reducing a [.., G, C/G] view. Variances
-    # are those of centered values, since E[x^2] - E[x]^2 loses all digits where the mean is large.
-    values = x.astype(jnp.float32)
-    channel_mean = values.mean((1, 2))
-    channel_variance = jnp.square(values - _per_pixel(channel_mean)).mean((1, 2))
+    # a contiguous array is several times faster on CPU than reducing a [.., G, C/G] view.
+    channel_mean, channel_variance = moments(x.astype(jnp.float32))
     mean = _group_mean(channel_mean, num_groups)
     variance = _group_mean(channel_variance + jnp.square(channel_mean - mean), num_groups)
     rstd = jax.lax.rsqrt(variance + _EPSILON)
@@ -106,7 +126,8 @@ def _group_norm_forward(x, weight, bias, num_groups, silu):
     return y.astype(x.dtype), (x, weight, bias, mean, rstd)
 
 
-def _group_norm_backward(num_groups, silu, residuals, dy):
+def _group_norm_backward(num_groups, silu, moments, residuals, dy):
+    del moments
     x, weight, bias, mean, rstd = residuals
     standard = _standardize(x, mean, rstd)
     dy = dy.astype(jnp.float32)
@@ -139,6 +160,26 @@ def _group_mean(moment, num_groups):
     batch, channels = moment.shape
     grouped = moment.reshape(batch, num_groups, channels // num_groups).mean(-1)
     return jnp.repeat(grouped, channels // num_groups, axis=-1)
+
+
+def attention(
+    query: Float[AnyArray, "B L N D"],
+    key: Float[AnyArray, "B L N D"],
+    value: Float[AnyArray, "B L N D"],
+) -> Float[jax.Array, "B L N D"]:
+    """Softmax(query key^T / sqrt(D)) value for each head, over L positions, as `choices` says.
+
+    Args:
+        query, key, value: [B, L, heads, D].
+
+    Returns:
+        [B, L, heads, D] in their type; the softmax is taken in float32.
+    """
+    implementation = choices.current().attention
+    if implementation == "cudnn":
+        obstacle = choices.cudnn_obstacle(jax.default_backend(), query.dtype, query.shape[-1])
+        implementation = "xla" if obstacle else "cudnn"
+    return jax.nn.dot_product_attention(query, key, value, implementation=implementation)
 
 
 def conv3x3(channels: int, dtype, name: str, strides: int = 1) -> nn.Conv:
@@ -285,6 +326,6 @@ class AttentionBlock(nn.Module):
         else:
             qkv = qkv.reshape(*qkv.shape[:2], self.num_heads, 3, head_channels)
             query, key, value = jnp.moveaxis(qkv, 3, 0)
-        h = jax.nn.dot_product_attention(query, key, value)
+        h = attention(query, key, value)
         h = h.reshape(batch, height, width, channels)
         return x + dense(channels, self.dtype, "proj_out")(h)
