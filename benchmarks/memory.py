@@ -23,6 +23,7 @@ import optax
 from benchmarks.settings import load_settings
 from benchmarks.timing import describe_machine
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.models import choices
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.loop import make_train_step
@@ -139,9 +140,10 @@ def count_flops(function: Any, *arguments: Any) -> float:
     """FLOPs of a jitted function, two per multiply-add, before XLA optimizes anything.
 
     Always counted for the CPU: an accelerator's plugin does not report them before compilation, and
-    afterwards leaves out those inside its libraries' kernels.
+    afterwards leaves out those inside its libraries' kernels. So the `choices` are the CPU's, too.
     """
-    with jax.default_device(jax.devices("cpu")[0]):
+    plain = dataclasses.asdict(choices.DEFAULTS["cpu"])
+    with jax.default_device(jax.devices("cpu")[0]), choices.override(**plain):
         lowered = function.lower(*arguments)
         analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()
     return analysis["flops"]

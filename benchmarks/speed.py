@@ -9,6 +9,7 @@ and compute dtype. Needs the extra `bench`. See benchmarks/README.md for what is
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.settings import load_settings
-from benchmarks.timing import describe_machine, interleaved
+from benchmarks.timing import Timing, describe_machine, interleaved
 from mbti_jax.training.settings import TrainSettings
 
 MIN_CPU_RATIO = 1.0
@@ -42,7 +43,7 @@ SECTIONS = {"forward": "forward", "train_step": "train step", "sampler": "sample
 _CALLS = {"forward": 5, "train_step": 5, "sampler": 1}
 # Largest relative L2 distance of PyTorch's outputs (images, or losses of two steps) from JAX's. In
 # float32 an accelerator multiplies in TF32, in both frameworks.
-_TOLERANCES = {
+TOLERANCES = {
     "exact": {"forward": 1e-4, "train_step": 1e-3, "sampler": 1e-3},
     "reduced": {"forward": 5e-2, "train_step": 5e-2, "sampler": 2e-1},
 }
@@ -134,7 +135,7 @@ def measure(
     from benchmarks.speed_jax import JaxSide, Problem
     from benchmarks.speed_torch import TorchSide
 
-    device = _torch_device(torch)
+    device = torch_device(torch)
     on_cpu = device == "cpu"
     clock = "cpu" if on_cpu else "wall"
     torch.backends.cudnn.benchmark = True
@@ -142,22 +143,18 @@ def measure(
     problem = Problem.from_settings(settings, num_steps)
     dtype = problem.pipeline.model.dtype
     size = matmul_size or (2048 if on_cpu else 8192)
-    peak = _measure_peak(torch, device, dtype, size, rounds, clock)
+    peak = measure_peak(torch, device, dtype, size, rounds, clock)
     sides = {"jax": JaxSide(problem)}
     for name in rivals:
         compiled, channels_last = TORCH_RIVALS[name]
         sides[name] = TorchSide(problem, device, compiled, channels_last)
     exact = on_cpu and dtype == "float32"
-    tolerances = _TOLERANCES["exact" if exact else "reduced"]
+    tolerances = TOLERANCES["exact" if exact else "reduced"]
     flops = problem.flops()
     sections = {}
     for section, title in SECTIONS.items():
-        programs = {name: side.prepare(section) for name, side in sides.items()}
-        outputs = {name: program.first_outputs for name, program in programs.items()}
-        distances = check_agreement(title, outputs, tolerances[section])
-        calls = _CALLS[section]
-        timings = interleaved(
-            {name: _timed(p, calls, problem.batch_size) for name, p in programs.items()}, rounds
+        timings, programs, distances = compare(
+            problem, sides, section, tolerances[section], rounds=rounds
         )
         per_image = flops[section] / problem.batch_size
         rows = {}
@@ -198,6 +195,54 @@ def measure(
     }
 
 
+def compare(
+    problem: Any,
+    sides: Mapping[str, Any],
+    section: str,
+    tolerance: float,
+    *,
+    rounds: int,
+    calls: int | None = None,
+    failures: dict[str, str] | None = None,
+) -> tuple[dict[str, Timing], dict[str, Any], dict[str, float]]:
+    """Prepares one piece of work of all sides, compares what they compute, and times them in turn.
+
+    Args:
+        problem: a `speed_jax.Problem`.
+        sides: `JaxSide`s and `TorchSide`s by name; the others are compared with the first.
+        section: a key of `SECTIONS`.
+        tolerance: largest relative L2 distance from the first one's outputs.
+        rounds: how often each is timed.
+        calls: in a round; by default a few.
+        failures: takes what is wrong with sides that cannot take part; by default that is raised.
+
+    Returns:
+        By name of those that took part: timing of an example, program, relative L2 distance.
+
+    Raises:
+        DisagreementError: a rival's outputs are not those of the first side.
+    """
+    programs = {}
+    for name, side in sides.items():
+        try:
+            programs[name] = side.prepare(section)
+        except Exception as error:
+            # A compiler or an allocator may fail in any way. Without the first there is no comparison.
+            if failures is None or not programs:
+                raise
+            failures[name] = one_line(error)
+    outputs = {name: program.first_outputs for name, program in programs.items()}
+    distances = check_agreement(SECTIONS[section], outputs, tolerance)
+    calls = calls or _CALLS[section]
+    running = {name: timed(p, calls, problem.batch_size) for name, p in programs.items()}
+    return interleaved(running, rounds), programs, distances
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
 def check_agreement(
     title: str, outputs: Mapping[str, np.ndarray], tolerance: float
 ) -> dict[str, float]:
@@ -220,7 +265,12 @@ def check_agreement(
     return distances
 
 
-def _torch_device(torch: Any) -> str:
+def torch_device(torch: Any) -> str:
+    """PyTorch's name of the device that JAX uses.
+
+    Raises:
+        ValueError: PyTorch cannot use it.
+    """
     backend = jax.default_backend()
     if backend == "cpu":
         return "cpu"
@@ -232,39 +282,64 @@ def _torch_device(torch: Any) -> str:
     )
 
 
-def _measure_peak(
-    torch: Any, device: str, dtype: str, size: int, rounds: int, clock: str
+def measure_peak(
+    torch: Any,
+    device: str,
+    dtype: str,
+    size: int,
+    rounds: int,
+    clock: str,
+    precision: str = "default",
 ) -> dict[str, Any]:
-    """FLOP/s of a product of two random square matrices, in each framework."""
+    """FLOP/s of a product of two random square matrices, in each framework.
+
+    Args:
+        torch: the module; None to measure JAX alone.
+        device: PyTorch's name of the device.
+        dtype: "float32" or "bfloat16".
+        size: rows of the matrices.
+        rounds: how often each is timed.
+        clock: "cpu" or "wall".
+        precision: of float32 in JAX: "default" is TF32 where the device has it, "highest" is not.
+
+    Returns:
+        `matmul_size`, the rate by framework, the `best`, and by framework the `ranges` over the rounds.
+    """
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size), np.float32) for _ in range(2))
+    calls = 20 if jax.default_backend() != "cpu" else 2
     jax_matrices = [jnp.asarray(matrix, dtype) for matrix in (a, b)]
-    torch_matrices = [
-        torch.tensor(matrix, device=device, dtype=getattr(torch, dtype)) for matrix in (a, b)
-    ]
-    matmul = jax.jit(jnp.matmul)
-    calls = 2 if device == "cpu" else 20
+    matmul = jax.jit(functools.partial(jnp.matmul, precision=precision))
 
     def jax_products() -> int:
         products = [matmul(*jax_matrices) for _ in range(calls)]
         jax.block_until_ready(products)
         return calls
 
-    def torch_products() -> int:
-        for _ in range(calls):
-            torch.mm(*torch_matrices)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return calls
+    rivals = {"jax": jax_products}
+    if torch is not None:
+        torch_matrices = [
+            torch.tensor(matrix, device=device, dtype=getattr(torch, dtype)) for matrix in (a, b)
+        ]
 
-    timings = interleaved({"jax": jax_products, "torch": torch_products}, rounds)
-    rates = {
-        name: 2 * size**3 / getattr(timing, f"{clock}_seconds") for name, timing in timings.items()
-    }
-    return {"matmul_size": size, **rates, "best": max(rates.values())}
+        def torch_products() -> int:
+            for _ in range(calls):
+                torch.mm(*torch_matrices)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return calls
+
+        rivals["torch"] = torch_products
+    flops, rates, ranges = 2 * size**3, {}, {}
+    for name, timing in interleaved(rivals, rounds).items():
+        rates[name] = flops / getattr(timing, f"{clock}_seconds")
+        ranges[name] = [flops / s for s in reversed(getattr(timing, f"{clock}_range"))]
+    return {"matmul_size": size, **rates, "best": max(rates.values()), "ranges": ranges}
 
 
-def _timed(program: Any, calls: int, batch_size: int) -> Callable[[], int]:
+def timed(program: Any, calls: int, batch_size: int) -> Callable[[], int]:
+    """A function that does a program's work `calls` times and returns the number of examples."""
+
     def run() -> int:
         for _ in range(calls):
             output = program.run()

@@ -5,8 +5,8 @@ Written as a user would write it, with this package's functions; `benchmarks.spe
 
 import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from mbti_jax.diffusion.processes import squared_error_terms
 from mbti_jax.diffusion.samplers import ddim
 from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.models import choices
 from mbti_jax.models.blocks import ZERO_INIT
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params, init_params
@@ -136,29 +137,42 @@ class Program:
     first_outputs: np.ndarray
 
 
+@dataclass(frozen=True)
 class JaxSide:
-    """This package's functions, each compiled for the batch."""
+    """This package's functions, each compiled for the batch.
 
-    def __init__(self, problem: Problem):
-        self._problem = problem
+    Attributes:
+        problem: what is computed.
+        choices: fields of `mbti_jax.models.choices.Choices` that differ from the defaults.
+        compiler_options: of XLA, such as {"xla_allow_excess_precision": False}.
+    """
+
+    problem: Problem
+    choices: Mapping[str, str] = field(default_factory=dict)
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
 
     def prepare(self, section: str) -> Program:
         """Compiles and runs twice the work called 'forward', 'sampler' or 'train_step'."""
         start = time.perf_counter()
-        run, peak = getattr(self, f"_{section}")()
+        with choices.override(**self.choices):
+            run, peak = getattr(self, f"_{section}")()
         outputs, extra = run_twice(run, jax.block_until_ready, start)
         return Program(run, jax.block_until_ready, extra, peak, np.stack(outputs))
 
+    @property
+    def _options(self):
+        return dict(self.compiler_options) or None
+
     def _forward(self):
-        problem = self._problem
+        problem = self.problem
         x_0, eps, t, condition = jax.device_put(problem.inputs)
         x_t = problem.pipeline.process.corrupt(x_0, eps, t, condition.roi)
         arguments = jax.device_put(problem.params), x_t, t, condition
-        compiled = jax.jit(problem.pipeline.apply).lower(*arguments).compile()
+        compiled = jax.jit(problem.pipeline.apply).lower(*arguments).compile(self._options)
         return lambda: compiled(*arguments), peak_bytes(compiled)
 
     def _sampler(self):
-        problem, process = self._problem, self._problem.pipeline.process
+        problem, process = self.problem, self.problem.pipeline.process
         params = jax.device_put(problem.params)
         x_0, eps, _, condition = jax.device_put(problem.inputs)
         keys = jax.random.split(jax.random.key(0), problem.batch_size)
@@ -176,7 +190,7 @@ class JaxSide:
             table=jax.tree.map(lambda column: np.pad(column, (0, unused)), table),
         )
         span = np.zeros(2, np.int32)
-        compiled = sampler._steps.lower(request, (), eps, span, method=ddim).compile()
+        compiled = sampler._steps.lower(request, (), eps, span, method=ddim).compile(self._options)
 
         def run():
             return sampler(params, eps, x_0, condition, keys, problem.sampling, clip=CLIP)
@@ -184,9 +198,9 @@ class JaxSide:
         return run, peak_bytes(compiled)
 
     def _train_step(self):
-        step, state = jax_train_step(self._problem)
-        state, inputs = state(), jax.device_put(self._problem.inputs)
-        compiled = step.lower(state, inputs).compile()
+        step, state = jax_train_step(self.problem)
+        state, inputs = state(), jax.device_put(self.problem.inputs)
+        compiled = step.lower(state, inputs).compile(self._options)
 
         def run():
             nonlocal state

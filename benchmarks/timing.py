@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+Range = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -22,17 +24,23 @@ class Timing:
             processes share the cores. It knows nothing of an accelerator's work.
         wall_seconds: elapsed time a unit.
         cpu_ratio, wall_ratio: the same over that of the first rival in the same round.
+        cpu_range, wall_range, cpu_ratio_range, wall_ratio_range: the least and the largest over rounds.
     """
 
     cpu_seconds: float
     wall_seconds: float
     cpu_ratio: float
     wall_ratio: float
+    cpu_range: Range
+    wall_range: Range
+    cpu_ratio_range: Range
+    wall_ratio_range: Range
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
         """The fields, and units a second of CPU and of elapsed time."""
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
         return {
-            **vars(self),
+            **fields,
             "per_cpu_second": 1 / self.cpu_seconds,
             "per_second": 1 / self.wall_seconds,
         }
@@ -70,7 +78,9 @@ def _summarize(
         (cpu / reference_cpu, wall / reference_wall)
         for (cpu, wall), (reference_cpu, reference_wall) in zip(taken, reference, strict=True)
     ]
-    return Timing(*map(statistics.median, (*zip(*taken, strict=True), *zip(*ratios, strict=True))))
+    columns = (*zip(*taken, strict=True), *zip(*ratios, strict=True))
+    ranges = [(min(column), max(column)) for column in columns]
+    return Timing(*map(statistics.median, columns), *ranges)
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, Any]:

@@ -41,12 +41,11 @@ def test_rivals_run_in_turn_and_ratios_are_of_the_same_round(monkeypatch):
 
     assert "".join(calls) == "ab" * 4
     # Slowdown 2 is the warm-up; 4, 8 and 16 are timed, and 8 is their median.
-    assert vars(timings["a"]) == pytest.approx(
-        {"cpu_seconds": 4, "wall_seconds": 20, "cpu_ratio": 1, "wall_ratio": 1}
-    )
-    assert vars(timings["b"]) == pytest.approx(
-        {"cpu_seconds": 12, "wall_seconds": 60, "cpu_ratio": 3, "wall_ratio": 3}
-    )
+    a, b = (timings[name].to_json() for name in "ab")
+    assert (a["cpu_seconds"], a["wall_seconds"], a["cpu_ratio"], a["wall_ratio"]) == (4, 20, 1, 1)
+    assert (b["cpu_seconds"], b["wall_seconds"], b["cpu_ratio"], b["wall_ratio"]) == (12, 60, 3, 3)
+    assert (b["cpu_range"], b["wall_range"]) == ([6, 24], [30, 120])
+    assert b["cpu_ratio_range"] == b["wall_ratio_range"] == [3, 3]
     assert timings["b"].to_json()["per_second"] == pytest.approx(1 / 60)
 
 
