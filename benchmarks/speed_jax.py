@@ -169,7 +169,7 @@ class JaxSide:
         x_t = problem.pipeline.process.corrupt(x_0, eps, t, condition.roi)
         arguments = jax.device_put(problem.params), x_t, t, condition
         compiled = jax.jit(problem.pipeline.apply).lower(*arguments).compile(self._options)
-        return lambda: compiled(*arguments), peak_bytes(compiled)
+        return lambda: compiled(*arguments).image, peak_bytes(compiled)
 
     def _sampler(self):
         problem, process = self.problem, self.problem.pipeline.process
@@ -193,7 +193,7 @@ class JaxSide:
         compiled = sampler._steps.lower(request, (), eps, span, method=ddim).compile(self._options)
 
         def run():
-            return sampler(params, eps, x_0, condition, keys, problem.sampling, clip=CLIP)
+            return sampler(params, eps, x_0, condition, keys, problem.sampling, clip=CLIP).x_0
 
         return run, peak_bytes(compiled)
 
@@ -224,7 +224,7 @@ def jax_train_step(problem: Problem) -> tuple[Any, Callable[[], TrainState]]:
     def loss_of(params, inputs):
         x_0, eps, t, condition = inputs
         x_t = pipeline.process.corrupt(x_0, eps, t, condition.roi)
-        prediction = pipeline.apply(params, x_t, t, condition)
+        prediction = pipeline.apply(params, x_t, t, condition).image
         target = pipeline.process.target(x_0, eps, t)
         sums, counts = squared_error_terms(prediction, target, condition.roi, jnp.ones(len(t)))
         return sums.sum() / counts.sum()

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree
+from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.samplers.driver import Sampler
 from mbti_jax.diffusion.sampling import Sampling
 
@@ -13,7 +14,7 @@ def as_apply(network):
 
     def apply(params, x_t, t, condition):
         x = jnp.concatenate([x_t, condition.roi_masks.astype(x_t.dtype)], axis=-1)
-        return network(params, x, t, condition.class_vector)
+        return Output(network(params, x, t, condition.class_vector))
 
     return apply
 
@@ -26,7 +27,7 @@ def guided(network, process):
             return as_apply(network)(params, *arguments)
 
         condition = Condition(roi_masks, class_vector)
-        return ClassifierFree(weight).denoise(predict, process, x_t, t, condition)
+        return ClassifierFree(weight).denoise(predict, process, x_t, t, condition).x_0
 
     return denoise
 
@@ -50,6 +51,6 @@ def make_sampler(network, process):
     ):
         sampling = Sampling(spacing=tuple(timesteps), guidance=ClassifierFree(weight), eta=eta)
         condition = Condition(roi_masks, class_vector)
-        return sampler(params, x_T, context, condition, keys, sampling, **options)
+        return sampler(params, x_T, context, condition, keys, sampling, **options).x_0
 
     return sample

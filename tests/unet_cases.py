@@ -72,10 +72,10 @@ def random_inputs(model: UNet, batch: int = 2, seed: int = 0):
 
 
 def run_unet(model: UNet, params, x, t, class_vector, **options):
-    """The network on an image whose last channels are the masks, as the published one takes it."""
+    """The network's image for one whose last channels are the masks, as the published one takes it."""
     image, masks = x[..., : model.out_channels], x[..., model.out_channels :]
     condition = Condition(masks, class_vector)
-    return model.apply({"params": params}, image, t, condition, **options)
+    return model.apply({"params": params}, image, t, condition, **options).image
 
 
 def loss_out_grads(model: UNet):

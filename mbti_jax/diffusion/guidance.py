@@ -14,7 +14,8 @@ P may be eps, v or x_0: each is an affine function of the others at a given x_t,
 up to 1, so the result is the same.
 
 A guidance is a frozen dataclass whose numbers are traced: changing them compiles nothing. Its `denoise`
-turns a network that predicts into an estimate of x_0.
+turns a network that predicts into an estimate of x_0. Labels are not guided: their logits are those of
+the conditional pass.
 """
 
 import dataclasses
@@ -27,16 +28,17 @@ from jaxtyping import Key, Shaped
 
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.output import Denoised, Output
 from mbti_jax.diffusion.processes import Process, like
 from mbti_jax.fields import Interval
 
 # Far beyond what anybody guides with: at 1e38 the two passes overflow and only their bounds would show.
 GUIDANCE_WEIGHTS = Interval(-10_000, 10_000)
 
-# apply(params, x_t [B, H, W, C], t [B], condition) -> prediction [B, H, W, C]
-Apply = Callable[[Any, AnyArray, AnyArray, Condition], jax.Array]
+# apply(params, x_t [B, H, W, C], t [B], condition) -> Output
+Apply = Callable[[Any, AnyArray, AnyArray, Condition], Output]
 # The same, with the parameters given.
-Predict = Callable[[AnyArray, AnyArray, Condition], jax.Array]
+Predict = Callable[[AnyArray, AnyArray, Condition], Output]
 
 
 @runtime_checkable
@@ -45,8 +47,8 @@ class Guidance(Protocol):
 
     def denoise(
         self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
-    ) -> Images:
-        """The estimate of x_0, float32 [B, H, W, C]; every number of the guidance is float32 [B]."""
+    ) -> Denoised:
+        """The estimate of x_0; every number of the guidance is float32 [B]."""
         ...
 
 
@@ -57,8 +59,10 @@ class Unguided:
 
     def denoise(
         self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
-    ) -> Images:
-        return process.to_x_0(predict(x_t, t, condition).astype(x_t.dtype), x_t, t)
+    ) -> Denoised:
+        output = predict(x_t, t, condition)
+        x_0 = process.to_x_0(output.image.astype(x_t.dtype), x_t, t)
+        return Denoised(x_0, output.label_logits)
 
 
 @jax.tree_util.register_dataclass
@@ -77,13 +81,14 @@ class ClassifierFree:
 
     def denoise(
         self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
-    ) -> Images:
+    ) -> Denoised:
         both = jax.tree.map(_pairs, condition, condition.null())
-        prediction = predict(_pairs(x_t, x_t), _pairs(t, t), both)
-        prediction = prediction.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
+        output = predict(_pairs(x_t, x_t), _pairs(t, t), both)
+        prediction = output.image.astype(x_t.dtype).reshape(x_t.shape[0], 2, *x_t.shape[1:])
         w = like(self.weight, x_t)
         guided = (1.0 + w) * prediction[:, 0] - w * prediction[:, 1]
-        return process.to_x_0(guided, x_t, t)
+        logits = output.label_logits
+        return Denoised(process.to_x_0(guided, x_t, t), None if logits is None else logits[::2])
 
 
 def drop_condition(

@@ -282,7 +282,11 @@ def _update(model, settings, state, key, step, batch):
     return optax.apply_updates(params, updates), opt_state
 
 
-def _logits(model: UNet, params: Params, images: jax.Array, **options: Any) -> Any:
+def _logits(model: UNet, params: Params, images: jax.Array) -> Any:
+    return _apply(model, params, images).image
+
+
+def _apply(model: UNet, params: Params, images: jax.Array, **options: Any) -> Any:
     images, batch = images[..., None], len(images)
     unconditional = Condition(images[..., :0], jnp.zeros((batch, 0)))
     return model.apply({"params": params}, images, jnp.zeros(batch), unconditional, **options)
@@ -290,7 +294,7 @@ def _logits(model: UNet, params: Params, images: jax.Array, **options: Any) -> A
 
 @functools.partial(jax.jit, static_argnames="model")
 def _labels_and_features(model, params, images, regions):
-    logits, state = _logits(
+    (logits, _), state = _apply(
         model, params, images, capture_intermediates=lambda module, _: module.name == _BOTTLENECK
     )
     (bottleneck,) = state["intermediates"][_BOTTLENECK]["__call__"]

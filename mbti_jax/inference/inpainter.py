@@ -407,7 +407,7 @@ class Inpainter:
                 progress=report,
                 cancel=cancel,
             )
-            out[rows] = jax.device_get(result)[: len(rows)]
+            out[rows] = jax.device_get(result.x_0)[: len(rows)]
         # Either there is one sequence per example, or one channel per image.
         out = check_finite(out, sampling).reshape(len(samples), num_examples, -1, *out.shape[1:])
         return np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)

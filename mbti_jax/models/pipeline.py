@@ -5,7 +5,7 @@ Training, validation and inference all build theirs here, the last one from what
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
 from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import drop_condition
+from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
 from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
 from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
@@ -115,11 +116,9 @@ class Pipeline:
             drop_rate=process.drop_condition,
         )
 
-    def apply(
-        self, params: Params, x_t: Images, t: Numbers, condition: Condition
-    ) -> Float[jax.Array, "B H W C"]:
-        """The network without dropout: float32 [B, H, W, C]."""
-        return jnp.asarray(self.model.apply({"params": params}, x_t, t, condition))
+    def apply(self, params: Params, x_t: Images, t: Numbers, condition: Condition) -> Output:
+        """The network without dropout."""
+        return cast(Output, self.model.apply({"params": params}, x_t, t, condition))
 
     def resized(
         self, batch: Mapping[str, AnyArray]
@@ -185,7 +184,7 @@ class Pipeline:
         (x_0, condition), (t, eps, drop_keys) = inputs, jax.vmap(draw)(keys)
         roi = condition.roi
         x_t = self.process.corrupt(x_0, eps, t, roi)
-        prediction = self.model.apply(
+        output = self.model.apply(
             {"params": params},
             x_t,
             t,
@@ -194,7 +193,7 @@ class Pipeline:
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
         target = self.process.target(x_0, eps, t)
-        sums, counts = squared_error_terms(jnp.asarray(prediction), target, roi, weight)
+        sums, counts = squared_error_terms(cast(Output, output).image, target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
         quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)
         return sums.sum(), (sums @ quarter, counts @ quarter)

@@ -19,6 +19,7 @@ from jaxtyping import Float, Key
 
 from mbti_jax.diffusion.arrays import AnyArray, Numbers
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.output import Output
 from mbti_jax.fields import FieldError, Interval
 from mbti_jax.models import blocks
 
@@ -88,7 +89,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self, x: AnyArray, t: Numbers, condition: Condition, deterministic: bool = True
-    ) -> Float[jax.Array, "B H W {self.out_channels}"]:
+    ) -> Output:
         """Predicts the noise (or whatever the diffusion process trains it for).
 
         Args:
@@ -99,7 +100,7 @@ class UNet(nn.Module):
             deterministic: no dropout. When False, `apply` needs a "dropout" key.
 
         Returns:
-            float32 [B, H, W, out_channels].
+            The image, float32 [B, H, W, out_channels].
 
         Raises:
             ValueError: for an input or a configuration that does not fit.
@@ -182,7 +183,7 @@ class UNet(nn.Module):
 
         h = blocks.GroupNorm(self.num_groups, name="out_0")(h)
         h = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(h)
-        return jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32)
+        return Output(jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32))
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""

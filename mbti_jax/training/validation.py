@@ -102,7 +102,7 @@ class Validation:
         x_T, x_0, condition, keys = self._put((x_T, x_0, condition, keys))
         samples = self._sampler(
             params, x_T, x_0, condition, keys, self._sampling, clip=self._bounds
-        )
+        ).x_0
         return multihost_utils.process_allgather(samples, tiled=True)
 
     def _put(self, batch: Any) -> Any:

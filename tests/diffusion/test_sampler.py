@@ -10,10 +10,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from loose_arrays import make_sampler
 
+from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.noise import noise_for
+from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.samplers import ddim
-from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.diffusion.schedule import ddim_timesteps, make_schedule, trailing_timesteps
 
@@ -287,3 +289,29 @@ def test_wrong_arguments_are_errors(sampler, change, message):
     arguments |= {"timesteps": [999, 1], "weight": 0.4} | change
     with pytest.raises(ValueError, match=message):
         sampler(1.5, **arguments)
+
+
+@pytest.mark.parametrize("chunk", [2, 10])
+def test_label_logits_are_the_conditional_pass_of_the_last_row(chunk):
+    """Whatever chunks the rows ran in; of three examples the second one's class vector is another."""
+
+    def apply(params, x_t, t, condition):
+        logits = (
+            condition.class_vector[:, None, None, :4] * x_t[..., :1] + t[:, None, None, None] / 1000
+        )
+        return Output(jnp.zeros_like(x_t), logits)
+
+    x_T, context, roi_masks, class_vector, keys = problem(3)
+    condition = Condition(roi_masks, class_vector)
+    sampling = Sampling(spacing=(999, 400, 7), guidance=2.0)
+    process = Gaussian(make_schedule("linear"), "x_0")
+    out = Sampler(apply, process)((), x_T, context, condition, keys, sampling, chunk=chunk)
+    roi = inside_roi(roi_masks)
+    x_t = np.where(roi, x_T, context)
+    alphas = process.schedule.alphas_cumprod
+    # DDIM of an x_0 that is 0: only the noise shrinks.
+    for t, t_prev in ((999, 400), (400, 7)):
+        x_t = np.where(roi, np.sqrt((1 - alphas[t_prev]) / (1 - alphas[t])) * x_t, context)
+    expected = class_vector[:, None, None, :4] * x_t[..., :1] + 0.007
+    np.testing.assert_allclose(out.label_logits, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(out.x_0, np.where(roi, 0, context))

@@ -15,6 +15,7 @@ from mbti_jax import Inpainter, Sampling
 from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import ProcessSettings, Regression
 from mbti_jax.models.pipeline import Inputs, Pipeline, losses
 from mbti_jax.training.settings import TrainSettings
@@ -62,7 +63,7 @@ def recorded_loss(inputs: Inputs):
     class Recorder:
         def apply(self, variables, x, t, condition, **kwargs):
             calls.append((x, t, condition))
-            return jnp.full((*x.shape[:-1], 1), 0.25)
+            return Output(jnp.full((*x.shape[:-1], 1), 0.25))
 
     recording = pipeline().__class__(Recorder(), pipeline().process, pipeline().tasks, 16, 0.0)
     keys = jax.random.split(jax.random.key(1), 3)
@@ -98,7 +99,8 @@ def test_what_the_inpainter_returns_is_what_the_network_returns():
     metadata = tiny_metadata()
     roi = inputs.condition.roi_masks[..., :1] > 0
     x = np.where(roi, 0, inputs.x_0).astype(np.float32)
-    expected = pipeline().apply(tiny_params(metadata), x, jnp.zeros(3, int), inputs.condition)
+    arguments = (tiny_params(metadata), x, jnp.zeros(3, int), inputs.condition)
+    expected = pipeline().apply(*arguments).image
     low, high = metadata["inference"]["x_0_bounds"]
     np.testing.assert_allclose(
         painted, np.where(roi, np.clip(expected, low, high), inputs.x_0), atol=1e-5

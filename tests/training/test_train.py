@@ -13,6 +13,7 @@ from tiny import tiny_examples, tiny_settings
 from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
@@ -141,7 +142,7 @@ class PixelwiseNetwork:
         assert deterministic
         assert rngs is None
         self.seen = (x, t, condition)
-        return variables["params"]["w"] * x
+        return Output(variables["params"]["w"] * x)
 
 
 SCHEDULE = make_schedule("cosine", 1000)

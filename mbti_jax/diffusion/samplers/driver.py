@@ -13,7 +13,8 @@ are arguments. The program gets the table of all rows, padded to T rows, and the
 run now. Its loop has a traced trip count, so rows outside the range cost nothing, where a scan of
 fixed length would evaluate the network for masked rows too; the price is that the loop cannot be
 unrolled or differentiated, which sampling does not need. Python only splits the rows into chunks,
-so that it can report progress or stop between them; the image stays on its devices.
+so that it can report progress or stop between them; the image stays on its devices. Label logits are
+those of the last row.
 """
 
 import functools
@@ -24,12 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import Apply, Guidance, Unguided
+from mbti_jax.diffusion.output import Denoised
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
 
@@ -69,7 +70,7 @@ class Sampler:
     """
 
     def __init__(self, apply: Apply, process: Process):
-        """Takes the network, apply(params, x_t, t, condition) -> prediction, and its process."""
+        """Takes the network, apply(params, x_t, t, condition) -> Output, and its process."""
         self.process = process
         self._start = jax.jit(functools.partial(_start, process), static_argnames="method")
         self._steps = jax.jit(
@@ -91,7 +92,7 @@ class Sampler:
         chunk: int = 10,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-    ) -> Float[jax.Array, "B H W C"]:
+    ) -> Denoised:
         """Makes the image inside the roi.
 
         Args:
@@ -109,7 +110,8 @@ class Sampler:
             cancel: asked before each chunk; true ends the sampling.
 
         Returns:
-            float32 [B, H, W, C]; outside the roi equal to `context` bit for bit.
+            The image, outside the roi equal to `context` bit for bit, and the label logits of the last
+            row's evaluation.
 
         Raises:
             ValueError: an argument's shape or value is not as above.
@@ -136,18 +138,18 @@ class Sampler:
 
         request = Request(params, context, condition, keys, guidance, bounds, table)
         carry, x_t = self._start(x_T, context, condition, method=method)
-        running = None
+        running = label_logits = None
         for first in range(0, total, chunk):
             if cancel is not None and cancel():
                 raise SamplingCancelled(f"Cancelled before step {first + 1} of {total}.")
             span = np.array([first, min(first + chunk, total)], np.int32)
-            carry, x_t, done = self._steps(request, carry, x_t, span, method=method)
+            carry, x_t, label_logits, done = self._steps(request, carry, x_t, span, method=method)
             # Wait for the chunk before this one, so that the device always has work queued.
             if running is not None:
                 _report(progress, running, total)
             running = done
         _report(progress, running, total)
-        return x_t
+        return Denoised(x_t, label_logits)
 
 
 def _report(progress, done, total):
@@ -162,24 +164,30 @@ def _start(process, x_T, context, condition, method):
 
 
 def _steps(apply, process, request, carry, x_t, span, method):
-    """Runs the rows from `span[0]` to before `span[1]`; returns carry, x_t and the rows done."""
+    """Runs the rows from `span[0]` to before `span[1]`; returns carry, x_t, the last row's label
+    logits and the rows done."""
     params, context, condition, keys, guidance, bounds, table = request
     roi = condition.roi
-    predict = functools.partial(apply, params)
+
+    def denoise(x_t, row):
+        t = jnp.full(len(x_t), row.t)
+        return guidance.denoise(functools.partial(apply, params), process, x_t, t, condition)
 
     def step(number, state):
-        carry, x_t, done = state
+        carry, x_t, _, done = state
         row = jax.tree.map(lambda column: column[number], table)
-        t = jnp.full(len(x_t), row.t)
-        x_0 = guidance.denoise(predict, process, x_t, t, condition)
+        x_0, label_logits = denoise(x_t, row)
         x_0 = jnp.clip(x_0, bounds[0], bounds[1])
         keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, row.t.astype(jnp.int32))
         z = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(keys_t)
         carry, x_t_prev = method.step(carry, x_t, x_0, row)
         x_t = jnp.where(roi, x_t_prev + row.noise * z, context)
-        return carry, x_t, done + 1
+        return carry, x_t, label_logits, done + 1
 
-    return jax.lax.fori_loop(span[0], span[1], step, (carry, x_t, span[0]))
+    first = jax.tree.map(lambda column: column[0], table)
+    shape = jax.eval_shape(denoise, x_t, first).label_logits
+    label_logits = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
+    return jax.lax.fori_loop(span[0], span[1], step, (carry, x_t, label_logits, span[0]))
 
 
 def _check(x_T, context, condition, keys):
