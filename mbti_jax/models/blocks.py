@@ -18,6 +18,7 @@ from jaxtyping import Float, Num
 
 from mbti_jax.diffusion.arrays import AnyArray, Images
 from mbti_jax.models import choices
+from mbti_jax.models.convolutions import convolve
 
 _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
@@ -185,7 +186,14 @@ def attention(
 def conv3x3(channels: int, dtype, name: str, strides: int = 1) -> nn.Conv:
     """A 3x3 convolution padded by one pixel on every side."""
     return nn.Conv(
-        channels, (3, 3), strides, padding=1, dtype=dtype, kernel_init=kernel_init(name), name=name
+        channels,
+        (3, 3),
+        strides,
+        padding=1,
+        dtype=dtype,
+        kernel_init=kernel_init(name),
+        conv_general_dilated=convolve,
+        name=name,
     )
 
 
