@@ -177,7 +177,8 @@ class JaxSide:
         x_0, eps, _, condition = jax.device_put(problem.inputs)
         keys = jax.random.split(jax.random.key(0), problem.batch_size)
         sampler = Sampler(problem.pipeline.apply, process)
-        table = ddim.table(process, problem.sampling)
+        t = problem.sampling.timesteps(process.num_timesteps)
+        table = ddim.table(process, t, problem.sampling.eta)
         unused = process.num_timesteps - len(table.t)
         # The program inside the sampler; its memory does not depend on the values given here.
         request = Request(

@@ -57,7 +57,8 @@ class TorchSide:
         roi = (roi_masks > 0).any(dim=1, keepdim=True)
         classes = torch.cat([class_vector, torch.zeros_like(class_vector)])
         network, tables, w = self._network(), self._tables(), problem.sampling.guidance.weight
-        table = ddim.table(process, problem.sampling)
+        t = problem.sampling.timesteps(process.num_timesteps)
+        table = ddim.table(process, t, problem.sampling.eta)
 
         def step(x_t, t, x_0_factor, x_t_factor):
             t = t.expand(len(x_t))

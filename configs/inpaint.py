@@ -68,10 +68,13 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.num_samples = 1
     config.num_steps = 50
+    # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last).
+    config.sampler = "ddim"
     # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN, with N = num_steps.
     config.spacing = "trailing"
     # Below 0: what the checkpoint recommends.
     config.guidance_weight = -1.0
+    # Share of fresh noise, for ddim only: 0 is deterministic, 1 ancestral sampling.
     config.eta = 0.0
     # How far along z neighboring slices share their noise, sigma in mm; 0 for independent slices. On
     # phantoms 2 mm makes the step between painted slices that of the tissue around them, 0.04 of the

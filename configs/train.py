@@ -55,11 +55,16 @@ def get_config() -> ConfigDict:
     config.model.remat = False
 
     config.diffusion = ConfigDict()
+    # gaussian; flow (configs/flow.py); regression (configs/baseline.py).
     config.diffusion.process = "gaussian"
     config.diffusion.schedule = "linear"
     config.diffusion.num_timesteps = 1000
     config.diffusion.prediction = "eps"
     config.diffusion.drop_condition = 0.1
+    # Of a Gaussian schedule: noise alone at the last timestep; v or x_0 is predicted then.
+    config.diffusion.zero_terminal_snr = False
+    # Of a flow: uniform or logit_normal.
+    config.diffusion.time_sampling = "uniform"
 
     config.tasks = ConfigDict()
     config.tasks.prob_tumor = 0.8

@@ -20,7 +20,7 @@ _LAYOUTS = {
     "brats_inpainting": inpaint_challenge,
     "nnunet": make_labeled_set,
 }
-_SAMPLING = ("num_steps", "spacing", "eta", "seed", "z_sigma_mm")
+_SAMPLING = ("num_steps", "sampler", "spacing", "eta", "seed", "z_sigma_mm")
 _MODEL = ("checkpoint", "batch_size", "guidance_weight")
 
 

@@ -24,7 +24,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Key, Shaped
+import numpy as np
+from jaxtyping import Int, Key, Shaped
 
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.condition import Condition
@@ -39,6 +40,8 @@ GUIDANCE_WEIGHTS = Interval(-10_000, 10_000)
 Apply = Callable[[Any, AnyArray, AnyArray, Condition], Output]
 # The same, with the parameters given.
 Predict = Callable[[AnyArray, AnyArray, Condition], Output]
+# Times of a sampler's rows.
+Times = Int[np.ndarray, " n"]
 
 
 @runtime_checkable
@@ -49,6 +52,10 @@ class Guidance(Protocol):
         self, predict: Predict, process: Process, x_t: Images, t: Numbers, condition: Condition
     ) -> Denoised:
         """The estimate of x_0; every number of the guidance is float32 [B]."""
+        ...
+
+    def passes(self, process: Process, t: Times) -> Times:
+        """How often an image goes through the network for its estimates at times t, int [n]."""
         ...
 
 
@@ -63,6 +70,9 @@ class Unguided:
         output = predict(x_t, t, condition)
         x_0 = process.to_x_0(output.image.astype(x_t.dtype), x_t, t)
         return Denoised(x_0, output.label_logits)
+
+    def passes(self, process: Process, t: Times) -> Times:
+        return np.ones(len(t), int)
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +99,9 @@ class ClassifierFree:
         guided = (1.0 + w) * prediction[:, 0] - w * prediction[:, 1]
         logits = output.label_logits
         return Denoised(process.to_x_0(guided, x_t, t), None if logits is None else logits[::2])
+
+    def passes(self, process: Process, t: Times) -> Times:
+        return np.full(len(t), 2)
 
 
 def drop_condition(

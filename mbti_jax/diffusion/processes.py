@@ -7,10 +7,12 @@ Glossary:
     roi          [B, H, W, 1], true where the image is to be made
     context      x_0 outside the roi: known, never noised
     t            time, a real number from -1 (the clean image) to T - 1 (the noisiest); Gaussian
-                 processes are trained at the integers 0 .. T - 1
+                 processes are trained at the integers 0 .. T - 1, flows at all times above -1
     alpha, sigma shares of x_0 and eps at time t; alpha(-1) = 1 and sigma(-1) = 0
     x_t          alpha x_0 + sigma eps inside the roi, x_0 outside
-    v            alpha eps - sigma x_0 (Salimans & Ho 2022, arXiv:2202.00512, appendix D)
+    tau          of a flow, (t + 1) / T: 0 for the clean image, 1 for noise alone
+    v            how x_t moves: alpha eps - sigma x_0 in a Gaussian process (Salimans & Ho 2022,
+                 arXiv:2202.00512, appendix D), eps - x_0 in a flow
     prediction   what the network returns: an estimate of eps, v or x_0
 
 A sampler asks a process for alpha, sigma and x_0 only (`Process.to_x_0`), so it serves all of them.
@@ -18,13 +20,13 @@ A sampler asks a process for alpha, sigma and x_0 only (`Process.to_x_0`), so it
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key, Num, Shaped
+from jaxtyping import Float, Int, Key, Num, Shaped
 
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.schedule import Schedule, make_schedule
@@ -48,9 +50,9 @@ class Prediction(NamedTuple):
     to_x_0: Callable[..., jax.Array]
 
 
-# For a^2 + s^2 = 1, x_0 = (x_t - s eps) / a = a x_t - s v. At the last timestep of the cosine schedule a
-# is 5e-5, so x_0 from eps multiplies an error of the network by 2e4: a sampler must clip it. From v no
-# error grows.
+# Of Gaussian processes. For a^2 + s^2 = 1, x_0 = (x_t - s eps) / a = a x_t - s v. At the last timestep
+# of the cosine schedule a is 5e-5, so x_0 from eps multiplies an error of the network by 2e4: a sampler
+# must clip it. From v no error grows.
 PREDICTIONS = {
     "eps": Prediction(
         target=lambda x_0, eps, a, s: eps,
@@ -67,6 +69,16 @@ PREDICTIONS = {
 }
 
 
+# Of flows, a = 1 - s. No eps: at tau = 1, where x_t is eps, it would say nothing of x_0.
+FLOW_PREDICTIONS = {
+    "v": Prediction(
+        target=lambda x_0, eps, a, s: eps - x_0,
+        to_x_0=lambda prediction, x_t, a, s: x_t - s * prediction,
+    ),
+    "x_0": PREDICTIONS["x_0"],
+}
+
+
 class Process(abc.ABC):
     """A path from images (t = -1) to noise (t = T - 1) inside the roi.
 
@@ -77,10 +89,13 @@ class Process(abc.ABC):
         num_timesteps: T.
         is_stochastic: whether two starts end in two different images, so that there are several samples
             of a request, and a null condition to guide with.
+        samplers: names of the methods that fit what the network means by x_0. Those here take it for the
+            mean of all images that x_t may have come from.
     """
 
     num_timesteps: int
     is_stochastic: bool = True
+    samplers: tuple[str, ...] = ("ddim", "dpmpp_2m", "unipc", "euler", "heun")
 
     @abc.abstractmethod
     def alpha(self, t: Any) -> Any:
@@ -98,6 +113,24 @@ class Process(abc.ABC):
     def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
         """The clean image that a prediction means."""
 
+    def variance(self, t: Any) -> Any:
+        """alpha^2 + sigma^2 at times t, the variance of x_t where that of x_0 is 1."""
+        return self.alpha(t) ** 2 + self.sigma(t) ** 2
+
+    def half_log_snr(self, t: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """lambda = log(alpha / sigma) at times t, float64; -inf where x_t is noise alone."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha(t)) - np.log(self.sigma(t))
+
+    def check_sampler(self, name: str) -> None:
+        """Raises a FieldError if the method `name` does not fit the process."""
+        if name not in self.samplers:
+            raise FieldError(
+                "sampler",
+                f"{name!r} does not fit this model; {', '.join(self.samplers)} "
+                f"{'do' if len(self.samplers) > 1 else 'does'}",
+            )
+
     def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
         """A time to train at: uniform over the integers 0 .. T - 1."""
         return jax.random.randint(key, (), 0, self.num_timesteps)
@@ -112,8 +145,34 @@ class Process(abc.ABC):
         return jnp.where(roi, x_T, context)
 
 
+class NetworkProcess(Process):
+    """A process with several kinds of prediction.
+
+    Attributes:
+        prediction: a key of `predictions`.
+        predictions: the kinds by name.
+    """
+
+    prediction: str
+    predictions: Mapping[str, Prediction]
+
+    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
+        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
+        return self.predictions[self.prediction].target(x_0, eps, a, s)
+
+    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
+        a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
+        return self.predictions[self.prediction].to_x_0(prediction, x_t, a, s)
+
+    def _check_prediction(self) -> None:
+        if self.prediction not in self.predictions:
+            known = ", ".join(self.predictions)
+            problem = f"must be one of {known} for this process, not {self.prediction!r}"
+            raise FieldError("prediction", problem)
+
+
 @dataclasses.dataclass(frozen=True)
-class Gaussian(Process):
+class Gaussian(NetworkProcess):
     """A Gaussian diffusion process (Ho et al. 2020) with any schedule.
 
     Between timesteps alpha^2 is interpolated linearly.
@@ -122,20 +181,22 @@ class Gaussian(Process):
         schedule: the noise schedule.
         prediction: a key of `PREDICTIONS`. The paper's network predicts eps. A network with few
             channels for the pixels it folds into them does better with x_0, since then it need not
-            carry the noise through to its output.
+            carry the noise through to its output. With zero terminal SNR there is no eps: at the last
+            timestep, where x_t is eps, it would say nothing of x_0.
 
     Raises:
-        ValueError: an unknown `prediction`.
+        FieldError: an unknown `prediction`, or one that the schedule does not allow.
     """
 
     schedule: Schedule
     prediction: str = "eps"
 
+    predictions: ClassVar[Mapping[str, Prediction]] = PREDICTIONS
+
     def __post_init__(self):
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"Unknown prediction {self.prediction!r}; choose from {tuple(PREDICTIONS)}."
-            )
+        self._check_prediction()
+        if self.prediction == "eps" and self.schedule.zero_terminal_snr:
+            raise FieldError("prediction", "must be v or x_0 with zero terminal SNR, not 'eps'")
 
     @property
     def num_timesteps(self) -> int:
@@ -147,13 +208,59 @@ class Gaussian(Process):
     def sigma(self, t: Any) -> Any:
         return _at(np.sqrt(1.0 - self.schedule.alphas_cumprod), 0.0, t)
 
-    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
-        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
-        return PREDICTIONS[self.prediction].target(x_0, eps, a, s)
+    def variance(self, t: Any) -> Any:
+        # Without the rounding of the sum of squares.
+        return np.ones(np.shape(t))
 
-    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
-        a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
-        return PREDICTIONS[self.prediction].to_x_0(prediction, x_t, a, s)
+
+TimeSampling = Literal["uniform", "logit_normal"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow(NetworkProcess):
+    """Straight lines from images to noise (Liu et al. 2022, arXiv:2209.03003; Lipman et al. 2022,
+    arXiv:2210.02747): x_t = (1 - tau) x_0 + tau eps with tau = (t + 1) / T.
+
+    At t = T - 1 the roi is noise alone. T has no effect on the path: it is the scale of t, on which the
+    network sees the time, and how many steps a sampler may take at most.
+
+    Attributes:
+        prediction: a key of `FLOW_PREDICTIONS`.
+        time_sampling: how tau is drawn in training: "uniform", or "logit_normal", the logistic function
+            of a standard normal number, which trains more in the middle, where what is to be predicted
+            is the most uncertain (Esser et al. 2024, arXiv:2403.03206, section 3.1).
+        num_timesteps: T.
+
+    Raises:
+        FieldError: an unknown `prediction`.
+    """
+
+    prediction: str = "v"
+    time_sampling: TimeSampling = "uniform"
+    num_timesteps: int = 1000
+
+    predictions: ClassVar[Mapping[str, Prediction]] = FLOW_PREDICTIONS
+
+    def __post_init__(self):
+        self._check_prediction()
+
+    def alpha(self, t: Any) -> Any:
+        return 1 - self._tau(t)
+
+    def sigma(self, t: Any) -> Any:
+        return self._tau(t)
+
+    def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
+        """A time to train at, float32 in (-1, T - 1]."""
+        if self.time_sampling == "logit_normal":
+            tau = jax.nn.sigmoid(jax.random.normal(key))
+        else:
+            tau = 1 - jax.random.uniform(key)
+        return tau * self.num_timesteps - 1
+
+    def _tau(self, t: Any) -> Any:
+        number = jnp.float32 if isinstance(t, jax.Array) else np.float64
+        return (t + 1).astype(number) / number(self.num_timesteps)
 
 
 class Regression(Process):
@@ -194,26 +301,41 @@ class ProcessSettings:
     """Which process a run trains.
 
     Attributes:
-        process: "gaussian" or "regression".
+        process: "gaussian", "flow" or "regression".
         schedule: of a Gaussian process, see `make_schedule`.
         num_timesteps: T; 1 for a regression.
-        prediction: of a Gaussian process, see `Gaussian`; "x_0" for a regression.
+        prediction: see `Gaussian` and `RectifiedFlow`; "x_0" for a regression.
         drop_condition: share of class vectors replaced by the null condition in training; 0 for a
             regression.
+        zero_terminal_snr: whether the schedule of a Gaussian process ends in noise alone, see
+            `Schedule.with_zero_terminal_snr`.
+        time_sampling: of a flow, see `RectifiedFlow`.
 
     Raises:
         FieldError: a field has no such value.
     """
 
-    process: Literal["gaussian", "regression"] = "gaussian"
+    process: Literal["gaussian", "flow", "regression"] = "gaussian"
     schedule: Literal["linear", "cosine"] = "linear"
     # Its tables have an entry per timestep.
     num_timesteps: Annotated[int, Interval(1, 100_000)] = 1000
     prediction: Literal["eps", "v", "x_0"] = "eps"
     drop_condition: Share = 0.1
+    zero_terminal_snr: bool = False
+    time_sampling: TimeSampling = "uniform"
 
     def __post_init__(self):
         check_fields(self)
+        if self.zero_terminal_snr and self.process != "gaussian":
+            raise FieldError(
+                "zero_terminal_snr", f"is of Gaussian schedules, not of a {self.process}"
+            )
+        if self.time_sampling != "uniform" and self.process != "flow":
+            problem = f"is {self.time_sampling} for flows only, not for a {self.process} process"
+            raise FieldError("time_sampling", problem)
+        if self.schedule != "linear" and self.process == "flow":
+            problem = f"is of Gaussian processes: leave it linear for a flow, not {self.schedule}"
+            raise FieldError("schedule", problem)
         self.make()
 
     def make(self) -> Process:
@@ -221,9 +343,13 @@ class ProcessSettings:
         if self.process == "gaussian":
             try:
                 schedule = make_schedule(self.schedule, self.num_timesteps)
+                if self.zero_terminal_snr:
+                    schedule = schedule.with_zero_terminal_snr()
             except ValueError as error:
                 raise FieldError("num_timesteps", f"is {self.num_timesteps}: {error}") from error
             return Gaussian(schedule, self.prediction)
+        if self.process == "flow":
+            return RectifiedFlow(self.prediction, self.time_sampling, self.num_timesteps)
         if self.num_timesteps != 1:
             raise FieldError("num_timesteps", f"is 1 for a regressor, not {self.num_timesteps}")
         if self.prediction != "x_0":

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from jaxtyping import Int
 
+from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS, ClassifierFree, Guidance
 from mbti_jax.diffusion.schedule import SPACINGS, sampling_timesteps
 from mbti_jax.fields import (
@@ -29,10 +30,10 @@ class Sampling:
 
     Attributes:
         num_steps: steps of the sampler.
-        sampler: a key of `samplers.METHODS`.
+        sampler: a key of `samplers.METHODS`. Which of them fit a model, its `Process` says.
         spacing: of the timesteps, "trailing" or "ddim" (see `schedule.sampling_timesteps`), or the
             timesteps themselves, strictly descending; `num_steps` is then their number.
-        eta: 0 (deterministic) to 1 (ancestral sampling).
+        eta: 0 (deterministic) to 1 (ancestral sampling); above 0 for the sampler "ddim" only.
         guidance: a `Guidance`, or its weight w for classifier-free guidance; None for the weight that
             the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
@@ -64,8 +65,12 @@ class Sampling:
             object.__setattr__(self, "spacing", tuple(self.spacing))
             object.__setattr__(self, "num_steps", len(self.spacing))
         check_fields(self)
+        samplers.method(self.sampler)
         if not 0 <= self.eta <= 1:
             raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
+        if self.eta and not samplers.method(self.sampler).TAKES_ETA:
+            problem = f"is 0 for the sampler {self.sampler}, not {self.eta}; ddim takes others"
+            raise FieldError("eta", problem)
         if not isinstance(self.guidance, Guidance | None):
             weight = float(finite_number("guidance_weight", self.guidance, GUIDANCE_WEIGHTS))
             object.__setattr__(self, "guidance", ClassifierFree(weight))

@@ -25,19 +25,22 @@ class Schedule:
     """The variances of a forward process and the tables that follow from them.
 
     Attributes:
-        betas: float64 [T], each strictly between 0 and 1.
+        betas: float64 [T], each strictly between 0 and 1, but for the last one with zero terminal SNR.
+        zero_terminal_snr: whether the last beta is 1, so that the process ends in noise alone.
 
     Raises:
         ValueError: `betas` is not one-dimensional, is empty, or has a value outside (0, 1).
     """
 
     betas: np.ndarray
+    zero_terminal_snr: bool = False
 
     def __post_init__(self):
         betas = np.array(self.betas, dtype=np.float64)
         if betas.ndim != 1 or betas.size == 0:
             raise ValueError(f"betas must be a non-empty vector, got shape {betas.shape}.")
-        if not np.all((betas > 0) & (betas < 1)):
+        inside = betas[:-1] if self.zero_terminal_snr and betas[-1] == 1 else betas
+        if not np.all((inside > 0) & (inside < 1)):
             raise ValueError(
                 f"betas must lie strictly between 0 and 1, got {betas.min():g} .. {betas.max():g}; "
                 "a linear schedule needs more than 20 timesteps for that."
@@ -54,6 +57,24 @@ class Schedule:
     def alphas_cumprod(self) -> Float[np.ndarray, " T"]:
         """alpha_bar_t = prod_{s <= t} (1 - beta_s), float64 [T] (Ho et al., section 2)."""
         return np.cumprod(1.0 - self.betas)
+
+    def with_zero_terminal_snr(self) -> "Schedule":
+        """The schedule with sqrt(alpha_bar) shifted and scaled so that its last value is 0.
+
+        sqrt(alpha_bar)_t <- (sqrt(alpha_bar)_t - sqrt(alpha_bar)_{T-1}) / (1 - sqrt(alpha_bar)_{T-1} /
+        sqrt(alpha_bar)_0), which leaves the first timestep as it is (Lin et al. 2024, arXiv:2305.08891,
+        algorithm 1). A model trained so starts sampling from what it was trained on.
+
+        Raises:
+            ValueError: there is a single timestep, which would be noise alone.
+        """
+        if self.num_timesteps < 2:
+            raise ValueError("zero terminal SNR takes at least two timesteps")
+        root = np.sqrt(self.alphas_cumprod)
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        alphas_cumprod = np.square(root)
+        betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+        return Schedule(betas, zero_terminal_snr=True)
 
 
 def _linear_betas(num_timesteps: int) -> Float[np.ndarray, " T"]:

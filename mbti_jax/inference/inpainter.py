@@ -225,7 +225,12 @@ class Inpainter:
             inside = np.repeat(inside[..., None], num_sequences, axis=-1)
         images, clipped = paste(image, painted.reshape(num_samples, *image.shape), inside)
         std = standard_deviation(images, inside) if num_samples > 1 else None
-        drawn = {**sampling.record(), "num_samples": num_samples, "slice_index": slice_index}
+        drawn = {
+            **sampling.record(),
+            **self._sampler.passes(sampling),
+            "num_samples": num_samples,
+            "slice_index": slice_index,
+        }
         details = provenance.record(
             self.checkpoint,
             sampling=drawn,
@@ -294,6 +299,7 @@ class Inpainter:
             cancel=cancel,
         )
         together = self.num_channels > 1
+        passes = self._sampler.passes(sampling)
         chosen = rois.only(numbers)
         details = {
             "slices": numbers.tolist(),
@@ -314,7 +320,7 @@ class Inpainter:
             out = {name: np.zeros(brain.shape) for name in sequences}
             for c, name in enumerate(sequences):
                 out[name][numbers] = images[..., c]
-            drawn = {"sampling": {**sampling.record(), "sample": int(sample)}}
+            drawn = {"sampling": {**sampling.record(), **passes, "sample": int(sample)}}
             results.append(InpaintedVolume(out, chosen, {**drawn, **details}))
         return results
 
@@ -448,7 +454,8 @@ class Inpainter:
             )
 
     def _check_sampling(self, sampling: Sampling, samples: Sequence[int]) -> None:
-        """Raises ValueError if a regressor is asked for a second sample or for guidance."""
+        """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""
+        self.pipeline.process.check_sampler(sampling.sampler)
         if not self.pipeline.process.is_stochastic and (
             any(samples) or sampling.guidance != ClassifierFree(0.0)
         ):

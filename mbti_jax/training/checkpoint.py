@@ -29,6 +29,8 @@ from mbti_jax.training.state import TrainState
 _FOLDER = "checkpoints"
 # Fields of the state in the item `train`.
 _TRAIN = ("step", "params", "opt_state")
+# Of a contract's part `diffusion`, the fields that came after the first checkpoints.
+_DIFFUSION = {"zero_terminal_snr": False, "time_sampling": "uniform"}
 # Trained arrays hardly compress. Smaller ones than _MIN_BYTES harm nobody.
 _MAX_COMPRESSION, _MIN_BYTES = 50, 2**26
 _MAX_JSON_BYTES = 2**24
@@ -116,6 +118,9 @@ class Checkpointer:
             if "pixel_size_mm" in current["data"] and contract["data"].get("pixel_size_mm") is None:
                 # Not known then: the dataset is the same by its fingerprint.
                 contract["data"]["pixel_size_mm"] = current["data"]["pixel_size_mm"]
+            # What older runs did not know, they did by default.
+            contract["diffusion"] = _DIFFUSION | contract["diffusion"]
+            current = {**current, "diffusion": _DIFFUSION | current["diffusion"]}
             if differences := _differences(contract, current):
                 raise CheckpointMismatchError(
                     f"the checkpoint {folder} belongs to another run; start in a new workdir, or "

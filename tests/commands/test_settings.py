@@ -194,7 +194,11 @@ def test_the_configs_themselves_are_taken(name):
         ("diffusion.num_timesteps", 10**9, "diffusion.num_timesteps"),
         ("diffusion.prediction", "x0", "diffusion.prediction"),
         ("diffusion.schedule", "sigmoid", "diffusion.schedule"),
-        ("diffusion.process", "flow", "diffusion.process"),
+        ("diffusion.process", "brownian", "diffusion.process"),
+        # A flow predicts no eps.
+        ("diffusion.process", "flow", "diffusion.prediction"),
+        ("diffusion.zero_terminal_snr", True, "diffusion.prediction"),
+        ("diffusion.time_sampling", "logit_normal", "diffusion.time_sampling"),
         ("diffusion.drop_condition", 1.5, "diffusion.drop_condition"),
         ("diffusion.drop_condition", 1e-40, "diffusion.drop_condition"),
         ("diffusion.drop_kondition", 0.1, "diffusion.drop_kondition"),

@@ -4,10 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import logit
+from scipy.stats import kstest, norm, uniform
 
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.diffusion.processes import PREDICTIONS, Gaussian, squared_error_terms
-from mbti_jax.diffusion.schedule import make_schedule
+from mbti_jax.diffusion.processes import (
+    FLOW_PREDICTIONS,
+    PREDICTIONS,
+    Gaussian,
+    ProcessSettings,
+    RectifiedFlow,
+    squared_error_terms,
+)
+from mbti_jax.diffusion.schedule import Schedule, make_schedule
+from mbti_jax.fields import FieldError
 
 SCHEDULES = ("linear", "cosine")
 
@@ -213,3 +223,73 @@ def test_target_outside_the_roi_changes_neither_loss_nor_gradient(prediction, ba
     # The same change inside the roi does show.
     moved = loss_and_gradient(mix, x_t, np.where(roi > 0, 1e3 * target + 7, target))
     assert moved[0] > 10 * before[0]
+
+
+def test_zero_terminal_snr_is_the_papers_algorithm():
+    """Lin et al. 2024, algorithm 1, line by line."""
+    for name in SCHEDULES:
+        before = make_schedule(name)
+        after = before.with_zero_terminal_snr()
+        root = np.sqrt(before.alphas_cumprod)
+        wanted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        np.testing.assert_allclose(np.sqrt(after.alphas_cumprod), wanted, rtol=1e-9)
+        assert after.alphas_cumprod[-1] == 0
+        assert after.betas[-1] == 1
+        assert after.alphas_cumprod[0] == pytest.approx(before.alphas_cumprod[0], rel=1e-12)
+    with pytest.raises(ValueError, match="at least two timesteps"):
+        Schedule(np.array([0.5])).with_zero_terminal_snr()
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        Schedule(np.array([0.5, 1.0]))
+
+
+def test_zero_terminal_snr_does_not_go_with_eps():
+    schedule = make_schedule("linear").with_zero_terminal_snr()
+    with pytest.raises(FieldError, match="prediction must be v or x_0 with zero terminal SNR"):
+        Gaussian(schedule, "eps")
+    # At the last timestep v is -x_0 and x_t is noise.
+    x_0, eps = np.float32([[[[0.3]]]]), np.float32([[[[-1.2]]]])
+    process, t = Gaussian(schedule, "v"), np.array([999])
+    assert process.corrupt(x_0, eps, t, np.ones((1, 1, 1, 1))) == eps
+    assert process.target(x_0, eps, t) == -x_0
+    assert process.to_x_0(-x_0, eps, t) == x_0
+
+
+@pytest.mark.parametrize("prediction", FLOW_PREDICTIONS)
+def test_a_flow_goes_straight_from_image_to_noise(prediction, batch):
+    x_0, eps, _, roi = batch
+    process = RectifiedFlow(prediction)
+    tau = np.array([0, 0.001, 0.25, 0.5, 0.999, 1])
+    t = jnp.asarray(1000 * tau - 1, jnp.float32)
+    x_t = np.asarray(process.corrupt(x_0, eps, t, roi))
+    inside = np.broadcast_to(roi > 0, x_0.shape)
+    share = tau.reshape(-1, 1, 1, 1)
+    np.testing.assert_array_equal(x_t[~inside], x_0[~inside])
+    straight = (1 - share) * x_0 + share * eps
+    np.testing.assert_allclose(x_t[inside], straight[inside], rtol=0, atol=1e-6)
+    target = process.target(x_0, eps, t)
+    np.testing.assert_array_equal(target, {"v": eps - x_0, "x_0": x_0}[prediction])
+    # Exact at every time, the noisiest among them.
+    recovered = process.to_x_0(target, process.corrupt(x_0, eps, t, np.ones_like(roi)), t)
+    np.testing.assert_allclose(recovered, x_0, rtol=0, atol=1e-6)
+
+
+def test_times_of_a_flow_are_drawn_as_stated():
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    for name, distribution in (("uniform", uniform()), ("logit_normal", norm())):
+        t = jax.vmap(RectifiedFlow("v", name).draw_time)(keys)
+        tau = (np.asarray(t, np.float64) + 1) / 1000
+        assert tau.min() > 0
+        assert tau.max() <= 1
+        sample = tau if name == "uniform" else logit(tau)
+        assert kstest(sample, distribution.cdf).pvalue > 1e-3
+
+
+def test_a_flow_refuses_what_it_does_not_know():
+    with pytest.raises(FieldError, match="prediction must be one of v, x_0 for this process"):
+        RectifiedFlow("eps")
+    flow = {"process": "flow", "prediction": "v"}
+    assert ProcessSettings(**flow).make() == RectifiedFlow()
+    for name, value in (("schedule", "cosine"), ("zero_terminal_snr", True)):
+        with pytest.raises(FieldError) as error:
+            ProcessSettings(**flow, **{name: value})
+        assert error.value.field == name

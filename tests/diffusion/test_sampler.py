@@ -254,8 +254,8 @@ def test_noise_is_a_function_of_seed_sample_and_slice():
 def test_ancestral_steps_are_the_posterior():
     """eta = 1 over every timestep is q(x_{t-1} | x_t, x_0) of Ho et al. 2020, equation 7."""
     process = Gaussian(make_schedule("cosine"))
-    table = ddim.table(process, Sampling(spacing=tuple(range(999, -1, -1)), eta=1.0))
     t = np.arange(999, -1, -1)
+    table = ddim.table(process, t, 1.0)
     alpha, alpha_prev = process.alpha(t) ** 2, process.alpha(t - 1) ** 2
     beta = process.schedule.betas[t]
     of_x_0 = np.sqrt(alpha_prev) * beta / (1 - alpha)

@@ -8,7 +8,7 @@ import pytest
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_params
 
 from mbti_jax import Inpainter, Rois, Sampling
-from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.inference import checks
 from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.training.checkpoint import Checkpointer
@@ -85,15 +85,14 @@ def test_what_the_result_depends_on(change):
     [("trailing", [999, 749, 499, 249]), ("ddim", [750, 500, 250, 0])],
 )
 def test_spacing_of_the_timesteps(monkeypatch, spacing, visited):
-    inpainter, seen = tiny_inpainter(), []
-    sample = inpainter._sampler
+    sample, seen = Sampler.__call__, []
 
     def watched(*args, **kwargs):
         (sampling,) = (argument for argument in args if isinstance(argument, Sampling))
         seen.append(sampling.timesteps(1000).tolist())
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(inpainter, "_sampler", watched)
+    monkeypatch.setattr(Sampler, "__call__", watched)
     result = inpaint(make_slice(), {"edema": make_mask()}, num_steps=4, spacing=spacing)
     assert seen == [visited] and result.provenance["sampling"]["spacing"] == spacing
 

@@ -297,6 +297,7 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("tasks.prob_box", 0.1),
         ("diffusion.schedule", "cosine"),
         ("diffusion.drop_condition", 0.2),
+        ("diffusion.prediction", "x_0"),
         ("optimizer.learning_rate", 1.0),
     ]:
         assert contract_of(change(config, path, value)) != reference, path
@@ -406,3 +407,13 @@ def test_a_pixel_size_that_was_not_known_then_is_no_difference(workdir):
     assert_equal(restore(workdir, metadata), make_state(9))
     with pytest.raises(CheckpointMismatchError, match=r"pixel_size_mm is 1.0 here, was 2.0 there"):
         restore(workdir, other("contract.data.pixel_size_mm", 1.0))
+
+
+def test_a_run_from_before_flows_resumes(workdir):
+    """Its contract lacks what came later, which it did by default."""
+    metadata = copy.deepcopy(METADATA)
+    metadata["contract"]["diffusion"] |= {"zero_terminal_snr": False, "time_sampling": "uniform"}
+    assert_equal(restore(workdir, metadata), make_state(7))
+    metadata["contract"]["diffusion"]["zero_terminal_snr"] = True
+    with pytest.raises(CheckpointMismatchError, match="zero_terminal_snr is True here, was False"):
+        restore(workdir, metadata)

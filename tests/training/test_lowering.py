@@ -61,7 +61,7 @@ def train_step():
 @functools.cache
 def sampler_steps():
     sampler = Sampler(pipeline().apply, pipeline().process)
-    sampling = Sampling(50, eta=1.0)
+    process, sampling = pipeline().process, Sampling(50, eta=1.0)
     per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
     request = Request(
         params=param_shapes(pipeline().model),
@@ -70,7 +70,7 @@ def sampler_steps():
         keys=jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH)),
         guidance=ClassifierFree(per_example),
         bounds=jax.ShapeDtypeStruct((2,), jnp.float32),
-        table=ddim.table(pipeline().process, sampling),
+        table=ddim.table(process, sampling.timesteps(process.num_timesteps), sampling.eta),
     )
     span = jax.ShapeDtypeStruct((2,), jnp.int32)
     steps = functools.partial(sampler._steps, method=ddim)

@@ -9,17 +9,18 @@ method's table is
 inside the roi, and the context outside.
 
 One compiled program serves any number of steps, spacing, eta, guidance weight and clip range: they
-are arguments. The program gets the table of all rows, padded to T rows, and the range of rows to
-run now. Its loop has a traced trip count, so rows outside the range cost nothing, where a scan of
-fixed length would evaluate the network for masked rows too; the price is that the loop cannot be
-unrolled or differentiated, which sampling does not need. Python only splits the rows into chunks,
-so that it can report progress or stop between them; the image stays on its devices. Label logits are
-those of the last row.
+are arguments. The program gets the table of all rows, padded to that of T steps, and the range of
+rows to run now. Its loop has a traced trip count, so rows outside the range cost nothing, where a
+scan of fixed length would evaluate the network for masked rows too; the price is that the loop cannot
+be unrolled or differentiated, which sampling does not need. Python only splits the rows into chunks,
+so that it can report progress or stop between them; the image stays on its devices.
+Label logits are those of the last row.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,7 +50,7 @@ class Request(NamedTuple):
         params, context, condition, keys: as there.
         guidance: with float32 [B] numbers.
         bounds: float32 [2], lowest and highest x_0.
-        table: the method's rows, padded to T.
+        table: the method's rows, padded to the most that it may have.
     """
 
     params: Any
@@ -72,7 +73,7 @@ class Sampler:
     def __init__(self, apply: Apply, process: Process):
         """Takes the network, apply(params, x_t, t, condition) -> Output, and its process."""
         self.process = process
-        self._start = jax.jit(functools.partial(_start, process), static_argnames="method")
+        self._start = jax.jit(process.start)
         self._steps = jax.jit(
             functools.partial(_steps, apply, process),
             static_argnames="method",
@@ -117,27 +118,26 @@ class Sampler:
             ValueError: an argument's shape or value is not as above.
             SamplingCancelled: `cancel` returned true.
         """
-        method = samplers.method(sampling.sampler)
-        table = method.table(self.process, sampling)
+        method, table = self._method(sampling)
         total, low, high = len(table.t), *clip
         _check(x_T, context, condition, keys)
         if not low < high:
             raise ValueError(f"clip must be (low, high) with low < high, got {clip}.")
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}.")
-        guidance = sampling.guidance if self.process.is_stochastic else Unguided()
-        if guidance is None:
-            raise ValueError("sampling.guidance must be given")
         guidance = jax.tree.map(
-            lambda x: np.broadcast_to(np.asarray(x, np.float32), (len(context),)), guidance
+            lambda x: np.broadcast_to(np.asarray(x, np.float32), (len(context),)),
+            self._guidance(sampling),
         )
         bounds = np.array([low, high], np.float32)
-        # Always T rows, so that the number of steps compiles nothing.
-        rows = max(self.process.num_timesteps, total)
+        # Always as many rows, so that the number of steps compiles nothing.
+        rows = max(method.EVALUATIONS * self.process.num_timesteps, total)
         table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
 
         request = Request(params, context, condition, keys, guidance, bounds, table)
-        carry, x_t = self._start(x_T, context, condition, method=method)
+        # Not compiled, so that what it makes of x_T lies where x_T lies.
+        carry = method.start(x_T)
+        x_t = self._start(x_T, context, condition.roi)
         running = label_logits = None
         for first in range(0, total, chunk):
             if cancel is not None and cancel():
@@ -151,16 +151,36 @@ class Sampler:
         _report(progress, running, total)
         return Denoised(x_t, label_logits)
 
+    def passes(self, sampling: Sampling) -> dict[str, int]:
+        """What a sample of one image costs.
+
+        Returns:
+            `evaluations`: estimates of x_0, one a row. `network_passes`: passes of the image through the
+            network, of which a guided estimate takes two.
+        """
+        _, table = self._method(sampling)
+        guidance = self._guidance(sampling)
+        passes = int(guidance.passes(self.process, table.t).sum())
+        return {"evaluations": len(table.t), "network_passes": passes}
+
+    def _method(self, sampling: Sampling) -> tuple[ModuleType, Any]:
+        """The method and its rows."""
+        self.process.check_sampler(sampling.sampler)
+        method = samplers.method(sampling.sampler)
+        t = sampling.timesteps(self.process.num_timesteps)
+        return method, method.table(self.process, t, sampling.eta)
+
+    def _guidance(self, sampling: Sampling) -> Guidance:
+        guidance = sampling.guidance if self.process.is_stochastic else Unguided()
+        if not isinstance(guidance, Guidance):
+            raise ValueError("sampling.guidance must be given")
+        return guidance
+
 
 def _report(progress, done, total):
     done = int(done)  # waits until the chunk has been computed
     if progress is not None:
         progress(done, total)
-
-
-def _start(process, x_T, context, condition, method):
-    x_t = process.start(x_T, context, condition.roi)
-    return method.start(x_T), x_t
 
 
 def _steps(apply, process, request, carry, x_t, span, method):
