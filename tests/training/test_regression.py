@@ -68,7 +68,7 @@ def recorded_loss(inputs: Inputs):
     recording = pipeline().__class__(Recorder(), pipeline().process, pipeline().tasks, 16, 0.0)
     keys = jax.random.split(jax.random.key(1), 3)
     _, terms = recording.loss_terms({}, inputs, np.ones(3, np.float32), keys)
-    return losses(*terms), calls[0]
+    return losses(terms), calls[0]
 
 
 def test_the_loss_is_the_mean_squared_error_inside_the_roi():
