@@ -95,7 +95,7 @@ def test_what_the_inpainter_returns_is_what_the_network_returns():
     inputs = some_inputs()
     model = inpainter()
     sampling = Sampling(num_steps=1, seed=5, guidance=0.0)
-    (painted,) = model.sample(inputs.x_0, inputs.condition, sampling)
+    (painted,) = model.sample(inputs.x_0, inputs.condition, sampling).images
     metadata = tiny_metadata()
     roi = inputs.condition.roi_masks[..., :1] > 0
     x = np.where(roi, 0, inputs.x_0).astype(np.float32)
