@@ -79,6 +79,10 @@ def get_config() -> ConfigDict:
     config.tasks.min_brain_fraction = 0.75
     config.tasks.num_candidates = 16
 
+    # Weight of the label head's cross-entropy (per pixel of the ROI, in nats) beside the squared error.
+    # 0: no such head, as in the paper. With one, samples come with a map of what was painted where.
+    config.label_weight = 0.0
+
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 1e-4
     config.ema_decay = 0.9999

@@ -168,7 +168,7 @@ def draw_figure(
             Condition.concatenate(conditions),
             Sampling(settings.evaluation.figure_steps, guidance=settings.guidance_weight),
             progress=progress,
-        )[0]
+        ).images[0]
     marks = pictures.enlarge(np.maximum(*(task.roi_masks[0] for task in conditions[1:])))
     cells = []
     for channel in range(len(inpainter.sequences)):
@@ -219,7 +219,7 @@ def healthy_tissue_errors(
             samples=range(repeats),
             slice_indices=range(len(images)),
             progress=progress,
-        )
+        ).images
     candidates = {"one sample": painted[0], f"mean of {repeats}": painted.mean(0)}
     fills = {"surrounding mean": baselines.surrounding_mean, "Telea (OpenCV)": baselines.telea}
     for name, fill in fills.items():

@@ -309,7 +309,8 @@ def _paint(
 
             condition = Condition.stack([row.condition() for row in rois])
             request = (images, condition, settings.sampling(prediction))
-            out.extend(inpainter.sample(*request, slice_indices=indices, progress=report))
+            painted = inpainter.sample(*request, slice_indices=indices, progress=report)
+            out.extend(painted.images)
     return out
 
 

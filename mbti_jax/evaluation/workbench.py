@@ -173,6 +173,6 @@ class Workbench:
                     slice_indices=numbers,
                     progress=progress,
                 )
-            return {"samples": samples}
+            return {"samples": samples.images}
 
         return cached(self.folder, "slices", request, sample)["samples"]

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 from skimage.morphology import convex_hull_image
 
-from mbti_jax.rois.kinds import KINDS, NORMAL
+from mbti_jax.rois.kinds import COMPONENTS, KINDS, NORMAL
 from mbti_jax.rois.regions import Rois
+from tfds_brats.conventions import CAVITY
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.volumes import MAX_SPACING, MIN_SPACING
 
@@ -54,6 +55,25 @@ def given_scales(intensity_range: Any, num_sequences: int) -> list[IntensityScal
             f"{num_sequences} sequences, in what float32 can tell apart, not {intensity_range}"
         )
     return [IntensityScale(float(low), float(high)) for low, high in ranges]
+
+
+def given_labels(labels: Any, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W] of a canonical label map."""
+    labels = np.asarray(labels)
+    if labels.shape != shape or labels.dtype.kind not in "iub":
+        raise ValueError(
+            f"labels must be whole numbers of the image's shape {shape}, not {labels.dtype} "
+            f"{labels.shape}"
+        )
+    unknown = sorted({*np.unique(labels).tolist()} - {*range(CAVITY + 1)})
+    if unknown:
+        known = ", ".join(
+            f"{number} {name.replace('_', ' ')}" for name, number in COMPONENTS.items()
+        )
+        raise ValueError(
+            f"labels hold {unknown[:8]}; canonical labels are 0, {known} and {CAVITY} resection cavity"
+        )
+    return labels.astype(np.uint8)
 
 
 def pixel_sizes(pixel_size: Any) -> tuple[float, float]:

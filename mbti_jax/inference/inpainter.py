@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,11 +17,13 @@ from mbti_jax.diffusion.samplers.driver import Cancel, Progress, Sampler
 from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.fields import whole_number
 from mbti_jax.inference import checks, provenance
+from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.window import Window
 from mbti_jax.io.quantize import paste, standard_deviation
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
+from mbti_jax.rois.kinds import NUM_LABELS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError
@@ -39,12 +41,19 @@ class InpaintedSlice:
         std: float32 [H, W] or [H, W, C], the standard deviation over the samples (n - 1 in the
             denominator) in the input's units, 0 outside the ROI; None for a single sample.
         rois: the ROIs, boxes filled.
+        labels: uint8 [num_samples, H, W], canonical: inside the ROI what the model painted, or without
+            a label head what was requested; outside the labels that were given, else 0. None where
+            nobody knows what was painted; `provenance["labels"]` says why, and where labels come from.
+        label_probabilities: float32 [num_samples, H, W, 4], of no tumor and canonical labels 1 to 3, 0
+            outside the ROI; None without a label head.
         provenance: how it was made, in JSON values.
     """
 
     images: np.ndarray
     std: np.ndarray | None
     rois: Rois
+    labels: np.ndarray | None
+    label_probabilities: np.ndarray | None
     provenance: dict[str, Any]
 
 
@@ -55,12 +64,29 @@ class InpaintedVolume:
     Attributes:
         values: sequence -> float64 [Z, H, W] in the file's units, meaningful inside the ROI only.
         rois: the ROIs of the slices that were repainted, [Z, H, W].
+        labels, label_probabilities: as in `InpaintedSlice`, [Z, H, W] and [Z, H, W, 4].
         details: for the provenance record, in JSON values.
     """
 
     values: dict[str, np.ndarray]
     rois: Rois
+    labels: np.ndarray | None
+    label_probabilities: np.ndarray | None
     details: dict[str, Any]
+
+
+class Samples(NamedTuple):
+    """What `Inpainter.sample` returns.
+
+    Attributes:
+        images: float32 [samples, N, S, S, Q], equal to those given outside the ROI.
+        label_probabilities: float32 [samples, N, S, S, 4], of no tumor and canonical labels 1 to 3,
+            meaningful inside the ROI only; the mean over sequences that were painted one by one. From
+            the last evaluation of the network. None without a label head.
+    """
+
+    images: np.ndarray
+    label_probabilities: np.ndarray | None
 
 
 class Inpainter:
@@ -146,6 +172,7 @@ class Inpainter:
         *,
         num_samples: int = 1,
         intensity_range: Sequence[float] | Sequence[tuple[float, float]] | None = None,
+        labels: np.ndarray | None = None,
         slice_index: int = 0,
         brain_box: Sequence[int] | None = None,
         pixel_size: float | tuple[float, float] = 1.0,
@@ -171,6 +198,9 @@ class Inpainter:
             intensity_range: (low, high) in the image's units that become -1 and 1 for the model, one
                 pair or one for each sequence. Give the volume's (`tfds_brats.scale.fit_scale`); default
                 are the slice's own percentiles, which shift with what the slice shows.
+            labels: [H, W], the slice's canonical label map (0, 1 necrotic core, 2 edema, 3 enhancement,
+                4 resection cavity), which the result's has outside the ROI. The image does not depend on
+                it.
             slice_index: number of the slice in its volume, >= 0.
             brain_box: (y0, x0, y1, x1), half-open, of the brain in the volume; default the slice's.
             pixel_size: millimeters, one number or (height, width).
@@ -208,7 +238,8 @@ class Inpainter:
         sampling = self.resolve(sampling)
         num_samples = whole_number("num_samples", num_samples, least=1)
         slice_index = whole_number("slice_index", slice_index)
-        painted = self._through_window(
+        kept = None if labels is None else checks.given_labels(labels, brain.shape)
+        painted, probabilities = self._through_window(
             values[None],
             brain[None],
             rois[None],
@@ -219,11 +250,16 @@ class Inpainter:
             slice_indices=[slice_index],
             progress=progress,
             cancel=cancel,
-        )[:, 0]
+        )
+        if probabilities is not None:
+            probabilities = probabilities[:, 0]
+        label_maps, label_record = label_map(rois, kept, probabilities)
+        if label_maps is not None:
+            label_maps = np.broadcast_to(label_maps, (num_samples, *brain.shape)).copy()
         inside = rois.union
         if image.ndim == 3:
             inside = np.repeat(inside[..., None], num_sequences, axis=-1)
-        images, clipped = paste(image, painted.reshape(num_samples, *image.shape), inside)
+        images, clipped = paste(image, painted[:, 0].reshape(num_samples, *image.shape), inside)
         std = standard_deviation(images, inside) if num_samples > 1 else None
         drawn = {
             **sampling.record(),
@@ -239,9 +275,10 @@ class Inpainter:
             intensity=scaling,
             sequences="together" if self.num_channels > 1 else "one by one, same masks and noise",
             clipped_to_dtype=clipped,
+            labels=label_record,
             warnings=warnings,
         )
-        return InpaintedSlice(images, std, rois, details)
+        return InpaintedSlice(images, std, rois, label_maps, probabilities, details)
 
     def inpaint_volume(
         self,
@@ -258,7 +295,8 @@ class Inpainter:
         """Repaints the ROIs in samples of a case, which share the inpainter's batches.
 
         Args:
-            case: the images.
+            case: the images, and the segmentation if it was read, which the label maps then have outside
+                the ROI.
             rois: [Z, H, W].
             sampling: how the samples are drawn.
             samples: numbers of the samples.
@@ -285,7 +323,7 @@ class Inpainter:
         )
         values = np.stack([to_slices(case.values(name))[numbers] for name in sequences], axis=-1)
         sampling = self.resolve(sampling)
-        painted = self._through_window(
+        painted, probabilities = self._through_window(
             values,
             brain[numbers],
             rois[numbers],
@@ -315,13 +353,23 @@ class Inpainter:
             },
             "warnings": warnings + case.warnings,
         }
+        kept = None if case.labels is None else to_slices(case.labels)
         results = []
-        for sample, images in zip(samples, painted, strict=True):
+        for row, (sample, images) in enumerate(zip(samples, painted, strict=True)):
             out = {name: np.zeros(brain.shape) for name in sequences}
             for c, name in enumerate(sequences):
                 out[name][numbers] = images[..., c]
+            everywhere = None
+            if probabilities is not None:
+                everywhere = np.zeros((*brain.shape, NUM_LABELS), np.float32)
+                everywhere[numbers] = probabilities[row]
+            labels, label_record = label_map(
+                chosen, kept, None if everywhere is None else everywhere[None]
+            )
+            labels = None if labels is None else labels[0]
             drawn = {"sampling": {**sampling.record(), **passes, "sample": int(sample)}}
-            results.append(InpaintedVolume(out, chosen, {**drawn, **details}))
+            record = {**drawn, **details, "labels": label_record}
+            results.append(InpaintedVolume(out, chosen, labels, everywhere, record))
         return results
 
     def sample(
@@ -335,7 +383,7 @@ class Inpainter:
         slice_distance: float = 1.0,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-    ) -> np.ndarray:
+    ) -> Samples:
         """Repaints slices that are already in the model's size and intensity units.
 
         A model of one sequence paints several one by one, with the same masks and noise.
@@ -351,9 +399,6 @@ class Inpainter:
             slice_distance: of neighboring slices in millimeters, for `sampling.z_sigma_mm`.
             progress: called with (steps done, steps in all) over all batches.
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
-
-        Returns:
-            float32 [len(samples), N, S, S, Q], equal to `images` outside the ROI.
 
         Raises:
             ValueError: shapes do not fit the model, an empty ROI, or a sampling that the model does not
@@ -379,6 +424,8 @@ class Inpainter:
         indices = np.zeros(num_examples, int) if slice_indices is None else slice_indices
         slice_of = np.asarray(indices)[example_of]
         out = np.empty((count, *expected[1:]), np.float32)
+        labeled = self.pipeline.model.label_head
+        probabilities = np.empty((count * labeled, *expected[1:3], NUM_LABELS), np.float32)
         starts = range(0, count, self.batch_size)
         for number, first in enumerate(starts):
             rows = np.arange(first, min(first + self.batch_size, count))
@@ -414,9 +461,17 @@ class Inpainter:
                 cancel=cancel,
             )
             out[rows] = jax.device_get(result.x_0)[: len(rows)]
+            if labeled:
+                shares = jax.nn.softmax(result.label_logits)
+                probabilities[rows] = jax.device_get(shares)[: len(rows)]
         # Either there is one sequence per example, or one channel per image.
         out = check_finite(out, sampling).reshape(len(samples), num_examples, -1, *out.shape[1:])
-        return np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
+        painted = np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
+        if not labeled:
+            return Samples(painted, None)
+        probabilities = check_finite(probabilities, sampling)
+        by_sequence = probabilities.reshape(*out.shape[:3], *probabilities.shape[1:])
+        return Samples(painted, by_sequence.mean(2))
 
     def sequences_of(self, case: Case, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         """Which sequences of a case the model shall repaint.
@@ -491,7 +546,7 @@ class Inpainter:
         window: Window,
         sampling: Sampling,
         **options: Any,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Repaints slices of one volume in its units.
 
         Args:
@@ -503,20 +558,27 @@ class Inpainter:
             sampling, **options: see `sample`.
 
         Returns:
-            float64 [len(samples), N, H, W, Q], meaningful inside the ROI only.
+            float64 [len(samples), N, H, W, Q], meaningful inside the ROI only; and the probabilities of
+            labels, float32 [len(samples), N, H, W, 4], 0 outside the ROI, or None without a label head.
         """
         images = np.stack(
             [window.to_model(v, b, scales) for v, b in zip(values, brain, strict=True)]
         )
         condition = Condition.stack([window.condition(rois[n]) for n in range(len(values))])
-        painted = self.sample(images, condition, sampling, **options)
+        painted, probabilities = self.sample(images, condition, sampling, **options)
         out = np.empty((len(painted), *values.shape), np.float64)
         for sample, slices in enumerate(painted):
             for n, image in enumerate(slices):
                 back = window.to_slice(image)
                 for c, scale in enumerate(scales):
                     out[sample, n, ..., c] = scale.to_values(back[..., c])
-        return out
+        if probabilities is None:
+            return out, None
+        shares = np.zeros((*out.shape[:-1], NUM_LABELS), np.float32)
+        for sample, n in np.ndindex(*out.shape[:2]):
+            back = window.probabilities_to_slice(probabilities[sample, n], condition.roi[n, ..., 0])
+            shares[sample, n] = np.where(rois.union[n][..., None], back, 0)
+        return out, shares
 
 
 def _slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.ndarray:

@@ -12,6 +12,7 @@ The rule, the same as in training. The network sees a window of the slice: `wind
    left in the context. Of free-form ROIs that share a pixel the one with the largest part takes it.
 6. On the way back the sample is interpolated bilinearly to the window's pixels (area-averaged where
    the slice is coarser than the network's image), and only pixels of the ROI are taken from it.
+   Probabilities of labels are interpolated among the network's ROI pixels alone.
 
 With a window of S pixels steps 4 to 6 change nothing.
 """
@@ -145,6 +146,26 @@ class Window:
         Returns:
             float32 [H, W, C]; background outside the window.
         """
+        back, inside = self._interpolated(sample)
+        return np.where(inside[..., None], back, BACKGROUND).astype(np.float32)
+
+    def probabilities_to_slice(self, probabilities: np.ndarray, roi: np.ndarray) -> np.ndarray:
+        """Brings probabilities of labels back to the pixels of the slice.
+
+        Args:
+            probabilities: float32 [S, S, L].
+            roi: bool [S, S], where they mean anything.
+
+        Returns:
+            float32 [H, W, L]; they add up to 1 in every pixel of the ROI, and to 0 far from it.
+        """
+        weighted = np.concatenate([probabilities, np.ones((*roi.shape, 1))], axis=-1)
+        back, _ = self._interpolated(np.where(roi[..., None], weighted, 0))
+        sums, total = back[..., :-1], back[..., -1:]
+        return (sums / np.where(total > 0, total, 1)).astype(np.float32)
+
+    def _interpolated(self, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[H, W, C] of [S, S, C], 0 outside the window; and bool [H, W], inside."""
         if self._is_identity:
             enlarged = sample
         else:
@@ -152,8 +173,7 @@ class Window:
         back_rows = range(-self.rows.start, self.shape[0] - self.rows.start)
         back_columns = range(-self.columns.start, self.shape[1] - self.columns.start)
         inside = cut_window(np.ones(enlarged.shape[:2], bool), back_rows, back_columns)
-        back = cut_window(enlarged, back_rows, back_columns)
-        return np.where(inside[..., None], back, BACKGROUND).astype(np.float32)
+        return cut_window(enlarged, back_rows, back_columns), inside
 
     @property
     def _is_identity(self) -> bool:

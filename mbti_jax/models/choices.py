@@ -29,8 +29,9 @@ class Choices:
         group_norm: "written": moments in two passes, the gradient written out; "one_pass": the same
             gradient, moments in one pass over values shifted by the first pixel; "plain": two passes,
             the gradient derived by JAX, which is the only one with a forward-mode derivative.
-        conv_gradient: "plain": the input gradient of convolutions as JAX derives it; "forward": as a
-            forward convolution with the flipped kernel where that is faster.
+        conv_gradient: "plain": the gradients of 3x3 convolutions as JAX derives them; "forward": that of
+            the input as a forward convolution with the flipped kernel, and, of wide layers, that of the
+            kernel as a matrix product (see `models.convolutions`).
 
     Raises:
         FieldError: there is no such choice.
@@ -46,7 +47,7 @@ class Choices:
 
 # By `jax.default_backend()`. CPUs: benchmarks/README.md, "Network speed". Accelerators: unmeasured.
 DEFAULTS: Mapping[str, Choices] = types.MappingProxyType(
-    {"cpu": Choices(), "gpu": Choices(), "tpu": Choices()}
+    {"cpu": Choices(conv_gradient="forward"), "gpu": Choices(), "tpu": Choices()}
 )
 
 # Part of the key of compiled programs: a jitted function is traced anew under other choices.

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.models import choices
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -24,8 +23,8 @@ _MIN_CHANNELS, _MIN_SIZE = 96, 12
 
 
 def convolve(
-    x: Float[AnyArray, "B H W C"],
-    kernel: Float[AnyArray, "_ _ C D"],
+    x: Float[jax.Array, "B H W C"],
+    kernel: Float[jax.Array, "_ _ C D"],
     strides: tuple[int, ...],
     padding: Any,
     **options: Any,

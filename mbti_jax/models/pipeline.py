@@ -20,7 +20,8 @@ from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
 from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
 from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
-from mbti_jax.rois.kinds import NUM_KINDS
+from mbti_jax.rois.kinds import COMPONENTS, NUM_KINDS, NUM_LABELS
+from mbti_jax.rois.regions import CLASS_BOX, requested_labels
 from mbti_jax.rois.tasks import TaskSettings, sample_task
 
 T = TypeVar("T", ProcessSettings, TaskSettings)
@@ -42,6 +43,8 @@ class _Data:
 QUARTERS = 4
 Quarters = Float[AnyArray, "4"]
 
+LabelWeight = Annotated[float, Interval(0, 1000)]
+
 
 class Inputs(NamedTuple):
     """What the device makes of a batch of records.
@@ -49,10 +52,43 @@ class Inputs(NamedTuple):
     Attributes:
         x_0: float32 [B, H, W, C], the image.
         condition: what to paint where.
+        labels: uint8 [B, H, W], canonical; None where no label head needs them.
     """
 
     x_0: jax.Array
     condition: Condition
+    labels: jax.Array | None = None
+
+
+class LabelTerms(NamedTuple):
+    """Sums over ROI pixels from which the label head's figures are made.
+
+    A resection cavity, which boxes may hold, is none of the head's labels and left out.
+
+    Attributes:
+        cross_entropy: by quarter of the timesteps, in nats, [4].
+        pixels: their number, [4].
+        confusion: pixels in the first quarter, where samplings end, by whether the request says what
+            they are (0: no, 1: yes), true label and label of the largest logit, [2, 4, 4].
+    """
+
+    cross_entropy: Quarters
+    pixels: Quarters
+    confusion: Float[AnyArray, "2 4 4"]
+
+
+class Terms(NamedTuple):
+    """Sums from which the losses are made, by quarter of the timesteps.
+
+    Attributes:
+        sums: the squared error over ROI pixels and sequences, [4].
+        counts: the number of pixels times sequences, [4].
+        labels: of the label head; None without one.
+    """
+
+    sums: Quarters
+    counts: Quarters
+    labels: LabelTerms | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +101,7 @@ class Pipeline:
         tasks: how tasks are drawn in training.
         image_size: height and width of the network's images.
         drop_rate: share of class vectors replaced by the null condition in training.
+        label_weight: of the label head's cross-entropy beside the squared error.
     """
 
     model: UNet
@@ -72,10 +109,11 @@ class Pipeline:
     tasks: TaskSettings
     image_size: int
     drop_rate: float
+    label_weight: float = 0.0
 
     @classmethod
     def from_contract(cls, contract: Mapping[str, Any]) -> "Pipeline":
-        """Builds the parts that the entries `data`, `model`, `diffusion` and `tasks` describe.
+        """Builds the parts that `data`, `model`, `diffusion`, `tasks` and `label_weight` describe.
 
         Args:
             contract: see `training.checkpoint`.
@@ -85,9 +123,12 @@ class Pipeline:
         """
         for name, kind in field_types(_Data).items():
             check_field(f"data.{name}", contract["data"].get(name), kind)
+        # Networks without a label head have none.
+        label_weight = contract.get("label_weight", 0.0)
+        check_field("label_weight", label_weight, LabelWeight)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")
-        return cls.of(contract["data"], contract["model"], process, tasks)
+        return cls.of(contract["data"], contract["model"], process, tasks, label_weight)
 
     @classmethod
     def of(
@@ -96,6 +137,7 @@ class Pipeline:
         model: Mapping[str, Any],
         process: ProcessSettings,
         tasks: TaskSettings,
+        label_weight: float = 0.0,
     ) -> "Pipeline":
         """Builds the parts.
 
@@ -103,17 +145,19 @@ class Pipeline:
             data: `sequences`, `joint` and `image_size`.
             model: fields of `UNet`, apart from those that follow from the data.
             process, tasks: the settings.
+            label_weight: of the label head's loss; 0 for a network without label head.
 
         Raises:
             FieldError: a field has no such value.
         """
         num_sequences = len(data["sequences"]) if data["joint"] else 1
         return cls(
-            model=make_unet(model, num_sequences, data["image_size"]),
+            model=make_unet(model, num_sequences, data["image_size"], label_weight > 0),
             process=process.make(),
             tasks=tasks,
             image_size=data["image_size"],
             drop_rate=process.drop_condition,
+            label_weight=label_weight,
         )
 
     def apply(self, params: Params, x_t: Images, t: Numbers, condition: Condition) -> Output:
@@ -152,9 +196,17 @@ class Pipeline:
             augment_key, task_key = jax.random.split(key)
             if augmented:
                 image, labels = augment(augment_key, image, labels)
-            return Inputs(image, sample_task(task_key, image, labels, self.tasks))
+            condition = sample_task(task_key, image, labels, self.tasks)
+            return Inputs(image, condition, labels if self.model.label_head else None)
 
         return jax.vmap(one)(keys, images, labels)
+
+    def no_terms(self) -> Terms:
+        """What `loss_terms` returns of no example."""
+        none = jnp.zeros(QUARTERS)
+        if not self.model.label_head:
+            return Terms(none, none)
+        return Terms(none, none, LabelTerms(none, none, jnp.zeros((2, NUM_LABELS, NUM_LABELS))))
 
     def loss_terms(
         self,
@@ -163,8 +215,12 @@ class Pipeline:
         weight: Numbers,
         keys: Keys,
         dropout_key: Key[jax.Array, ""] | None = None,
-    ) -> tuple[Float[jax.Array, ""], tuple[Quarters, Quarters]]:
-        """Sums from which the loss is made: over examples, and for each quarter of the timesteps.
+    ) -> tuple[Float[jax.Array, ""], Terms]:
+        """The numerator of the loss, and the sums from which all losses are made.
+
+        With a label head the loss of a batch is the mean squared error over the ROIs' pixels and
+        sequences, plus `label_weight` times the mean cross-entropy over their pixels. As numerators add
+        up and are divided once, the cross-entropy counts once for each sequence.
 
         Args:
             weight: float32 [B], 0 for padding.
@@ -172,8 +228,7 @@ class Pipeline:
             dropout_key: key for dropout inside the network; None for none.
 
         Returns:
-            (sum, (sums, counts)): the squared error summed over the batch's ROI pixels and sequences,
-            the same by quarter of t, float32 [4], and the number of pixels times sequences, [4].
+            (sum, terms): what is to be divided by `terms.counts.sum()`, and the terms.
         """
 
         def draw(key):
@@ -181,7 +236,8 @@ class Pipeline:
             t = self.process.draw_time(time_key)
             return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
 
-        (x_0, condition), (t, eps, drop_keys) = inputs, jax.vmap(draw)(keys)
+        x_0, condition, labels = inputs
+        t, eps, drop_keys = jax.vmap(draw)(keys)
         roi = condition.roi
         x_t = self.process.corrupt(x_0, eps, t, roi)
         output = self.model.apply(
@@ -192,11 +248,17 @@ class Pipeline:
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )
+        image, logits = cast(Output, output)
         target = self.process.target(x_0, eps, t)
-        sums, counts = squared_error_terms(cast(Output, output).image, target, roi, weight)
+        sums, counts = squared_error_terms(image, target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
         quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)
-        return sums.sum(), (sums @ quarter, counts @ quarter)
+        total, terms = sums.sum(), Terms(sums @ quarter, counts @ quarter)
+        if logits is None or labels is None:
+            return total, terms
+        label_terms = _label_terms(logits, labels, condition, weight, quarter)
+        total += self.label_weight * x_0.shape[-1] * label_terms.cross_entropy.sum()
+        return total, terms._replace(labels=label_terms)
 
 
 def example_keys(
@@ -207,17 +269,58 @@ def example_keys(
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
 
 
-def losses(sums: Quarters, counts: Quarters) -> dict[str, Float[AnyArray, ""]]:
-    """`loss` and, by quarter of the timesteps, `loss_q1` ... `loss_q4` (NaN where there was none).
+def losses(terms: Terms) -> dict[str, Float[AnyArray, ""]]:
+    """The mean losses; NaN where there was nothing to take a mean of.
 
     Args:
-        sums, counts: float32 [4], see `Pipeline.loss_terms`.
+        terms: see `Pipeline.loss_terms`.
+
+    Returns:
+        `loss`, the mean squared error, and `loss_q1` ... `loss_q4`, the same by quarter of the
+        timesteps. With a label head also `label_loss` and `label_loss_q1` ..., its cross-entropy; and
+        of the first quarter `label_agreement`, the share of requested pixels whose label is the request,
+        and `label_dice_<component>` in boxes and mixed tumors, where the model decides.
     """
-    by_quarter = {f"loss_q{i}": loss for i, loss in enumerate(sums / counts, start=1)}
-    return {"loss": sums.sum() / counts.sum(), **by_quarter}
+    out = {"loss": terms.sums.sum() / terms.counts.sum()}
+    out |= {f"loss_q{i}": loss for i, loss in enumerate(terms.sums / terms.counts, start=1)}
+    if terms.labels is None:
+        return out
+    sums, pixels, (decided, requested) = terms.labels
+    out["label_loss"] = sums.sum() / pixels.sum()
+    out |= {f"label_loss_q{i}": loss for i, loss in enumerate(sums / pixels, start=1)}
+    out["label_agreement"] = requested.trace() / requested.sum()
+    for name, label in COMPONENTS.items():
+        sizes = decided[label].sum() + decided[:, label].sum()
+        out[f"label_dice_{name}"] = 2 * decided[label, label] / sizes
+    return out
 
 
-def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) -> UNet:
+def _label_terms(
+    logits: Float[jax.Array, "B H W L"],
+    labels: Integer[jax.Array, "B H W"],
+    condition: Condition,
+    weight: Numbers,
+    quarter: Float[jax.Array, "B 4"],
+) -> LabelTerms:
+    """The sums of a batch, examples counting by `weight`."""
+    counted = condition.roi[..., 0] & (labels < NUM_LABELS)
+    counted = counted * weight[:, None, None]
+    truth = jax.nn.one_hot(labels, NUM_LABELS)
+    cross_entropy = -(truth * jax.nn.log_softmax(logits)).sum(-1)
+    found = jax.nn.one_hot(jnp.argmax(logits, -1), NUM_LABELS)
+    is_box = (condition.class_vector == CLASS_BOX)[:, None, None, :]
+    _, known = requested_labels(condition.roi_masks > 0, is_box)
+    groups = jnp.stack([~known, known], axis=-1) * (counted * quarter[:, :1, None])[..., None]
+    return LabelTerms(
+        (cross_entropy * counted).sum((1, 2)) @ quarter,
+        counted.sum((1, 2)) @ quarter,
+        jnp.einsum("bhwg,bhwi,bhwj->gij", groups, truth, found),
+    )
+
+
+def make_unet(
+    fields: Mapping[str, Any], num_sequences: int, image_size: int, label_head: bool = False
+) -> UNet:
     """The UNet of a config's `model` fields for images of `num_sequences` channels.
 
     Raises:
@@ -229,6 +332,7 @@ def make_unet(fields: Mapping[str, Any], num_sequences: int, image_size: int) ->
         "in_channels": num_sequences + NUM_KINDS,
         "out_channels": num_sequences,
         "num_classes": NUM_KINDS,
+        "label_head": label_head,
     }
     known = [name for name in field_types(UNet) if name not in (*derived, "parent", "name")]
     try:

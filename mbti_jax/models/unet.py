@@ -22,6 +22,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.output import Output
 from mbti_jax.fields import FieldError, Interval
 from mbti_jax.models import blocks
+from mbti_jax.rois.kinds import NUM_LABELS
 
 # Nested dicts of arrays.
 Params = Any
@@ -61,6 +62,8 @@ class UNet(nn.Module):
         num_groups: groups of every normalization. The published network has 32.
         patch_size: p > 1 folds p x p pixels into channels before the network and unfolds after it:
             a p^2 times cheaper network. The published network has 1.
+        label_head: return logits of what lies in every pixel, too. They are read off the last features
+            and the network's own input. The published network has no such head.
         dtype: compute dtype, "float32" or "bfloat16".
         remat: recompute residual and attention blocks in the backward pass to save memory.
     """
@@ -83,6 +86,7 @@ class UNet(nn.Module):
     use_new_attention_order: bool = False
     num_groups: Channels = 32
     patch_size: PatchSize = 1
+    label_head: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
@@ -100,7 +104,7 @@ class UNet(nn.Module):
             deterministic: no dropout. When False, `apply` needs a "dropout" key.
 
         Returns:
-            The image, float32 [B, H, W, out_channels].
+            The image, float32 [B, H, W, out_channels], and label logits if there is a head for them.
 
         Raises:
             ValueError: for an input or a configuration that does not fit.
@@ -143,8 +147,8 @@ class UNet(nn.Module):
         last_level = len(widths) - 1
         heads_up = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
 
-        h = space_to_depth(x, self.patch_size).astype(dtype)
-        h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
+        patches = space_to_depth(x, self.patch_size).astype(dtype)
+        h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(patches)
         skips = [h]
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
@@ -181,9 +185,20 @@ class UNet(nn.Module):
                     else:
                         h = blocks.Upsample(self.conv_resample, dtype, name=name)(h)
 
-        h = blocks.GroupNorm(self.num_groups, name="out_0")(h)
-        h = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(h)
-        return Output(jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32))
+        image = blocks.GroupNorm(self.num_groups, name="out_0")(h)
+        image = self._unfolded(image, self.out_channels, "out_2")
+        if not self.label_head:
+            return Output(image)
+        # The input says what was asked of a pixel, which the features need not carry to it then.
+        h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
+        h = jnp.concatenate([h, patches], axis=-1)
+        h = nn.silu(blocks.conv3x3(widths[0], dtype, "label_out_1")(h))
+        return Output(image, self._unfolded(h, NUM_LABELS, "label_out_2"))
+
+    def _unfolded(self, h, channels, name):
+        """float32 [B, H, W, channels] by a last convolution of features [B, H/p, W/p, C]."""
+        h = blocks.conv3x3(channels * self.patch_size**2, jnp.dtype(self.dtype), name)(h)
+        return jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32)
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""

@@ -46,6 +46,8 @@ NORMAL, TUMOR = CHANNELS.index("normal"), CHANNELS.index("tumor")
 # Name -> label, of the components of a tumor in the order of their channels.
 COMPONENTS = {kind.name: kind.label for kind in KINDS if kind.is_component}
 COMPONENT_CHANNELS = tuple(channel for channel, kind in enumerate(KINDS) if kind.is_component)
+# What a pixel of a painted slice can be: no tumor, or a component; the number is the canonical label.
+NUM_LABELS = 1 + len(COMPONENTS)
 # Label in ROI maps -> name.
 ROI_LABELS = {kind.label: kind.name for kind in sorted(KINDS, key=lambda kind: kind.label)}
 COLORS = {kind.name: kind.color for kind in KINDS}
@@ -54,3 +56,5 @@ DRAWING_ORDER = tuple(sorted(range(NUM_KINDS), key=lambda channel: KINDS[channel
 
 if len(ROI_LABELS) < NUM_KINDS or len(COLORS) < NUM_KINDS:
     raise ValueError("two kinds of ROI share a label or a name")
+if sorted(COMPONENTS.values()) != list(range(1, NUM_LABELS)):
+    raise ValueError("the components' labels must be 1, 2, ...: label logits are numbered by them")

@@ -208,6 +208,29 @@ def make_condition(masks: Bool[AnyArray, "*N H W K"], is_box: Bool[AnyArray, " K
     return Condition(fill_boxes(masks, is_box).astype(np.float32), class_vector.astype(np.float32))
 
 
+def requested_labels(
+    masks: Bool[AnyArray, "*N H W K"], is_box: Bool[AnyArray, "... K"]
+) -> tuple[UInt8[AnyArray, "*N H W"], Bool[AnyArray, "*N H W"]]:
+    """What lies in a pixel by the request alone.
+
+    Normal tissue and free-form components say it; in boxes and mixed tumors the model decides.
+
+    Args:
+        masks: [..., H, W, K], a numpy or JAX array.
+        is_box: bool, which of the channels are bounding boxes, to broadcast against the masks.
+
+    Returns:
+        (labels, known): uint8 [..., H, W], canonical, 0 where not known; and bool [..., H, W].
+    """
+    xp = masks.__array_namespace__()
+    values = np.zeros(NUM_KINDS, np.uint8)
+    values[list(COMPONENT_CHANNELS)] = [KINDS[channel].label for channel in COMPONENT_CHANNELS]
+    free_form = masks & ~is_box
+    # Free-form components share no pixel.
+    labels = xp.max(xp.where(free_form, values, np.uint8(0)), axis=-1)
+    return labels, (labels > 0) | masks[..., NORMAL]
+
+
 def to_masks(
     rois: Mapping[str, np.ndarray] | np.ndarray,
     shape: tuple[int, ...],

@@ -23,7 +23,7 @@ import mbti_jax
 from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.fields import FieldError
-from mbti_jax.models.pipeline import QUARTERS, Pipeline, example_keys, losses
+from mbti_jax.models.pipeline import Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.settings import TrainSettings
@@ -65,8 +65,7 @@ def make_train_step(
         accumulation: number of microbatches; the batch's length must be a multiple of it.
 
     Returns:
-        The step. Its metrics are float32 scalars: `loss`, `grad_norm`, and `loss_q1` ... `loss_q4`, the
-        loss by quarter of the timesteps (NaN where the batch had none).
+        The step. Its metrics are float32 scalars: `grad_norm`, and those of `pipeline.losses`.
     """
 
     def microbatch_grads(params, batch, keys, dropout_key):
@@ -80,7 +79,7 @@ def make_train_step(
         keys = example_keys(key, state.step, len(batch["weight"]))
         dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
         if accumulation == 1:
-            grads, (sums, counts) = microbatch_grads(state.params, batch, keys, dropout_key)
+            grads, terms = microbatch_grads(state.params, batch, keys, dropout_key)
         else:
 
             def split(x):
@@ -94,11 +93,10 @@ def make_train_step(
                 return jax.tree.map(jnp.add, total, new), None
 
             parts = (jnp.arange(accumulation), *jax.tree.map(split, (batch, keys)))
-            none = jnp.zeros(QUARTERS)
-            zeros = (jax.tree.map(jnp.zeros_like, state.params), (none, none))
-            (grads, (sums, counts)), _ = jax.lax.scan(add, zeros, parts)
-        grads = jax.tree.map(lambda g: g / counts.sum(), grads)
-        metrics = {**losses(sums, counts), "grad_norm": optax.tree.norm(grads)}
+            zeros = (jax.tree.map(jnp.zeros_like, state.params), pipeline.no_terms())
+            (grads, terms), _ = jax.lax.scan(add, zeros, parts)
+        grads = jax.tree.map(lambda g: g / terms.counts.sum(), grads)
+        metrics = {**losses(terms), "grad_norm": optax.tree.norm(grads)}
         return apply_update(state, grads, optimizer, ema_decay), metrics
 
     return step

@@ -9,7 +9,7 @@ from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.diffusion.processes import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
-from mbti_jax.models.pipeline import Pipeline
+from mbti_jax.models.pipeline import LabelWeight, Pipeline
 from mbti_jax.models.unet import ImageSize
 from mbti_jax.rois.tasks import TaskSettings
 from tfds_brats.conventions import SEQUENCES
@@ -20,7 +20,17 @@ _SPACING = "spacing_mm"
 # Relative difference up to which pixels are of one size.
 _SAME_SIZE = 0.01
 # Fields of `TrainSettings` that decide what a run computes.
-_CONTRACT = ("data", "seed", "batch_size", "model", "tasks", "diffusion", "optimizer", "ema_decay")
+_CONTRACT = (
+    "data",
+    "seed",
+    "batch_size",
+    "model",
+    "tasks",
+    "diffusion",
+    "label_weight",
+    "optimizer",
+    "ema_decay",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +136,7 @@ class TrainSettings:
         model: fields of `UNet`, apart from those that follow from the data.
         diffusion: the process.
         tasks: how tasks are drawn.
+        label_weight: of the label head's loss; 0 for a network without label head.
         optimizer: the optimizer.
         ema_decay: of the moving average of the parameters, in [0, 1).
         batch_size: examples per update, over all devices and microbatches.
@@ -151,6 +162,7 @@ class TrainSettings:
     model: Mapping[str, Any]
     diffusion: ProcessSettings
     tasks: TaskSettings
+    label_weight: LabelWeight
     optimizer: OptimizerSettings
     ema_decay: Annotated[float, Interval(0, 1, "left")]
     batch_size: Count
@@ -200,8 +212,11 @@ class TrainSettings:
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
+        if not self.label_weight:
+            # As in contracts that are older than the label head.
+            del fields["label_weight"]
         fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
-        return json.loads(json.dumps({name: fields[name] for name in _CONTRACT}))
+        return json.loads(json.dumps({name: fields[name] for name in _CONTRACT if name in fields}))
 
     def pipeline(self) -> Pipeline:
         """Network, process and tasks: those of the contract, and rematerialization as asked for.
@@ -209,4 +224,6 @@ class TrainSettings:
         Raises:
             FieldError: a field has no such value.
         """
-        return Pipeline.of(vars(self.data), self.model, self.diffusion, self.tasks)
+        return Pipeline.of(
+            vars(self.data), self.model, self.diffusion, self.tasks, self.label_weight
+        )

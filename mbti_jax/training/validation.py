@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_validation_step(pipeline: Pipeline, key: jax.Array) -> Callable:
-    """`step(params, batch, number) -> (sums [4], counts [4])`, with noise fixed by the number."""
+    """`step(params, batch, number) -> Terms`, with noise fixed by the number."""
 
     def step(params: Params, batch: dict[str, jax.Array], number: jax.Array):
         keys = example_keys(key, number, len(batch["weight"]))
@@ -78,8 +78,8 @@ class Validation:
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
         """Computes the loss and draws the picture; with a writer, writes and logs them."""
         terms = [self._step(params, self._put(b), number) for number, b in enumerate(self._batches)]
-        sums, counts = jax.tree.map(lambda *parts: sum(parts), *terms)
-        means = {f"validation/{name}": float(v) for name, v in losses(sums, counts).items()}
+        total = jax.tree.map(lambda *parts: sum(parts), *terms)
+        means = {f"validation/{name}": float(v) for name, v in losses(total).items()}
         samples = self._sample(params)
         if writer is None:
             return
@@ -89,14 +89,14 @@ class Validation:
             logger.warning(
                 "step %d: the picture's samples are not finite; lower guidance_weight", step
             )
-        x_0, condition = self._pictured
+        x_0, condition, _ = self._pictured
         shown = (x_0, condition.roi_masks, samples)
         sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))
         writer.picture(step, "samples", sheet)
         logger.info("step %d: validation loss %.4f", step, means["validation/loss"])
 
     def _sample(self, params: Params) -> np.ndarray:
-        x_0, condition = self._pictured
+        x_0, condition, _ = self._pictured
         numbers = range(len(x_0))
         x_T, keys = noise_for(self._sampling.seed, numbers, [0] * len(x_0), x_0.shape[1:])
         x_T, x_0, condition, keys = self._put((x_T, x_0, condition, keys))

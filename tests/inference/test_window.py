@@ -133,3 +133,25 @@ def test_a_box_is_a_rectangle_in_the_model_too():
     assert task.class_vector.tolist() == [1, 1, 1, 1, 3]
     y0, x0, y1, x1 = bounding_box(task.roi_masks[..., 4] > 0)
     assert task.roi_masks.sum() == (y1 - y0) * (x1 - x0)
+
+
+def test_probabilities_are_interpolated_among_roi_pixels_alone():
+    """What a network says outside the ROI reaches no pixel of it; elsewhere it is interpolation."""
+    window = place((40, 40), (4, 4, 36, 36))  # 32 pixels seen as 16.
+    mask = np.zeros((40, 40), bool)
+    mask[9:27, 10:29] = True
+    masks = np.zeros((40, 40, len(CHANNELS)), bool)
+    masks[..., CHANNELS.index("tumor")] = mask
+    roi = window.condition(Rois(masks)).roi[..., 0]
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.ones(4), (16, 16)).astype(np.float32)
+    shares[~roi] = 1e6
+    back = window.probabilities_to_slice(shares, roi)
+    np.testing.assert_allclose(back[mask].sum(-1), 1, atol=1e-5)
+    assert back[mask].max() < 1
+    # Two pixels or more from the ROI's edge it is what OpenCV's resizing makes of it.
+    expected = cv2.resize(shares, (32, 32), interpolation=cv2.INTER_LINEAR)
+    inner = (slice(13, 23), slice(14, 25))
+    cut = tuple(slice(s.start - 4, s.stop - 4) for s in inner)
+    np.testing.assert_allclose(back[inner], expected[cut], atol=1e-5)
+    assert back[0, 0].sum() == 0

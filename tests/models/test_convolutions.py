@@ -20,7 +20,9 @@ def gradients(x, kernel, dy, how, strides=(1, 1)):
 
     @jax.jit
     def run(x, kernel, dy):
-        function = lambda x, kernel: convolve(x, kernel, strides, ONE, dimension_numbers=LAYOUT)  # noqa: E731
+        def function(x, kernel):
+            return convolve(x, kernel, strides, ONE, dimension_numbers=LAYOUT)
+
         y, back = jax.vjp(function, x, kernel)
         return y, *back(dy)
 

@@ -24,7 +24,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.models.blocks import group_norm, timestep_embedding
 from mbti_jax.models.choices import override
-from mbti_jax.models.unet import UNet, depth_to_space, init_params, space_to_depth
+from mbti_jax.models.unet import UNet, depth_to_space, init_params, param_shapes, space_to_depth
 
 
 def read_golden(file):
@@ -145,6 +145,26 @@ def test_space_to_depth_folds_patches():
     folded = space_to_depth(x, 2)
     np.testing.assert_array_equal(folded[1, 1, 2], x[1, 2:4, 4:6].ravel())
     np.testing.assert_array_equal(depth_to_space(folded, 2), x)
+
+
+def test_label_head_adds_logits_and_leaves_the_image_alone():
+    """Whose last layer folds its channels as the image's does: row, column, label of a patch."""
+    model = small_unet(patch_size=2, label_head=True)
+    params, (x, t, class_vector) = random_params(model), random_inputs(model)
+    bias = np.arange(16, dtype=np.float32)
+    params["label_out_2"] = {"kernel": 0 * params["label_out_2"]["kernel"], "bias": bias}
+    condition = Condition(x[..., 1:], class_vector)
+    output = quick_jit(model.apply)({"params": params}, x[..., :1], t, condition)
+    assert output.label_logits.shape == (2, 16, 16, 4)
+    assert output.label_logits.dtype == jnp.float32
+    np.testing.assert_array_equal(output.label_logits[0, 4:6, 6:8].ravel(), bias)
+
+    published = {name: leaf for name, leaf in params.items() if not name.startswith("label_out")}
+    assert published.keys() == param_shapes(model.clone(label_head=False)).keys()
+    run = functools.partial(run_unet, model.clone(label_head=False))
+    np.testing.assert_allclose(
+        quick_jit(run)(published, x, t, class_vector), output.image, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_init_params_has_the_modules_distribution():

@@ -68,7 +68,7 @@ def recorded_loss(inputs: Inputs):
     recording = pipeline().__class__(Recorder(), pipeline().process, pipeline().tasks, 16, 0.0)
     keys = jax.random.split(jax.random.key(1), 3)
     _, terms = recording.loss_terms({}, inputs, np.ones(3, np.float32), keys)
-    return losses(*terms), calls[0]
+    return losses(terms), calls[0]
 
 
 def test_the_loss_is_the_mean_squared_error_inside_the_roi():
@@ -95,7 +95,7 @@ def test_what_the_inpainter_returns_is_what_the_network_returns():
     inputs = some_inputs()
     model = inpainter()
     sampling = Sampling(num_steps=1, seed=5, guidance=0.0)
-    (painted,) = model.sample(inputs.x_0, inputs.condition, sampling)
+    (painted,) = model.sample(inputs.x_0, inputs.condition, sampling).images
     metadata = tiny_metadata()
     roi = inputs.condition.roi_masks[..., :1] > 0
     x = np.where(roi, 0, inputs.x_0).astype(np.float32)

@@ -16,7 +16,7 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
-from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
+from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
@@ -30,7 +30,7 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 @functools.cache
 def pipeline() -> Pipeline:
-    return tiny_settings().pipeline()
+    return dataclasses.replace(tiny_settings(), label_weight=0.5).pipeline()
 
 
 @functools.cache
@@ -40,7 +40,8 @@ def initial_state():
     return jax.device_get(init(jax.random.key(3)))
 
 
-def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> list[float]:
+def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> np.ndarray:
+    """Loss and label loss of ten steps."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     shardings = sharding.state_sharding(mesh, initial_state(), fully_sharded=fully_sharded)
     state = jax.device_put(initial_state(), shardings)
@@ -60,15 +61,15 @@ def ten_losses(devices: int, accumulation: int, fully_sharded: bool = False) -> 
     losses = []
     for _ in range(10):
         state, metrics = step(state, sharding.put_batch(next(batches), mesh))
-        losses.append(float(metrics["loss"]))
+        losses.append([metrics["loss"], metrics["label_loss"]])
     split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state)]
     assert any(split) == fully_sharded
     assert not all(split)
-    return losses
+    return np.array(losses, np.float64)
 
 
 @functools.cache
-def reference_losses() -> list[float]:
+def reference_losses() -> np.ndarray:
     return ten_losses(devices=1, accumulation=1)
 
 
@@ -84,7 +85,9 @@ def test_first_ten_losses_depend_neither_on_devices_nor_on_microbatches(
     monkeypatch.setattr(sharding, "_MIN_SHARDED_ELEMENTS", 512)
     losses = ten_losses(devices, accumulation, fully_sharded)
     np.testing.assert_allclose(losses, reference_losses(), rtol=1e-4)
-    assert np.ptp(losses) > 1e-3  # The batches differ, so equal losses mean equal batches.
+    assert (
+        np.ptp(losses, axis=0).min() > 1e-3
+    )  # The batches differ, so equal losses mean equal batches.
 
 
 def random_inputs(seed: int, size: int, batch: int) -> Inputs:
@@ -96,6 +99,7 @@ def random_inputs(seed: int, size: int, batch: int) -> Inputs:
     return Inputs(
         x_0=jnp.asarray(rng.normal(size=(batch, size, size, 1)), jnp.float32),
         condition=Condition(jnp.asarray(masks), jnp.asarray([[2.0, 1, 2, 1, 1]] * batch)),
+        labels=jnp.asarray(rng.integers(0, 4, (batch, size, size)), jnp.uint8),
     )
 
 
@@ -166,7 +170,7 @@ def pixelwise_terms(inputs: Inputs, weight: jax.Array, drop_rate: float):
 def test_loss_terms_are_those_of_an_explicit_loop():
     inputs = random_inputs(seed=1, size=4, batch=300)
     weight = np.array([1, 1, 0] * 100, np.float32)
-    (total, (sums, counts), _), (x, t, condition) = pixelwise_terms(inputs, weight, 0.0)
+    (total, (sums, counts, _), _), (x, t, condition) = pixelwise_terms(inputs, weight, 0.0)
     x, t, x_0 = np.asarray(x, np.float64), np.asarray(t), np.asarray(inputs.x_0, np.float64)
     np.testing.assert_array_equal(condition.roi_masks, inputs.condition.roi_masks)
     expected_sums, expected_counts = np.zeros(4), np.zeros(4)
@@ -184,6 +188,76 @@ def test_loss_terms_are_those_of_an_explicit_loop():
     np.testing.assert_allclose(total, expected_sums.sum(), rtol=1e-3)
     assert t.min() < 50
     assert 950 <= t.max() < 1000
+
+
+class LabelingNetwork:
+    """Stands in for the UNet: an image of zeros, and logits that depend on each pixel of x_t."""
+
+    def apply(self, variables, x, t, condition, deterministic, rngs):
+        self.seen = (x, t)
+        factors = jnp.array([0.0, 1.0, -2.0, 3.0]) * variables["params"]["w"]
+        return Output(jnp.zeros_like(x), x[..., :1] * factors)
+
+
+def test_label_terms_are_those_of_an_explicit_loop():
+    """Two sequences, every label and the cavity, free-form ROIs and boxes, padding."""
+    rng = np.random.default_rng(6)
+    batch, size, weight = 200, 4, np.array([1, 0] * 100, np.float32)
+    labels = rng.integers(0, 5, (batch, size, size))
+    kind = rng.integers(0, 5, batch)
+    masks = np.zeros((batch, size, size, 5), np.float32)
+    masks[np.arange(batch), :2, :, kind] = 1
+    classes = np.ones((batch, 5), np.float32)
+    is_box = np.arange(batch) % 3 == 0
+    classes[np.arange(batch), kind] = np.where(is_box, 3, 2)
+    x_0 = rng.standard_normal((batch, size, size, 2)).astype(np.float32)
+    inputs = Inputs(x_0, Condition(masks, classes), labels.astype(np.uint8))
+    keys, process = jax.random.split(jax.random.key(5), batch), Gaussian(SCHEDULE, "x_0")
+
+    @jit
+    def terms(params, label_weight):
+        network = LabelingNetwork()
+        pipeline = Pipeline(network, process, None, size, 0.1, label_weight)
+        total, terms = pipeline.loss_terms(params, inputs, weight, keys)
+        return total, (terms, network.seen)
+
+    total, (terms_found, (x, t)) = terms({"w": 1.0}, 0.3)
+    x, t = np.asarray(x, np.float64), np.asarray(t)
+    cross_entropy, pixels, confusion = np.zeros(4), np.zeros(4), np.zeros((2, 4, 4))
+    for b, y, x_ in np.ndindex(batch, 2, size):
+        truth, quarter = labels[b, y, x_], t[b] // 250
+        if truth == 4:
+            continue
+        logits = x[b, y, x_, 0] * np.array([0, 1, -2, 3])
+        cross_entropy[quarter] += weight[b] * (np.log(np.exp(logits).sum()) - logits[truth])
+        pixels[quarter] += weight[b]
+        requested = kind[b] == 0 or (kind[b] != 4 and not is_box[b])
+        if quarter == 0:
+            confusion[int(requested), truth, logits.argmax()] += weight[b]
+    np.testing.assert_allclose(terms_found.labels.cross_entropy, cross_entropy, rtol=1e-4)
+    np.testing.assert_array_equal(terms_found.labels.pixels, pixels)
+    np.testing.assert_array_equal(terms_found.labels.confusion, confusion)
+    # Once for each of the two sequences, as the squared errors are.
+    expected = terms_found.sums.sum() + 0.3 * 2 * cross_entropy.sum()
+    np.testing.assert_allclose(total, expected, rtol=1e-4)
+    means = losses(terms_found)
+    np.testing.assert_allclose(means["label_loss"], cross_entropy.sum() / pixels.sum(), rtol=1e-4)
+    decided = confusion[0]
+    dice = 2 * decided[2, 2] / (decided[2].sum() + decided[:, 2].sum())
+    np.testing.assert_allclose(means["label_dice_edema"], dice, rtol=1e-5)
+    assert terms({"w": 1.0}, 0.0)[0] == terms_found.sums.sum()
+
+
+def test_without_label_weight_there_is_no_head_and_the_contract_is_the_old_one():
+    settings = tiny_settings()
+    contract = settings.contract("")
+    assert "label_weight" not in contract and "label_head" not in contract["model"]
+    assert not Pipeline.from_contract(contract).model.label_head
+    with_head = dataclasses.replace(settings, label_weight=0.1).contract("")
+    assert with_head["label_weight"] == 0.1
+    assert Pipeline.from_contract(with_head).model.label_head
+    with pytest.raises(ValueError, match="label_weight must lie in"):
+        Pipeline.from_contract({**contract, "label_weight": -1.0})
 
 
 def test_context_and_padding_examples_weigh_nothing():
@@ -238,5 +312,7 @@ def test_validation_uses_the_same_noise_every_time():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first[0], other[0])
     # A network that starts as zero leaves the noise itself, whose mean square is 1.
-    sums, counts = first
+    sums, counts, labels = first
     assert abs(sums.sum() / counts.sum() - 1) < 5 * np.sqrt(2 / counts.sum())
+    # Of four labels it knows nothing either.
+    np.testing.assert_allclose(labels.cross_entropy, np.log(4) * labels.pixels, rtol=1e-5)
