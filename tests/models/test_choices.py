@@ -110,7 +110,7 @@ def test_the_network_heeds_the_choices():
     params, inputs = random_params(model), random_inputs(model)
     written_out = {}
     for how in ("written", "one_pass", "plain"):
-        with choices.override(group_norm=how):
+        with choices.override(group_norm=how, conv_gradient="plain"):
             program = str(jax.make_jaxpr(lambda p: run_unet(model, p, *inputs))(params))
         written_out[how] = program.count("custom_vjp_call[")
     # Two in each of three residual blocks, that of the attention, and the last.
