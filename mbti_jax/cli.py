@@ -6,9 +6,11 @@ Whatever ends a command that could be foreseen, ends it in a sentence: MBTI_TRAC
 
 import ast
 import contextlib
+import hashlib
 import importlib
 import logging
 import os
+import platform
 import runpy
 import signal
 import sys
@@ -177,6 +179,20 @@ def _check_field(config: Any, name: str) -> None:
         config = config[field]
 
 
+def _compilation_cache() -> Path:
+    """A folder for compiled programs, of this kind of processor: others might not run them.
+
+    A home folder may be shared by unlike machines, and JAX does not tell CPUs apart.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    kind = hashlib.sha256(f"{platform.machine()} {processor}".encode()).hexdigest()[:8]
+    return Path.home() / ".cache" / "mbti_jax" / f"xla-{kind}"
+
+
 def _run_command(config: Any, workdir: str) -> None:
     import absl.logging
 
@@ -184,8 +200,7 @@ def _run_command(config: Any, workdir: str) -> None:
         _stop(f"unknown task {config.task!r}; valid tasks: {', '.join(COMMANDS)}")
     # Kept for every command, so that a second run does not compile what the first one did. The
     # variable has to be set before JAX is imported.
-    cache = os.path.join(os.path.expanduser("~"), ".cache", "mbti_jax", "xla")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))
     logging.getLogger().setLevel(logging.WARNING)
     absl.logging.get_absl_handler().setLevel(logging.WARNING)
     command = importlib.import_module(f"mbti_jax.commands.{config.task}")
