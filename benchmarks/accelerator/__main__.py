@@ -2,8 +2,8 @@
 
     python -m benchmarks.accelerator --minutes=25 --output=runs/accelerator
 
-Each stage runs in a process of its own and writes OUTPUT/STAGE.json as it goes; what is there is not done
-again, so the same command goes on where it was stopped. OUTPUT/report.md holds all tables.
+Each stage runs in a process of its own and writes OUTPUT/STAGE.json as it goes; what is there is not
+done again, so the same command goes on where it was stopped. OUTPUT/report.md holds all tables.
 benchmarks/README.md says how to read them.
 """
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from benchmarks.accelerator.problems import clock, is_out_of_memory, settings, tolerances
+from benchmarks.accelerator.device import clock, is_out_of_memory
+from benchmarks.accelerator.problems import settings, tolerances
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.speed import compare
@@ -60,7 +61,7 @@ def run(sizes: Sizes, record: Record) -> None:
     """Times every alternative against the defaults."""
     record.unit("defaults", lambda: dataclasses.asdict(choices.current()))
     bases = _Bases(sizes)
-    for alternative in ALTERNATIVES:
+    for alternative in ALTERNATIVES[: sizes.alternatives]:
         record.unit(alternative.title, lambda a=alternative: _measure(a, bases, sizes))
 
 

@@ -67,8 +67,6 @@ class Event(NamedTuple):
 def run(sizes: Sizes, record: Record) -> None:
     """Profiles some steps of the whole train step, preprocessing included."""
     of = settings(sizes)
-    # A program out of the cache would have the paths of the revision that compiled it.
-    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     record.unit("profile", lambda: _profile(of, sizes.profiled_steps, record.work / "trace"))
 
 

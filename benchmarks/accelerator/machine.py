@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.accelerator.problems import clock, pytorch
+from benchmarks.accelerator.device import clock, pytorch
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.accelerator.stages import card_and_driver
-from benchmarks.speed import measure_peak
+from benchmarks.peaks import measure_peak
 from benchmarks.timing import describe_machine, interleaved
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")

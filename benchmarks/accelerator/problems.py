@@ -1,7 +1,5 @@
 """What several stages compute with: settings, batches made up, and PyTorch where it can be used."""
 
-import functools
-import importlib
 from typing import Any
 
 import jax
@@ -9,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.accelerator.device import pytorch
 from benchmarks.accelerator.sizes import Sizes
-from benchmarks.speed import TOLERANCES, one_line, torch_device
+from benchmarks.speed import TOLERANCES
 from benchmarks.speed_jax import JaxSide, Problem
 from configs import train
 from mbti_jax.commands.settings import from_config
@@ -40,28 +39,10 @@ def changed(config: ConfigDict, *changes: dict[str, Any]) -> TrainSettings:
     return from_config(TrainSettings, config)
 
 
-def clock() -> str:
-    """The clock that counts the device's work."""
-    return "cpu" if jax.default_backend() == "cpu" else "wall"
-
-
 def tolerances(dtype: str) -> dict[str, float]:
     """Of results, by section: float32 on an accelerator is TF32."""
     exact = jax.default_backend() == "cpu" and dtype == "float32"
     return TOLERANCES["exact" if exact else "reduced"]
-
-
-@functools.cache
-def pytorch() -> tuple[Any, str]:
-    """(the module torch, its name of the device), or (None, why it takes no part)."""
-    try:
-        torch = importlib.import_module("torch")
-        device = torch_device(torch)
-    except (ImportError, OSError, ValueError) as error:
-        return None, f"PyTorch takes no part: {one_line(error)}"
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("highest" if device == "cpu" else "high")
-    return torch, device
 
 
 def sides(problem: Problem) -> dict[str, Any]:
@@ -74,19 +55,6 @@ def sides(problem: Problem) -> dict[str, Any]:
         for name, (compiled, channels_last) in RIVALS.items():
             both[name] = TorchSide(problem, device, compiled, channels_last)
     return both
-
-
-def is_out_of_memory(text: str) -> bool:
-    """Whether an error's text is that of an allocator."""
-    text = text.lower()
-    return any(sign in text for sign in ("resource_exhausted", "out of memory", "outofmemory"))
-
-
-def free_pytorch() -> None:
-    """Gives PyTorch's unused memory back to the device."""
-    torch, device = pytorch()
-    if torch is not None and device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def slices(of: TrainSettings, seed: int = 0) -> dict[str, np.ndarray]:
@@ -105,12 +73,6 @@ def slices(of: TrainSettings, seed: int = 0) -> dict[str, np.ndarray]:
         "labels": np.broadcast_to(labels, (batch, window, window)).copy(),
         "weight": np.ones(batch, np.float32),
     }
-
-
-def memory_in_use() -> int | None:
-    """Largest number of bytes that JAX has held on its device so far; None where nobody counts."""
-    stats = jax.local_devices()[0].memory_stats()
-    return (stats or {}).get("peak_bytes_in_use")
 
 
 def relative_l2(a: Any, b: Any) -> float:

@@ -1,8 +1,8 @@
 """What a stage has measured so far, in one JSON file that is always complete.
 
 Fields: `state` (new, running, finished, cut off, failed), `seconds` that the stage took over all calls,
-`seconds_before` this call, `error`, `where` it ran (sizes and card), and `units`: results by name. A unit is
-measured once: a stage that was stopped goes on with the next.
+`seconds_before` this call, `error`, `where` it ran (sizes and card), and `units`: results by name. A
+unit is measured once: a stage that was stopped goes on with the next.
 """
 
 import json

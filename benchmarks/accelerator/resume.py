@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.accelerator.problems import clock, relative_l2, settings, slices
+from benchmarks.accelerator.device import clock
+from benchmarks.accelerator.problems import relative_l2, settings, slices
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import SIZES, Sizes
 from benchmarks.speed_jax import Problem, jax_train_step
@@ -35,7 +36,8 @@ def run(sizes: Sizes, record: Record) -> None:
     for title, options in (("deterministic", DETERMINISTIC), ("default", {})):
         record.unit(title, lambda o=options: _resumed(name, o, record.work / "resume.npz"))
     record.unit("cost", lambda: _cost(sizes))
-    record.unit("accumulation", lambda: _accumulation(sizes))
+    if sizes.accumulation:
+        record.unit("accumulation", lambda: _accumulation(sizes))
 
 
 def _resumed(name: str, options: dict[str, bool], path: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from benchmarks.accelerator.problems import clock, free_pytorch, settings, sides, tolerances
+from benchmarks.accelerator.device import clock, free_pytorch
+from benchmarks.accelerator.problems import settings, sides, tolerances
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.speed import compare

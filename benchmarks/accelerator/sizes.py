@@ -20,8 +20,10 @@ class Sizes:
         copy_megabytes: array that is copied.
         sampler_steps: the usual number and the few-step setting.
         sampler_batches: one slice, and a full batch.
+        alternatives: how many of the implementations, in order of worth.
         profiled_steps: steps inside the profile.
         resume_steps: steps before and after the interruption.
+        accumulation: compare microbatches, too: two more programs to compile.
         loader_seconds: how long the loader alone, and loader and step together, are timed.
         loader_threads: that read ahead, to choose from.
         phantoms: subjects made; 0 takes the few tiny cases that the package ships.
@@ -41,8 +43,10 @@ class Sizes:
     copy_megabytes: int
     sampler_steps: tuple[int, int]
     sampler_batches: tuple[int, int]
+    alternatives: int
     profiled_steps: int
     resume_steps: int
+    accumulation: bool
     loader_seconds: float
     loader_threads: tuple[int, ...]
     phantoms: int
@@ -64,8 +68,10 @@ SIZES = {
         copy_megabytes=2048,
         sampler_steps=(25, 5),
         sampler_batches=(1, 16),
+        alternatives=100,
         profiled_steps=5,
         resume_steps=3,
+        accumulation=True,
         loader_seconds=8,
         loader_threads=(4, 8, 16),
         phantoms=64,
@@ -78,7 +84,7 @@ SIZES = {
         needs_accelerator=False,
         reserve_seconds=2,
         network={
-            "data.window": 24,
+            "data.window": 64,
             "data.image_size": 16,
             "model.model_channels": 8,
             "model.channel_mult": (1,),
@@ -90,19 +96,21 @@ SIZES = {
             "model.dtype": "float32",
         },
         batch=1,
-        max_batch=2,
+        max_batch=1,
         rounds=1,
         matmul_sizes=(64,),
         copy_megabytes=1,
         sampler_steps=(3, 2),
         sampler_batches=(1, 1),
+        alternatives=1,
         profiled_steps=2,
         resume_steps=1,
+        accumulation=False,
         loader_seconds=0.2,
         loader_threads=(1,),
         phantoms=0,
         training={
-            "data.window": 24,
+            "data.window": 64,
             "data.image_size": 16,
             "model.model_channels": 8,
             "model.channel_mult": (1,),

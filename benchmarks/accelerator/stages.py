@@ -25,6 +25,8 @@ _ENVIRONMENT = {
     # PyTorch needs some of the memory, too.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+    # A program out of the cache would have the operations' paths of the revision that compiled it.
+    "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
 }
@@ -41,13 +43,13 @@ class Stage:
     Attributes:
         name: of its module and its results.
         minutes: its share: what it may take in all, over several calls of the command.
-        xla_flags: that its process gets in addition.
+        gpu_flags: of XLA, that its process gets in addition on a GPU.
         takes_the_rest: it may go on for as long as there is time.
     """
 
     name: str
     minutes: float
-    xla_flags: str = ""
+    gpu_flags: str = ""
     takes_the_rest: bool = False
 
 
@@ -56,7 +58,7 @@ STAGES = (
     Stage("train_step", 6),
     Stage("implementations", 6),
     # Kernels inside a command buffer are not told apart.
-    Stage("kernels", 1.5, xla_flags="--xla_gpu_enable_command_buffer="),
+    Stage("kernels", 1.5, gpu_flags="--xla_gpu_enable_command_buffer="),
     Stage("sampling", 2.5),
     Stage("resume", 2),
     Stage("loading", 1),
@@ -84,15 +86,16 @@ def run_stages(
         deadline: of `time.monotonic`.
 
     Raises:
-        UnusableError: the folder holds results of other sizes or another card; or the first stage found no
-            accelerator, and the sizes need one.
+        UnusableError: the folder holds results of other sizes or another card; or the first stage found
+            no accelerator, and the sizes need one.
     """
     where = f"--config={config}{card_and_driver()}"
     for stage in stages:
         record = read_record(folder, stage.name)
         if record["where"] not in (None, where):
             raise UnusableError(
-                f"{folder} holds results of {record['where']}, and this is {where}: choose another --output"
+                f"{folder} holds results of {record['where']}, and this is {where}: choose "
+                "another --output"
             )
         seconds = _time_for(stage, record, deadline - time.monotonic())
         if record["state"] != "finished" and seconds >= _LEAST_SECONDS:
@@ -186,7 +189,10 @@ def _environment(stage: Stage, folder: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(work / "triton"),
     }
     environment = {**_ENVIRONMENT, **caches, **os.environ}
-    flags = f"{environment.get('XLA_FLAGS', '')} {stage.xla_flags}".strip()
+    machine = read_record(folder, "machine")["units"].get("machine", {})
+    if machine.get("platform") != "gpu":
+        return environment
+    flags = f"{environment.get('XLA_FLAGS', '')} {stage.gpu_flags}".strip()
     return {**environment, "XLA_FLAGS": flags} if flags else environment
 
 

@@ -5,16 +5,14 @@ from typing import Any
 
 import jax
 
-from benchmarks.accelerator.problems import (
+from benchmarks.accelerator.device import (
     clock,
     free_pytorch,
     is_out_of_memory,
     memory_in_use,
     pytorch,
-    settings,
-    sides,
-    tolerances,
 )
+from benchmarks.accelerator.problems import settings, sides, tolerances
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.speed import compare, timed
@@ -86,6 +84,7 @@ def _compared(sizes: Sizes, batch: int) -> dict[str, Any]:
             "relative_l2": distances[name],
             "compile_seconds": programs[name].compile_seconds,
             "peak_bytes": programs[name].peak_bytes,
+            "peak_bytes_in_use": memory_in_use() if name == "JAX" else None,
         }
         for name, timing in timings.items()
     }
@@ -93,7 +92,7 @@ def _compared(sizes: Sizes, batch: int) -> dict[str, Any]:
 
 
 def _doubling(name: str, sizes: Sizes, record: Record) -> None:
-    batch = sizes.batch
+    batch = 2 * sizes.batch
     while batch <= sizes.max_batch:
         result = record.unit(f"{name} alone, batch {batch}", lambda b=batch: _alone(name, sizes, b))
         gc.collect()
