@@ -26,8 +26,8 @@ from benchmarks.timing import Timing, describe_machine, interleaved
 from mbti_jax.training.settings import TrainSettings
 
 MIN_CPU_RATIO = 1.0
-MIN_ACCELERATOR_RATIO = 1.5
-MIN_ACCELERATOR_SHARE = 0.5
+MIN_ACCELERATOR_RATIO = 1.0
+MIN_ACCELERATOR_SHARE = 0.4
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "numpy")
 
 # name -> (compiled, channels_last)

@@ -79,7 +79,7 @@ def _peak(dtype: str, precision: str, size: int, rounds: int) -> dict[str, Any]:
 
 def _copy(sizes: Sizes) -> dict[str, Any]:
     """Bytes read and written a second by x + 1, out of place."""
-    x = jnp.zeros(sizes.copy_megabytes * 2**20 // 4, jnp.float32)
+    x = jnp.arange(sizes.copy_megabytes * 2**20 // 4, dtype=jnp.float32)
     increment = jax.jit(lambda x: x + 1)
 
     def copies() -> int:

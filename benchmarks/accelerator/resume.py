@@ -3,11 +3,13 @@
 The interrupted run goes on in a process of its own, as a resumed one does.
 """
 
+import functools
 import hashlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,90 +35,100 @@ _CALLS = 3
 def run(sizes: Sizes, record: Record) -> None:
     """Digests of interrupted and uninterrupted runs, times with and without, and microbatches."""
     name = next(name for name, known in SIZES.items() if known is sizes)
-    for title, options in (("deterministic", DETERMINISTIC), ("default", {})):
-        record.unit(title, lambda o=options: _resumed(name, o, record.work / "resume.npz"))
-    record.unit("cost", lambda: _cost(sizes))
+    runs = {"deterministic": Run(sizes, DETERMINISTIC), "default": Run(sizes, {})}
+    for title, one in runs.items():
+        record.unit(title, lambda r=one: _resumed(name, r, record.work / "resume.npz"))
+    record.unit("cost", lambda: _cost(sizes, runs))
     if sizes.accumulation:
         record.unit("accumulation", lambda: _accumulation(sizes))
 
 
-def _resumed(name: str, options: dict[str, bool], path: Path) -> dict[str, Any]:
-    whole, again = (steps_and_digest(SIZES[name], options, None, path) for _ in range(2))
+class Run:
+    """A training run: the train step of stage 2, with some options of XLA."""
+
+    def __init__(self, sizes: Sizes, options: dict[str, bool]):
+        self.sizes, self.options = sizes, options
+
+    @functools.cached_property
+    def _program(self) -> tuple[Any, Any, Any]:
+        """(function that makes the first state, inputs, compiled step)."""
+        problem = Problem.from_settings(settings(self.sizes), 1)
+        step, first = jax_train_step(problem)
+        inputs = jax.device_put(problem.inputs)
+        compiled = step.lower(jax.eval_shape(first), inputs).compile(self.options or None)
+        return first, inputs, compiled
+
+    def digest(self, start: Path | None = None, save: Path | None = None) -> str:
+        """Trains and returns a digest of the last state.
+
+        Args:
+            start: file with the state halfway, from which to go on; None to begin anew.
+            save: where to put the state halfway.
+        """
+        first, inputs, step = self._program
+        half = self.sizes.resume_steps
+        state = first() if start is None else _read(start, jax.eval_shape(first))
+        for number in range(half if start else 2 * half):
+            if save is not None and number == half:
+                _save(save, state)
+            state, _ = step(state, inputs)
+        digest = hashlib.sha256()
+        for leaf in jax.device_get(jax.tree.leaves(state)):
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
+
+    def timed(self) -> Callable[[], int]:
+        """A function that does some steps and returns the number of examples."""
+        first, inputs, step = self._program
+        state = first()
+
+        def work() -> int:
+            nonlocal state
+            for _ in range(_CALLS):
+                state, loss = step(state, inputs)
+            jax.block_until_ready(loss)
+            return _CALLS * self.sizes.batch
+
+        return work
+
+
+def _save(path: Path, state: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = jax.device_get(jax.tree.leaves(state))
+    np.savez(path, **{str(i): leaf for i, leaf in enumerate(leaves)})
+
+
+def _read(path: Path, shapes: Any) -> Any:
+    leaves, tree = jax.tree.flatten(shapes)
+    with np.load(path) as file:
+        return jax.tree.unflatten(tree, [jnp.asarray(file[str(i)]) for i in range(len(leaves))])
+
+
+def _resumed(name: str, run: Run, path: Path) -> dict[str, Any]:
+    whole, again = run.digest(save=path), run.digest()
     command = [sys.executable, "-m", "benchmarks.accelerator.resume"]
     done = subprocess.run(
-        [*command, name, json.dumps(options), str(path)],
+        [*command, name, json.dumps(run.options), str(path)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     path.unlink()
     return {
-        "steps": 2 * SIZES[name].resume_steps,
+        "steps": 2 * run.sizes.resume_steps,
         "repeated_is_identical": whole == again,
         "resumed_is_identical": whole == done.stdout.split()[-1],
     }
 
 
-def steps_and_digest(
-    sizes: Sizes, options: dict[str, bool], start: Path | None, save: Path | None = None
-) -> str:
-    """Trains and returns a digest of the last state.
-
-    Args:
-        sizes: of everything.
-        options: of XLA.
-        start: file with the state halfway, from which to go on; None to begin anew.
-        save: where to put the state halfway.
-    """
-    state, inputs, step = _compiled(sizes, options)
-    leaves, tree = jax.tree.flatten(state)
-    if start is not None:
-        with np.load(start) as file:
-            state = jax.tree.unflatten(
-                tree, [jnp.asarray(file[str(i)]) for i in range(len(leaves))]
-            )
-    for number in range(sizes.resume_steps * (2 if start is None else 1)):
-        if save is not None and number == sizes.resume_steps:
-            save.parent.mkdir(parents=True, exist_ok=True)
-            halfway = jax.device_get(jax.tree.leaves(state))
-            np.savez(save, **{str(i): leaf for i, leaf in enumerate(halfway)})
-        state, _ = step(state, inputs)
-    digest = hashlib.sha256()
-    for leaf in jax.device_get(jax.tree.leaves(state)):
-        digest.update(np.ascontiguousarray(leaf))
-    return digest.hexdigest()
-
-
-def _compiled(sizes: Sizes, options: dict[str, bool]) -> tuple[Any, Any, Any]:
-    """(first state, inputs, compiled train step): that of stage 2, without preprocessing."""
-    problem = Problem.from_settings(settings(sizes), 1)
-    step, state = jax_train_step(problem)
-    state, inputs = state(), jax.device_put(problem.inputs)
-    return state, inputs, step.lower(state, inputs).compile(options or None)
-
-
-def _cost(sizes: Sizes) -> dict[str, Any]:
-    rivals = {"default": _Steps(sizes, {}), "deterministic": _Steps(sizes, DETERMINISTIC)}
+def _cost(sizes: Sizes, runs: Mapping[str, Run]) -> dict[str, Any]:
+    rivals = {name: runs[name].timed() for name in ("default", "deterministic")}
     timings = interleaved(rivals, sizes.rounds)
     return {
         "batch": sizes.batch,
         "clock": clock(),
         "rows": {name: timing.to_json() for name, timing in timings.items()},
     }
-
-
-class _Steps:
-    """Some steps at a call."""
-
-    def __init__(self, sizes: Sizes, options: dict[str, bool]):
-        self._state, self._inputs, self._step = _compiled(sizes, options)
-        self._examples = _CALLS * sizes.batch
-
-    def __call__(self) -> int:
-        for _ in range(_CALLS):
-            self._state, loss = self._step(self._state, self._inputs)
-        jax.block_until_ready(loss)
-        return self._examples
 
 
 def _accumulation(sizes: Sizes) -> dict[str, Any]:
@@ -150,4 +162,4 @@ def _accumulation(sizes: Sizes) -> dict[str, Any]:
 
 if __name__ == "__main__":
     size_name, given, halfway_path = sys.argv[1:]
-    print(steps_and_digest(SIZES[size_name], json.loads(given), Path(halfway_path)))
+    print(Run(SIZES[size_name], json.loads(given)).digest(start=Path(halfway_path)))

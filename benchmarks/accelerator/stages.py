@@ -32,6 +32,10 @@ _ENVIRONMENT = {
 }
 
 
+# To which a stage's name, the folder, the sizes, its seconds, and its share of all calls are given.
+CHILD = (sys.executable, "-m", "benchmarks.accelerator.child")
+
+
 class UnusableError(ValueError):
     """The command cannot run like this; the message says why."""
 
@@ -140,7 +144,7 @@ def _run(stage: Stage, folder: Path, config: str, seconds: float) -> dict[str, A
     start = time.monotonic()
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.accelerator.child", *arguments],
+            [*CHILD, *arguments],
             env=_environment(stage, folder),
             stdin=subprocess.DEVNULL,
             stdout=output,
