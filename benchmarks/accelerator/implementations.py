@@ -48,11 +48,22 @@ ALTERNATIVES = (
     Alternative("attention: cuDNN", {"attention": "cudnn"}),
     Alternative("xla_allow_excess_precision=false", flags={"xla_allow_excess_precision": False}),
     Alternative("rematerialization", own={"model__remat": True}),
-    Alternative("input gradients as forward convolutions", {"conv_gradient": "forward"}),
+    # The two need float32.
     Alternative(
         "TF32: convolutions forced to NCHW",
         flags={"xla_gpu_force_conv_nchw": True},
         network={"model__dtype": "float32"},
+    ),
+    Alternative(
+        "TF32: gradients of 3x3 convolutions written for CPUs",
+        {"conv_gradient": "forward"},
+        network={"model__dtype": "float32"},
+    ),
+    # The published network resamples without them.
+    Alternative(
+        "strided convolutions folded (network with conv_resample)",
+        {"strided": "folded"},
+        network={"model__resblock_updown": False},
     ),
 )
 

@@ -335,10 +335,19 @@ def test_killed_it_takes_its_stage_with_it(tmp_path):
     assert process.stdout is not None
     process.stdout.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    (stage,) = map(int, children.read_text().split())
+    deadline = time.monotonic() + 20
+    while not (started := children.read_text().split()):
+        assert time.monotonic() < deadline
+    (stage,) = map(int, started)
+    # Once it runs Python, it watches its parent.
+    while (
+        not (tmp_path / "out" / "machine.json").exists()
+        or "running" not in (tmp_path / "out" / "machine.json").read_text()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 20
     while Path(f"/proc/{stage}/stat").exists() and " Z " not in _state(stage):
         assert time.monotonic() < deadline
         time.sleep(0.1)
