@@ -140,9 +140,10 @@ def count_flops(function: Any, *arguments: Any) -> float:
     """FLOPs of a jitted function, two per multiply-add, before XLA optimizes anything.
 
     Always counted for the CPU: an accelerator's plugin does not report them before compilation, and
-    afterwards leaves out those inside its libraries' kernels. So the `choices` are the CPU's, too.
+    afterwards leaves out those inside its libraries' kernels. Under the plainest `choices`, so that the
+    count does not depend on them.
     """
-    plain = dataclasses.asdict(choices.DEFAULTS["cpu"])
+    plain = dataclasses.asdict(choices.Choices())
     with jax.default_device(jax.devices("cpu")[0]), choices.override(**plain):
         lowered = function.lower(*arguments)
         analysis = lowered.cost_analysis() or lowered.compile().cost_analysis()

@@ -79,8 +79,12 @@ class Problem:
     def batch_size(self) -> int:
         return len(self.inputs.t)
 
-    def flops(self) -> dict[str, float]:
-        """FLOPs of one call of each piece of work, from XLA's count of the JAX program."""
+    def flops(self, *sections: str) -> dict[str, float]:
+        """FLOPs of one call of each piece of work, from XLA's count of the JAX program.
+
+        Args:
+            sections: "forward", "sampler" or "train_step"; all of them by default.
+        """
         x_0, _, t, condition = self.inputs
         pipeline = self.pipeline
         guidance = ClassifierFree(np.zeros(self.batch_size, np.float32))
@@ -92,11 +96,12 @@ class Problem:
 
         arguments = self.params, x_0, t, condition
         step, state = jax_train_step(self)
-        return {
-            "forward": count_flops(jax.jit(pipeline.apply), *arguments),
-            "sampler": self.sampling.num_steps * count_flops(denoise, *arguments),
-            "train_step": count_flops(step, jax.eval_shape(state), self.inputs),
+        counts = {
+            "forward": lambda: count_flops(jax.jit(pipeline.apply), *arguments),
+            "sampler": lambda: self.sampling.num_steps * count_flops(denoise, *arguments),
+            "train_step": lambda: count_flops(step, jax.eval_shape(state), self.inputs),
         }
+        return {section: counts[section]() for section in sections or counts}
 
 
 def _random_inputs(pipeline: Pipeline, batch_size: int, rng: np.random.Generator) -> Inputs:

@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     config.source = ""
     # How the tensors are called: "mbti_jax", or "guided_diffusion" for PyTorch.
     config.names = "mbti_jax"
+    # float16 halves the file; its weights are read back as float32 of exactly the rounded values.
+    config.dtype = "float32"
 
     # A sentence that every output of the model carries: in its provenance record and under pictures.
     config.note = ""

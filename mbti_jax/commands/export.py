@@ -19,12 +19,14 @@ class ExportSettings:
     Attributes:
         source: a training run's folder or another export.
         names: how the tensors are called.
+        dtype: of the file; float16 rounds the weights to 11 bits.
         note: what every output shall say about the model.
         card: the model card.
     """
 
     source: str
     names: Literal["mbti_jax", "guided_diffusion"]
+    dtype: Literal["float32", "float16"]
     note: str
     card: CardSettings
 
@@ -44,5 +46,6 @@ def main(config: ConfigDict, workdir: str) -> None:
     metadata = {key: metadata[key] for key in ("contract", "inference", "step") if key in metadata}
     if settings.note:
         metadata["inference"] = {**metadata["inference"], "note": settings.note}
-    write_export(workdir, params, metadata, dataclasses.asdict(settings.card), settings.names)
+    card = dataclasses.asdict(settings.card)
+    write_export(workdir, params, metadata, card, settings.names, settings.dtype)
     print(f"Wrote {Path(workdir).absolute()}")

@@ -1,6 +1,6 @@
 """The inference checkpoint: a folder that carries a trained model to someone else.
 
-    model.safetensors   the averaged weights, float32
+    model.safetensors   the averaged weights, float32 or float16
     config.json         what the weights are of, and all that sampling needs
     README.md           the model card
 
@@ -37,6 +37,7 @@ from mbti_jax.models.unet import flat_shapes
 FORMAT = "mbti-jax inference checkpoint"
 FORMAT_VERSION = 1
 NAMES = ("mbti_jax", "guided_diffusion")
+DTYPES = ("float32", "float16")
 INTENSITY_SCALE = (
     "per volume and sequence: y = -1 + 2 (value - low) / (high - low), low = min(0, 0.1th) and "
     "high = 99.5th percentile of the brain, nothing clipped; background is -1"
@@ -53,6 +54,7 @@ def write_export(
     config: Mapping[str, Any],
     card: Mapping[str, str] | str,
     names: str = "mbti_jax",
+    dtype: str = "float32",
 ) -> None:
     """Writes an inference checkpoint; it appears under its name when it is complete.
 
@@ -62,11 +64,16 @@ def write_export(
         config: `contract`, `inference` and `step` as a training checkpoint's metadata has them.
         card: the model card, or what `model_card` puts into it.
         names: "mbti_jax" or "guided_diffusion".
+        dtype: "float32", or "float16" for half the size: the weights are rounded once, to 11 bits, and
+            read back as float32 of exactly those values.
 
     Raises:
-        ValueError: unknown `names`, or `directory` holds something else.
+        ValueError: unknown `names` or `dtype`, weights beyond float16, or `directory` holds something
+            else.
     """
     directory = Path(directory).absolute()
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     if names not in NAMES:
         raise ValueError(f"names must be one of {', '.join(NAMES)}, not {names!r}")
     if directory.exists() and any(directory.iterdir()) and not is_export(directory):
@@ -78,16 +85,18 @@ def write_export(
         tensors = {"/".join(path): leaf for path, leaf in flatten_dict(params).items()}
     else:
         tensors = to_guided_diffusion(params)
+    tensors = {name: _rounded(name, value, dtype) for name, value in tensors.items()}
 
     fresh = directory.with_name(f"{directory.name}.writing-{os.getpid()}")
     old = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
     fresh.mkdir(parents=True)
     try:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, fresh / _WEIGHTS)
+        save_file(tensors, fresh / _WEIGHTS)
         config = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "names": names,
+            "dtype": dtype,
             "weights_sha256": file_digest(fresh / _WEIGHTS),
             "intensity_scale": INTENSITY_SCALE,
             **config,
@@ -100,6 +109,12 @@ def write_export(
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _rounded(name: str, value: Any, dtype: str) -> np.ndarray:
+    if dtype == "float16" and not np.all(np.abs(value) <= np.finfo(np.float16).max):
+        raise ValueError(f"{name} holds numbers that float16 cannot; export with dtype=float32")
+    return np.ascontiguousarray(value, dtype)
 
 
 def is_export(directory: str | os.PathLike) -> bool:
@@ -142,7 +157,8 @@ def read_export(directory: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
     tensors = read_safetensors(weights)
     if by_torch:
         return from_guided_diffusion(tensors, model), config
-    return unflatten_dict({tuple(name.split("/")): v for name, v in tensors.items()}), config
+    params = {tuple(name.split("/")): v.astype(np.float32) for name, v in tensors.items()}
+    return unflatten_dict(params), config
 
 
 def check_params(params: Mapping, contract: Mapping[str, Any], path: str | os.PathLike) -> None:

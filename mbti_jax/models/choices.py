@@ -32,6 +32,9 @@ class Choices:
         conv_gradient: "plain": the gradients of 3x3 convolutions as JAX derives them; "forward": that of
             the input as a forward convolution with the flipped kernel, and, of wide layers, that of the
             kernel as a matrix product (see `models.convolutions`).
+        strided: "plain": 3x3 convolutions of stride 2 as they are, whose input gradient is a dilated
+            convolution; "folded": of 2x2 pixels folded into channels, by 2x2 kernels of stride 1: 16/9
+            of the multiplications, and plain gradients.
 
     Raises:
         FieldError: there is no such choice.
@@ -40,6 +43,7 @@ class Choices:
     attention: Literal["xla", "cudnn"] = "xla"
     group_norm: Literal["written", "one_pass", "plain"] = "written"
     conv_gradient: Literal["plain", "forward"] = "plain"
+    strided: Literal["plain", "folded"] = "plain"
 
     def __post_init__(self):
         check_fields(self)

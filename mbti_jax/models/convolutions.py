@@ -33,6 +33,8 @@ def convolve(
 
     Serves as `conv_general_dilated` of a `flax.linen.Conv`.
     """
+    if _is_foldable(x, kernel, strides, padding) and choices.current().strided == "folded":
+        return _folded(x, kernel)
     if not _is_written(x, kernel, strides, padding):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     return _convolve3x3(x, kernel)
@@ -46,6 +48,38 @@ def _is_written(x, kernel, strides, padding) -> bool:
         and kernel.shape[:2] == (3, 3)
         and tuple(strides) == (1, 1)
         and tuple(map(tuple, padding)) == ((1, 1), (1, 1))
+    )
+
+
+def _is_foldable(x, kernel, strides, padding) -> bool:
+    """Whether it is a 3x3 convolution of stride 2, padded by a pixel, of even height and width."""
+    return (
+        kernel.shape[:2] == (3, 3)
+        and tuple(strides) == (2, 2)
+        and tuple(map(tuple, padding)) == ((1, 1), (1, 1))
+        and not x.shape[1] % 2
+        and not x.shape[2] % 2
+    )
+
+
+def _folded(x, kernel):
+    """A 3x3 convolution of stride 2, as one of stride 1 with 2x2 pixels in the channels.
+
+    y[h] = sum over i of padded[2h + i] k[i], with i = 2a + r: pixel r of the folded row h + a. The
+    fourth tap, a = r = 1, is 0.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns, filters = height // 2 + 1, width // 2 + 1, kernel.shape[-1]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pixels = padded.reshape(batch, rows, 2, columns, 2, channels).swapaxes(2, 3)
+    taps = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+    taps = taps.reshape(2, 2, 2, 2, channels, filters).swapaxes(1, 2)
+    return lax.conv_general_dilated(
+        pixels.reshape(batch, rows, columns, 4 * channels),
+        taps.reshape(2, 2, 4 * channels, filters),
+        (1, 1),
+        "VALID",
+        dimension_numbers=_LAYOUT,
     )
 
 

@@ -70,7 +70,8 @@ def make_train_step(
 
     def microbatch_grads(params, batch, keys, dropout_key):
         prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        inputs = pipeline.prepare(batch, prepare_keys, augmented=True)
+        with jax.named_scope("preprocessing"):
+            inputs = pipeline.prepare(batch, prepare_keys, augmented=True)
         loss_of = jax.value_and_grad(pipeline.loss_terms, has_aux=True)
         (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
         return grads, terms
@@ -97,7 +98,8 @@ def make_train_step(
             (grads, terms), _ = jax.lax.scan(add, zeros, parts)
         grads = jax.tree.map(lambda g: g / terms.counts.sum(), grads)
         metrics = {**losses(terms), "grad_norm": optax.tree.norm(grads)}
-        return apply_update(state, grads, optimizer, ema_decay), metrics
+        with jax.named_scope("optimizer"):
+            return apply_update(state, grads, optimizer, ema_decay), metrics
 
     return step
 

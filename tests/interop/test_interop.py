@@ -161,6 +161,37 @@ def test_export_round_trip_is_exact(params, tmp_path, names):
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("names", ["mbti_jax", "guided_diffusion"])
+def test_an_export_in_float16_is_half_as_large_and_reads_back_what_it_holds(
+    params, tmp_path, names
+):
+    write_export(tmp_path / "whole", params, METADATA, {}, names)
+    write_export(tmp_path / "half", params, METADATA, {}, names, "float16")
+    read, config = read_export(tmp_path / "half")
+    rounded = jax.tree.map(lambda x: np.asarray(x, np.float16).astype(np.float32), params)
+    assert_same_trees(read, rounded)
+    assert {leaf.dtype for leaf in jax.tree.leaves(read)} == {np.dtype(np.float32)}
+    assert config["dtype"] == "float16"
+    assert "(float16, tensors" in (tmp_path / "half" / "README.md").read_text()
+    whole, half = (
+        sum(tensor.nbytes for tensor in load_file(tmp_path / name / "model.safetensors").values())
+        for name in ("whole", "half")
+    )
+    assert whole == 2 * half
+    # Written again, what is rounded already stays as it is.
+    write_export(tmp_path / "again", read, METADATA, {}, names, "float16")
+    assert_same_trees(read_export(tmp_path / "again")[0], rounded)
+
+
+def test_weights_that_float16_cannot_hold_are_named(params, tmp_path):
+    large = jax.tree.map(lambda x: x * 1e6, params)
+    with pytest.raises(ValueError, match=r"out_2/.*float16 cannot; export with dtype=float32"):
+        write_export(tmp_path / "half", {"out_2": large["out_2"]}, METADATA, {}, dtype="float16")
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16"):
+        write_export(tmp_path / "half", params, METADATA, {}, dtype="bfloat16")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_export_in_guided_diffusion_names_loads_in_the_twin(torch, params, tmp_path):
     from benchmarks.torch_unet import TorchUNet
 

@@ -95,3 +95,45 @@ def test_compiled_gradients_of_the_network_are_those_without_compilation(how):
     assert compiled.keys() == expected.keys()
     for path, value in expected.items():
         assert relative_l2(compiled[path], value) < 1e-4, path
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 3, 5), (1, 2, 8, 4, 4)])
+def test_folded_strided_convolution_is_the_plain_one_in_float64(shape):
+    batch, height, width, channels, filters = shape
+    rng = np.random.default_rng(3)
+    x, kernel = (
+        rng.standard_normal(size)
+        for size in ((batch, height, width, channels), (3, 3, channels, filters))
+    )
+    dy = rng.standard_normal((batch, height // 2, width // 2, filters))
+    # y, and its derivatives, as nine shifted products.
+    padded, dpadded = (
+        np.pad(x, ((0, 0), *ONE, (0, 0))),
+        np.zeros((batch, height + 2, width + 2, channels)),
+    )
+    expected, dkernel = np.zeros_like(dy), np.zeros_like(kernel)
+    for i, j in np.ndindex(3, 3):
+        rows, columns = slice(i, i + height, 2), slice(j, j + width, 2)
+        expected += padded[:, rows, columns] @ kernel[i, j]
+        dkernel[i, j] = np.einsum("bhwc,bhwd->cd", padded[:, rows, columns], dy)
+        dpadded[:, rows, columns] += dy @ kernel[i, j].T
+
+    def function(x, kernel):
+        return convolve(x, kernel, (2, 2), ONE, dimension_numbers=LAYOUT)
+
+    arrays = [a.astype(np.float32) for a in (x, kernel, dy)]
+    with choices.override(strided="folded"):
+        assert "window_strides=(2, 2)" not in str(jax.make_jaxpr(function)(*arrays[:2]))
+        y, back = jax.vjp(function, *arrays[:2])
+        dx, dk = back(jnp.asarray(arrays[2]))
+    wanted = (expected, dpadded[:, 1:-1, 1:-1], dkernel)
+    for got, want in zip((y, dx, dk), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_what_cannot_be_folded_is_not():
+    x, kernel = jnp.ones((1, 5, 4, 2)), jnp.ones((3, 3, 2, 2))
+    with choices.override(strided="folded"):
+        odd = convolve(x, kernel, (2, 2), ONE, dimension_numbers=LAYOUT)
+        plain = convolve(x[:, :4], kernel, (1, 1), ONE, dimension_numbers=LAYOUT)
+    assert odd.shape == (1, 3, 2, 2) and plain.shape == (1, 4, 4, 2)
