@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accelerator.pack import pack
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with only_process_in(folder, "benchmark"):
             deadline = start + 60 * options.minutes - sizes.reserve_seconds
-            for stage in run_stages(STAGES, folder, options.config, deadline):
+            shares = [replace(one, minutes=sizes.patience * one.minutes) for one in STAGES]
+            for stage in run_stages(shares, folder, options.config, deadline):
                 print(f"{stage.line}\n", flush=True)
                 write_report(folder)
             packed = pack(folder)

@@ -36,10 +36,11 @@ def run(sizes: Sizes, record: Record) -> None:
     """Digests of interrupted and uninterrupted runs, times with and without, and microbatches."""
     name = next(name for name, known in SIZES.items() if known is sizes)
     runs = {"deterministic": Run(sizes, DETERMINISTIC), "default": Run(sizes, {})}
-    for title, one in runs.items():
-        record.unit(title, lambda r=one: _resumed(name, r, record.work / "resume.npz"))
+    halfway = record.work / "resume.npz"
+    record.unit("deterministic", lambda: _resumed(name, runs["deterministic"], halfway))
     record.unit("cost", lambda: _cost(sizes, runs))
-    if sizes.accumulation:
+    if sizes.resume_all:
+        record.unit("default", lambda: _resumed(name, runs["default"], halfway))
         record.unit("accumulation", lambda: _accumulation(sizes))
 
 

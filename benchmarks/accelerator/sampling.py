@@ -1,6 +1,5 @@
 """Stage 5: guided sampling, one slice and full batches, beside the PyTorch twin."""
 
-import dataclasses
 from typing import Any
 
 from benchmarks.accelerator.device import clock, free_pytorch
@@ -16,7 +15,7 @@ _SECTION = "sampler"
 def run(sizes: Sizes, record: Record) -> None:
     """Times the sampler for each batch and each number of steps."""
     for batch in sorted(set(sizes.sampler_batches), reverse=True):
-        for steps in sizes.sampler_steps:
+        for steps in dict.fromkeys(sizes.sampler_steps):
             record.unit(
                 f"{steps} steps, batch {batch}", lambda b=batch, n=steps: _measure(sizes, b, n)
             )
@@ -24,8 +23,7 @@ def run(sizes: Sizes, record: Record) -> None:
 
 
 def _measure(sizes: Sizes, batch: int, steps: int) -> dict[str, Any]:
-    of = settings(sizes, batch_size=batch)
-    problem = Problem.from_settings(of, steps)
+    problem = Problem.from_settings(settings(sizes, batch_size=batch), steps)
     failures: dict[str, str] = {}
     timings, programs, distances = compare(
         problem,
@@ -35,13 +33,11 @@ def _measure(sizes: Sizes, batch: int, steps: int) -> dict[str, Any]:
         rounds=sizes.rounds,
         failures=failures,
     )
-    # Of one example, so that the count is quick; they are proportional to the batch.
-    one = dataclasses.replace(of, batch_size=1)
     return {
         "batch": batch,
         "steps": steps,
         "clock": clock(),
-        "flops": Problem.from_settings(one, steps).flops(_SECTION)[_SECTION],
+        "flops": problem.flops(_SECTION)[_SECTION] / batch,
         "rows": {
             name: {
                 **timing.to_json(),

@@ -12,6 +12,7 @@ class Sizes:
     Attributes:
         needs_accelerator: refuse to run on a CPU.
         reserve_seconds: of the time given, for ending the last stage and writing the report.
+        patience: by which the stages' shares of the time are multiplied.
         network: fields of `configs/train.py` that differ, by their names with dots.
         batch: examples of a step in all comparisons.
         max_batch: where the doubling of batches ends at the latest.
@@ -23,7 +24,7 @@ class Sizes:
         alternatives: how many of the implementations, in order of worth.
         profiled_steps: steps inside the profile.
         resume_steps: steps before and after the interruption.
-        accumulation: compare microbatches, too: two more programs to compile.
+        resume_all: interrupt runs without deterministic operations, too, and compare microbatches.
         loader_seconds: how long the loader alone, and loader and step together, are timed.
         loader_threads: that read ahead, to choose from.
         phantoms: subjects made; 0 takes the few tiny cases that the package ships.
@@ -35,6 +36,7 @@ class Sizes:
 
     needs_accelerator: bool
     reserve_seconds: float
+    patience: float
     network: Mapping[str, Any]
     batch: int
     max_batch: int
@@ -46,7 +48,7 @@ class Sizes:
     alternatives: int
     profiled_steps: int
     resume_steps: int
-    accumulation: bool
+    resume_all: bool
     loader_seconds: float
     loader_threads: tuple[int, ...]
     phantoms: int
@@ -60,6 +62,7 @@ SIZES = {
     "full": Sizes(
         needs_accelerator=True,
         reserve_seconds=25,
+        patience=1,
         network={},
         batch=16,
         max_batch=512,
@@ -71,7 +74,7 @@ SIZES = {
         alternatives=100,
         profiled_steps=5,
         resume_steps=3,
-        accumulation=True,
+        resume_all=True,
         loader_seconds=8,
         loader_threads=(4, 8, 16),
         phantoms=64,
@@ -83,6 +86,7 @@ SIZES = {
     "tiny": Sizes(
         needs_accelerator=False,
         reserve_seconds=2,
+        patience=5,
         network={
             "data.window": 64,
             "data.image_size": 16,
@@ -100,12 +104,12 @@ SIZES = {
         rounds=1,
         matmul_sizes=(64,),
         copy_megabytes=1,
-        sampler_steps=(3, 2),
+        sampler_steps=(2, 2),
         sampler_batches=(1, 1),
         alternatives=1,
         profiled_steps=2,
         resume_steps=1,
-        accumulation=False,
+        resume_all=False,
         loader_seconds=0.2,
         loader_threads=(1,),
         phantoms=0,

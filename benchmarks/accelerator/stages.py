@@ -106,7 +106,7 @@ def run_stages(
             print(f"{stage.name}: at most {seconds:.0f} s", flush=True)
             write_record(folder, stage.name, {**record, "where": where})
             record = _run(stage, folder, config, seconds)
-        _check_machine(record, config)
+        _check_machine(record, config, folder)
         yield Ended(stage.name, stage_line(stage.name, read_record(folder, stage.name), folder))
 
 
@@ -127,9 +127,11 @@ def _time_for(stage: Stage, record: Mapping[str, Any], left: float) -> float:
     return min(left, 60 * stage.minutes - record["seconds"])
 
 
-def _check_machine(record: Mapping[str, Any], config: str) -> None:
+def _check_machine(record: Mapping[str, Any], config: str, folder: Path) -> None:
     machine = record["units"].get("machine", {})
     if SIZES[config].needs_accelerator and machine.get("platform") == "cpu":
+        # What it says would be in the way of a later call that has one.
+        (folder / "machine.json").unlink()
         raise UnusableError(
             "JAX finds no accelerator here, and at these sizes a CPU would take days; "
             "--config=tiny tries the command on a CPU"

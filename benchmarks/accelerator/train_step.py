@@ -48,8 +48,7 @@ def _network(sizes: Sizes) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(problem.params)),
         "image_size": problem.pipeline.image_size,
         "dtype": problem.pipeline.model.dtype,
-        # Each of one example: forward, train step, and sampler of the usual number of steps.
-        "flops": problem.flops(),
+        "flops": problem.flops(SECTION),
     }
 
 
