@@ -70,10 +70,21 @@ def get_config() -> ConfigDict:
     config.num_steps = 50
     # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last).
     config.sampler = "ddim"
-    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN, with N = num_steps.
+    # Of the timesteps: trailing; cubic, for few steps of dpmpp_2m, unipc and heun; or ddim for
+    # guided-diffusion's ddimN, with N = num_steps.
     config.spacing = "trailing"
     # Below 0: what the checkpoint recommends.
     config.guidance_weight = -1.0
+    # plain; or, against the saturation of high weights, projected or rescaled.
+    config.guidance = "plain"
+    # Noise shares between which it guides: 0 is the image, 1 noise alone. Elsewhere it costs nothing.
+    config.guidance_interval = (0.0, 1.0)
+    # Of projected guidance: share of the saturating part that is taken away, 0 to 1, and the bound of
+    # the root mean square of the update, in the model's units (-1 is background, 1 bright brain).
+    config.guidance_damping = 1.0
+    config.guidance_max_rms = 0.05
+    # Of rescaled guidance: 0 is plain, 1 gives back the standard deviation without guidance.
+    config.guidance_rescale = 0.7
     # Share of fresh noise, for ddim only: 0 is deterministic, 1 ancestral sampling.
     config.eta = 0.0
     # How far along z neighboring slices share their noise, sigma in mm; 0 for independent slices. On

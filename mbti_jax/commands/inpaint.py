@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
+from mbti_jax.diffusion.guidance import Guidance, make_guidance
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
@@ -21,16 +22,44 @@ _LAYOUTS = {
     "nnunet": make_labeled_set,
 }
 _SAMPLING = ("num_steps", "sampler", "spacing", "eta", "seed", "z_sigma_mm")
-_MODEL = ("checkpoint", "batch_size", "guidance_weight")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """The model, and the guidance weight; below 0 for the one that the model recommends."""
+    """The model, and its guidance, see `configs/inpaint.py`.
+
+    Attributes:
+        checkpoint, batch_size: the model, and how many slices it samples at once.
+        guidance_weight: below 0 for the one that the model recommends.
+        guidance, guidance_interval, ...: see `make_guidance`.
+    """
 
     checkpoint: Name
     batch_size: Count
     guidance_weight: float
+    guidance: str
+    guidance_interval: tuple[float, ...]
+    guidance_damping: float
+    guidance_max_rms: float
+    guidance_rescale: float
+
+    def make_guidance(self) -> Guidance:
+        """The guidance.
+
+        Raises:
+            FieldError: there is none such.
+        """
+        return make_guidance(
+            self.guidance,
+            None if self.guidance_weight < 0 else self.guidance_weight,
+            self.guidance_interval,
+            damping=self.guidance_damping,
+            max_rms=self.guidance_max_rms,
+            rescale=self.guidance_rescale,
+        )
+
+
+MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelSettings))
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -39,11 +68,10 @@ def main(config: ConfigDict, workdir: str) -> None:
     Raises:
         ValueError, OSError: input that cannot be used, or a result that cannot be written.
     """
-    model = from_config(ModelSettings, {name: config[name] for name in _MODEL})
-    weight = model.guidance_weight
+    model = from_config(ModelSettings, {name: config[name] for name in MODEL_FIELDS})
     drawn = {name: config[name] for name in _SAMPLING}
-    sampling = from_config(Sampling, drawn, guidance=None if weight < 0 else weight)
-    fields = {name: config[name] for name in config if name not in (*_SAMPLING, *_MODEL)}
+    sampling = from_config(Sampling, drawn, guidance=model.make_guidance())
+    fields = {name: config[name] for name in config if name not in (*_SAMPLING, *MODEL_FIELDS)}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
     inpainter = Inpainter.load(model.checkpoint, model.batch_size)
     with only_process_in(workdir, "run"):

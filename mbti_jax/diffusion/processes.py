@@ -122,6 +122,10 @@ class Process(abc.ABC):
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t)) - np.log(self.sigma(t))
 
+    def noise_share(self, t: Any) -> Any:
+        """sigma / (alpha + sigma) at times t: 0 for the image, 1 for noise alone."""
+        return self.sigma(t) / (self.alpha(t) + self.sigma(t))
+
     def check_sampler(self, name: str) -> None:
         """Raises a FieldError if the method `name` does not fit the process."""
         if name not in self.samplers:

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import Int
 
 from mbti_jax.diffusion import samplers
-from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS, ClassifierFree, Guidance
+from mbti_jax.diffusion.guidance import (
+    GUIDANCE_WEIGHTS,
+    ClassifierFree,
+    Guidance,
+    check_guidance,
+    guidance_record,
+)
 from mbti_jax.diffusion.schedule import SPACINGS, sampling_timesteps
 from mbti_jax.fields import (
     Count,
@@ -31,11 +37,11 @@ class Sampling:
     Attributes:
         num_steps: steps of the sampler.
         sampler: a key of `samplers.METHODS`. Which of them fit a model, its `Process` says.
-        spacing: of the timesteps, "trailing" or "ddim" (see `schedule.sampling_timesteps`), or the
+        spacing: of the timesteps, "trailing", "cubic" or "ddim" (see `schedule.SPACINGS`), or the
             timesteps themselves, strictly descending; `num_steps` is then their number.
         eta: 0 (deterministic) to 1 (ancestral sampling); above 0 for the sampler "ddim" only.
-        guidance: a `Guidance`, or its weight w for classifier-free guidance; None for the weight that
-            the checkpoint recommends.
+        guidance: a `Guidance`, or its weight w for classifier-free guidance; None, also as the weight of
+            a `Guidance`, for the weight that the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
             for independent slices.
@@ -75,10 +81,7 @@ class Sampling:
             weight = float(finite_number("guidance_weight", self.guidance, GUIDANCE_WEIGHTS))
             object.__setattr__(self, "guidance", ClassifierFree(weight))
         if self.guidance is not None:
-            for name, number in vars(self.guidance).items():
-                interval = GUIDANCE_WEIGHTS if name == "weight" else Interval()
-                for value in np.ravel(number).tolist():
-                    finite_number(f"guidance_{name}", value, interval)
+            check_guidance(self.guidance)
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
@@ -104,11 +107,10 @@ class Sampling:
 
     def record(self) -> dict[str, Any]:
         """For provenance and requests, in JSON values."""
-        record = dataclasses.asdict(self)
+        record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not isinstance(self.spacing, str):
             record["spacing"] = [int(t) for t in self.spacing]
-        guidance = record.pop("guidance") or {}
-        return record | {f"guidance_{name}": value for name, value in guidance.items()}
+        return record | guidance_record(record.pop("guidance"))
 
 
 def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mbti_jax import sharding
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.diffusion.guidance import ClassifierFree
+from mbti_jax.diffusion.guidance import ClassifierFree, with_weight
 from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import Cancel, Progress, Sampler
 from mbti_jax.diffusion.sampling import Sampling, check_finite
@@ -159,10 +159,9 @@ class Inpainter:
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with the checkpoint's guidance where none is given."""
-        if sampling.guidance is not None:
-            return sampling
-        return dataclasses.replace(sampling, guidance=self.default_guidance_weight)
+        """`sampling` with the checkpoint's guidance weight where none is given."""
+        guidance = with_weight(sampling.guidance, self.default_guidance_weight)
+        return dataclasses.replace(sampling, guidance=guidance)
 
     def inpaint(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from mbti_jax.diffusion.guidance import make_guidance
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
@@ -135,15 +136,25 @@ class Actions:
         num_samples,
         num_steps,
         guidance_weight,
+        sampler,
+        guidance,
+        lowest_noise,
+        highest_noise,
         request: gr.Request,
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
         visitor, session = self._visitor(request), self._session(request)
+        interval = [
+            _number(f"the {name} noise share", share)
+            for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
+        ]
+        weight = _number("the guidance weight", guidance_weight)
         settings = {
             "sequences": [name for name in session.sequences if name in (sequences or ())],
             "sampling": Sampling(
                 num_steps=_whole("the number of steps", num_steps),
-                guidance=_number("the guidance weight", guidance_weight),
+                sampler=sampler,
+                guidance=make_guidance(guidance, weight, interval),
                 seed=_whole("the seed", seed),
                 z_sigma_mm=results.Z_SIGMA_MM,
             ),

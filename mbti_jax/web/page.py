@@ -7,8 +7,9 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
 - `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (see
   `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes. Returns a sentence.
-- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight)`: repaints. Returns a sentence
-  and the files: an archive of everything, then those of the first sample.
+- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, sampler, guidance, lowest_noise,
+  highest_noise)`: repaints; the last four may be left out. Returns a sentence and the files: an
+  archive of everything, then those of the first sample.
 - `/cancel()`: stops the run of this client.
 
     from gradio_client import Client, handle_file
@@ -29,6 +30,7 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
+from mbti_jax.diffusion.guidance import KINDS
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
 from mbti_jax.web import painter, storage
@@ -197,7 +199,17 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         weight = gr.Number(
             inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
         )
-    parts.settings = [seed, samples, steps, weight]
+    with gr.Accordion("Advanced", open=False), gr.Row():
+        choices = list(inpainter.pipeline.process.samplers)
+        sampler = gr.Dropdown(choices, value=choices[0], label="Sampler", min_width=140)
+        guidance = gr.Dropdown(list(KINDS), value="plain", label="Guidance", min_width=140)
+        lowest, highest = (
+            gr.Slider(
+                0, 1, value=value, step=0.01, label=f"Guided {side} noise share", min_width=180
+            )
+            for value, side in ((0.0, "from"), (1.0, "to"))
+        )
+    parts.settings = [seed, samples, steps, weight, sampler, guidance, lowest, highest]
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)

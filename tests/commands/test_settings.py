@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from tiny import tiny_config
 
+from configs import inpaint as inpaint_config
 from mbti_jax.commands import (
     data,
     evaluate,
@@ -25,7 +26,7 @@ from mbti_jax.commands import (
 )
 from mbti_jax.commands.serve import ServeSettings
 from mbti_jax.commands.settings import from_config
-from mbti_jax.diffusion.guidance import ClassifierFree
+from mbti_jax.diffusion.guidance import ClassifierFree, Limited, Projected
 from mbti_jax.diffusion.processes import ProcessSettings
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import (
@@ -59,7 +60,7 @@ def load(name: str) -> dict[str, Any]:
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]().to_dict()
     if name == "inpaint":
         # As the command does: what belongs to the sampler or the model is made apart.
-        for field in (*inpaint._SAMPLING, *inpaint._MODEL):
+        for field in (*inpaint._SAMPLING, *inpaint.MODEL_FIELDS):
             del config[field]
         config |= {"source": "cases", "tumor": "remove", "sampling": Sampling()}
     if name == "healthy_masks":
@@ -371,3 +372,37 @@ def test_lengths_and_ends_are_named():
         check_field("x", -1, Annotated[float, Interval(0, closed="neither")])
     check_field("x", None, int | None)
     check_field("x", [1, 2], tuple[int, ...])
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"sampler": "ddpm"}, "sampler"),
+        ({"sampler": "unipc", "eta": 0.5}, "eta"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"spacing": "leading"}, "spacing"),
+        ({"guidance": "autoguidance"}, "guidance"),
+        ({"guidance_interval": (0.7, 0.2)}, "guidance_interval"),
+        ({"guidance_interval": (0.2, 1.2)}, "guidance_interval"),
+        ({"guidance": "projected", "guidance_damping": -0.5}, "guidance_damping"),
+        ({"guidance_damping": 0.5}, "guidance_damping"),
+        ({"guidance": "rescaled", "guidance_rescale": 2.0}, "guidance_rescale"),
+        ({"guidance_weight": 1e39}, "guidance_weight"),
+    ],
+)
+def test_sampler_and_guidance_are_checked_before_the_model_is_loaded(changes, field, tmp_path):
+    config = inpaint_config.get_config()
+    config.checkpoint = "nowhere"
+    config.update(changes)
+    with pytest.raises(FieldError) as error:
+        inpaint.main(config, str(tmp_path))
+    assert error.value.field == field
+
+
+def test_the_guidance_of_a_config():
+    config = inpaint_config.get_config()
+    config.update(guidance="projected", guidance_damping=0.5, guidance_interval=(0.2, 0.8))
+    fields = {name: config[name] for name in inpaint.MODEL_FIELDS}
+    made = from_config(inpaint.ModelSettings, fields).make_guidance()
+    # Below 0: the weight that the checkpoint recommends.
+    assert made == Limited(Projected(None, damping=0.5, max_rms=0.05), 0.2, 0.8)

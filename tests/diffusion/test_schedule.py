@@ -5,6 +5,7 @@ import pytest
 
 from mbti_jax.diffusion.schedule import (
     Schedule,
+    cubic_timesteps,
     ddim_timesteps,
     make_schedule,
     sampling_timesteps,
@@ -95,7 +96,23 @@ def test_trailing_known_values():
     np.testing.assert_array_equal(trailing_timesteps(1000), np.arange(999, -1, -1))
 
 
-@pytest.mark.parametrize("spacing", [trailing_timesteps, ddim_timesteps])
+@pytest.mark.parametrize("num_timesteps", [1, 7, 200, 1000])
+def test_cubic_starts_at_the_last_timestep_and_comes_closer(num_timesteps):
+    for num_steps in range(1, num_timesteps + 1):
+        timesteps = cubic_timesteps(num_steps, num_timesteps)
+        assert len(timesteps) == num_steps
+        assert timesteps[0] == num_timesteps - 1
+        assert timesteps[-1] >= 0
+        assert np.all(np.diff(timesteps) < 0)
+        cubes = num_timesteps * (np.arange(num_steps, 0, -1) / num_steps) ** 3
+        # At the end there is no room: timesteps are whole numbers.
+        room = timesteps > num_steps
+        assert np.max(np.abs(timesteps + 1 - cubes)[room], initial=0) <= 0.5
+    assert cubic_timesteps(2, 1000).tolist() == [999, 124]
+    assert cubic_timesteps(5, 1000).tolist() == [999, 511, 215, 63, 7]
+
+
+@pytest.mark.parametrize("spacing", [trailing_timesteps, cubic_timesteps, ddim_timesteps])
 @pytest.mark.parametrize("num_steps", [-1, 0, 1001])
 def test_number_of_steps_outside_the_process_is_an_error(spacing, num_steps):
     with pytest.raises(ValueError, match="between 1 and 1000"):
@@ -110,5 +127,5 @@ def test_ddim_spacing_without_a_stride_is_an_error():
 
 
 def test_unknown_spacing_is_an_error():
-    with pytest.raises(ValueError, match=r"Unknown spacing 'leading'.*ddim.*trailing"):
+    with pytest.raises(ValueError, match=r"Unknown spacing 'leading'.*cubic.*ddim.*trailing"):
         sampling_timesteps(50, spacing="leading")

@@ -64,7 +64,7 @@ def test_the_loss_is_that_of_the_velocity_by_quarter_of_the_time():
     # v = eps - x_0 = (x_t - x_0) / tau.
     v = (x_t - x_0)[inside] / tau[:, None, None, None]
     error = np.mean((0.25 - v) ** 2, axis=(1, 2, 3))
-    found = losses(*terms)
+    found = losses(terms)
     np.testing.assert_allclose(found["loss"], error.mean(), rtol=1e-4)
     for quarter in range(4):
         members = np.clip(t // 250, 0, 3) == quarter

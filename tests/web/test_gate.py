@@ -18,7 +18,7 @@ from tiny_server import running  # noqa: E402 (it needs Gradio)
 from mbti_jax.web.gate import Door, Refused  # noqa: E402
 
 PATIENCE = 60
-INPAINT = [["t1"], 0, 1, 1, 0.4]
+INPAINT = [["t1"], 0, 1, 1, 0.4, "ddim", "plain", 0, 1]
 
 
 # Whom requests come from.
@@ -200,7 +200,7 @@ def test_values_of_another_kind_are_answered_in_a_sentence(client, name):
     """Gradio itself answers {"error": null} to most of these."""
     call(client, "load_example", ["remove a tumor"])
     wanted = WANTED[name]
-    requests = [[], [None] * 9] + [
+    requests = [[], [None] * 19] + [
         [*wanted[:i], junk, *wanted[i + 1 :]] for i in range(len(wanted)) for junk in JUNK
     ]
     for data in requests:
@@ -291,7 +291,7 @@ def wait_for(condition, patience=PATIENCE):
         time.sleep(0.02)
 
 
-LONG = [["t1"], 0, 16, 1000, 0.4]
+LONG = [["t1"], 0, 16, 1000, 0.4, "ddim", "plain", 0, 1]
 
 
 def begin_long_run(client, server, session):

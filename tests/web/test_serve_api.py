@@ -79,7 +79,8 @@ def test_a_case_is_repainted(client, files, tmp_path):
     (handle,) = handles([path])
     said = client.predict(handle, "1:normal", ["normal"], api_name="/set_roi")
     assert "1 slice: 2" in said
-    said, found = client.predict(["t1", "flair"], 5, 2, 2, 0.4, api_name="/inpaint")
+    advanced = ("unipc", "projected", 0.1, 0.9)
+    said, found = client.predict(["t1", "flair"], 5, 2, 2, 0.4, *advanced, api_name="/inpaint")
     assert "Repainted slice 2" in said
     found = {Path(path).name: Path(path) for path in found}
     box = np.zeros(SHAPE, bool)
@@ -92,6 +93,9 @@ def test_a_case_is_repainted(client, files, tmp_path):
     np.testing.assert_array_equal(stored(found["rois.nii.gz"]), np.where(box, 5, 0))
     record = json.loads(found["provenance.json"].read_text())
     assert record["sampling"]["seed"] == 5 and record["rois"]["normal"]["mode"] == "box"
+    assert record["sampling"]["sampler"] == "unipc"
+    assert record["sampling"]["guidance"] == "projected"
+    assert record["sampling"]["guidance_interval"] == [0.1, 0.9]
     assert f"{SUBJECT}-inpainted.zip" in found and "preview.png" in found
 
 
@@ -135,6 +139,8 @@ def test_errors_are_sentences(client, tmp_path):
     client.predict("remove a tumor", api_name="/load_example")
     assert "seed must be a whole number" in said([], 2**31, 1, 1, 0.4, api_name="/inpaint")
     assert "images; at most 32" in said([], 0, 9, 1, 0.4, api_name="/inpaint")
+    upside_down = (0, 1, 1, 0.4, "ddim", "plain", 0.9, 0.1)
+    assert "must go from a lower" in said([], *upside_down, api_name="/inpaint")
 
 
 def test_a_large_upload_is_refused(client, address, root, tmp_path):

@@ -172,8 +172,8 @@ class Sampler:
 
     def _guidance(self, sampling: Sampling) -> Guidance:
         guidance = sampling.guidance if self.process.is_stochastic else Unguided()
-        if not isinstance(guidance, Guidance):
-            raise ValueError("sampling.guidance must be given")
+        if not isinstance(guidance, Guidance) or any(x is None for x in vars(guidance).values()):
+            raise ValueError("sampling.guidance must be given, with its weight")
         return guidance
 
 
