@@ -20,7 +20,16 @@ _LAYOUTS = {
     "brats_inpainting": inpaint_challenge,
     "nnunet": make_labeled_set,
 }
-_SAMPLING = ("num_steps", "sampler", "spacing", "eta", "seed", "z_sigma_mm")
+_SAMPLING = (
+    "num_steps",
+    "sampler",
+    "spacing",
+    "eta",
+    "seed",
+    "z_sigma_mm",
+    "estimate",
+    "mean_passes",
+)
 _MODEL = ("checkpoint", "batch_size", "guidance_weight")
 
 

@@ -7,8 +7,9 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
 - `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (see
   `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes. Returns a sentence.
-- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight)`: repaints. Returns a sentence
-  and the files: an archive of everything, then those of the first sample.
+- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate)`: repaints; `estimate` is
+  one of `actions.ESTIMATES`, "samples" if it is left out. Returns a sentence and the files: an archive of
+  everything, then those of the first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
 
     from gradio_client import Client, handle_file
@@ -32,7 +33,7 @@ from gradio import themes
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
 from mbti_jax.web import painter, storage
-from mbti_jax.web.actions import Actions, in_sentences, title
+from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES
 from mbti_jax.web.uploads import SLICE_ENDINGS
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
@@ -197,7 +198,14 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         weight = gr.Number(
             inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
         )
-    parts.settings = [seed, samples, steps, weight]
+    estimate = gr.Radio(
+        [(name.capitalize(), name) for name in ESTIMATES],
+        value=ESTIMATES[0],
+        label="Result",
+        info="Each sample is one brain that could be there. The mean of samples is nearest to the truth, "
+        "and smoother than any brain; one pass of the network estimates it without samples.",
+    )
+    parts.settings = [seed, samples, steps, weight, estimate]
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)

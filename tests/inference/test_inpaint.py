@@ -64,8 +64,8 @@ def test_the_same_request_gives_the_same_pixels_alone_and_among_others():
     window = inpainter._place_window(image.shape, (2, 2, 38, 34), (14, 10, 25, 19), (1, 1))
     settings = (checks.given_scales(scale, 1), window, Sampling(3, seed=5))
     brain, rois = (values != 0).any(-1), Rois(masks)
-    volume, _ = inpainter._through_window(values, brain, rois, *settings, slice_indices=range(5))
-    single, _ = inpainter._through_window(
+    volume, *_ = inpainter._through_window(values, brain, rois, *settings, slice_indices=range(5))
+    single, *_ = inpainter._through_window(
         values[3:4], brain[3:4], rois[3:4], *settings, slice_indices=[3]
     )
     np.testing.assert_array_equal(volume[:, 3:4], single)
