@@ -347,7 +347,9 @@ class _Client:
 
     async def run(self, steps: int) -> None:
         """Asks for a run, waits for it, and fetches its archive."""
-        _, files = await self._call("inpaint", [[], random.randrange(2**31), 1, steps, 0.4])
+        _, files = await self._call(
+            "inpaint", [[], random.randrange(2**31), 1, steps, 0.4, "samples"]
+        )
         answer = await self._http.get(f"file={files[0]['path']}")
         answer.raise_for_status()
 

@@ -96,7 +96,7 @@ class Sampling:
             problem = f"must be 1, or None for the mean of samples, not {self.mean_passes!r}"
             raise FieldError("mean_passes", problem)
         if self.estimate != "mean":
-            problem = f"is of the estimate mean, not of {self.estimate}: choose the one or leave out the other"
+            problem = f"is of the estimate mean, not of {self.estimate}: leave out one of the two"
             raise FieldError("mean_passes", problem)
         if self.spacing != "trailing":
             problem = "must be trailing with mean_passes, whose timestep is the last one"
@@ -105,10 +105,10 @@ class Sampling:
     def check_num_samples(self, number: int) -> None:
         """Raises a FieldError if the estimate is not one of so many samples."""
         if self.mean_passes and number != 1:
-            problem = f"must be 1 for the mean in one pass, not {number}; leave out mean_passes for the mean of samples"
+            problem = f"must be 1 with mean_passes, not {number}; leave out one of the two"
             raise FieldError("num_samples", problem)
         if self.estimate == "mean" and not self.mean_passes and number < 2:
-            problem = "must be at least 2 for their mean; or set mean_passes=1 for the mean in one pass"
+            problem = "must be at least 2 for their mean; or set mean_passes to 1"
             raise FieldError("num_samples", problem)
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:

@@ -30,7 +30,6 @@ from tfds_brats.conventions import CaseError
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
-
 _STD_RECORD = {"std": "over the samples, n - 1 in the denominator, in the units of the input"}
 
 
@@ -185,7 +184,7 @@ class Inpainter:
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with guidance where none is given: the checkpoint's, or for the mean in one pass none."""
+        """`sampling` with guidance where none is given: the checkpoint's, w = 0 for `mean_passes`."""
         if sampling.guidance is not None:
             return sampling
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
@@ -401,7 +400,11 @@ class Inpainter:
             inside = chosen.union[numbers][..., None]
             std = by_sequence(np.where(inside, painted.std, 0), np.float32)
         is_mean = sampling.estimate == "mean"
-        drawn = [{"samples": [*map(int, samples)]}] if is_mean else [{"sample": int(n)} for n in samples]
+        drawn = (
+            [{"samples": [*map(int, samples)]}]
+            if is_mean
+            else [{"sample": int(n)} for n in samples]
+        )
         results = []
         for row, numbered in enumerate(drawn):
             everywhere = None
@@ -563,9 +566,7 @@ class Inpainter:
         """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""
         self.pipeline.process.check_sampler(sampling.sampler)
         if not self.pipeline.process.is_stochastic and (
-            any(samples)
-            or sampling.guidance != ClassifierFree(0.0)
-            or sampling.estimate == "mean"
+            any(samples) or sampling.guidance != ClassifierFree(0.0) or sampling.estimate == "mean"
         ):
             raise ValueError(
                 "this model is a regressor, which has one result and no guidance: ask for one sample, "

@@ -143,7 +143,9 @@ class Actions:
     ):
         visitor, session = self._visitor(request), self._session(request)
         if estimate not in ESTIMATES:
-            raise ValueError(f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}")
+            raise ValueError(
+                f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}"
+            )
         in_one_pass = estimate == "mean in one pass"
         settings = {
             "sequences": [name for name in session.sequences if name in (sequences or ())],

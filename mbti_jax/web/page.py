@@ -8,8 +8,8 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (see
   `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate)`: repaints; `estimate` is
-  one of `actions.ESTIMATES`, "samples" if it is left out. Returns a sentence and the files: an archive of
-  everything, then those of the first sample, or of the mean.
+  one of `actions.ESTIMATES`, "samples" if it is left out. Returns a sentence and the files: an archive
+  of everything, then those of the first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
 
     from gradio_client import Client, handle_file
@@ -202,8 +202,8 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         [(name.capitalize(), name) for name in ESTIMATES],
         value=ESTIMATES[0],
         label="Result",
-        info="Each sample is one brain that could be there. The mean of samples is nearest to the truth, "
-        "and smoother than any brain; one pass of the network estimates it without samples.",
+        info="A sample is one of the brains that could be there. The mean is nearest to the truth, and "
+        "smoother than any brain; a single pass of the network estimates it without samples.",
     )
     parts.settings = [seed, samples, steps, weight, estimate]
     with gr.Row():
