@@ -336,6 +336,9 @@ LEFT = 90  # @param {type:"integer"}
 HEIGHT = 40  # @param {type:"integer"}
 WIDTH = 30  # @param {type:"integer"}
 NUM_SAMPLES = 1  # @param {type:"integer"}
+# @markdown `sample`: brains that could be there. `mean`: the mean of at least two samples, nearer to the
+# @markdown truth and smoother than any brain, with its standard deviation.
+ESTIMATE = "sample"  # @param ["sample", "mean"]
 
 paths = {name: IMAGE.replace("{sequence}", name) for name in sequences} if IMAGE else {}
 paths = paths or {name: str(phantom_files.images[name]) for name in sequences}
@@ -368,7 +371,7 @@ with progress_bar("your slice") as progress:
     result = inpainter.inpaint(
         own_image,
         Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ()),
-        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT),
+        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT, estimate=ESTIMATE),
         num_samples=NUM_SAMPLES,
         progress=progress,
         **own_volume,
@@ -379,6 +382,8 @@ show("own_slice", f"{TISSUE.replace('_', ' ')} in {source.name}", own_image, {"i
 for n, sample in enumerate(result.images):
     # Outside the region these are the numbers of the input.
     write_slice(RESULTS / f"own_slice_{n:03d}.npy", sample)
+if result.std is not None:
+    write_slice(RESULTS / "own_slice_std.npy", result.std)
 write_json(RESULTS / "own_slice.json", result.provenance)
 
 # %%

@@ -17,6 +17,11 @@
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
         --config.layout=brats_inpainting --config.source=DIR
 
+    # The mean of eight samples, and their standard deviation:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
+        --config.source=DIR --config.convention=brats2021 --config.tumor=remove \\
+        --config.estimate=mean --config.num_samples=8
+
     # A labeled set for nnU-Net:
     python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.layout=nnunet \\
         --config.source=DIR --config.convention=brats2021 --config.tumor=move --config.num_samples=3 \\
@@ -27,6 +32,7 @@ missing.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -67,13 +73,19 @@ def get_config() -> ConfigDict:
 
     config.seed = 0
     config.num_samples = 1
+    # sample: each sample is a result. mean: their mean is, with the standard deviation beside it; nearer
+    # to the truth and smoother than any image. Means for registration, FreeSurfer and metrics of local
+    # inpainting, samples for synthetic sets.
+    config.estimate = "sample"
+    # 1: the mean in a single pass of the network, without samples and their standard deviation.
+    config.mean_passes = placeholder(int)
     config.num_steps = 50
     # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last).
     config.sampler = "ddim"
     # Of the timesteps: trailing; cubic, for few steps of dpmpp_2m, unipc and heun; or ddim for
     # guided-diffusion's ddimN, with N = num_steps.
     config.spacing = "trailing"
-    # Below 0: what the checkpoint recommends.
+    # Below 0: what the checkpoint recommends, and 0 for mean_passes=1.
     config.guidance_weight = -1.0
     # plain; or, against the saturation of high weights, projected or rescaled.
     config.guidance = "plain"

@@ -31,6 +31,7 @@ def painted(session, number, name="normal", box=()):
 def run(session, *, inpainter=None, limits=LIMITS, **changes):
     """A run of the page with `SETTINGS` and what differs from them."""
     settings = {**SETTINGS, **changes}
-    drawn = {name: settings.pop(name) for name in ("seed", "num_steps")}
+    fields = ("seed", "num_steps", "estimate", "mean_passes")
+    drawn = {name: settings.pop(name) for name in fields if name in settings}
     sampling = Sampling(guidance=settings.pop("guidance_weight"), z_sigma_mm=2.0, **drawn)
     return results.run(inpainter or tiny_inpainter(), session, limits, sampling, **settings)

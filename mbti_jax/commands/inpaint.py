@@ -21,7 +21,16 @@ _LAYOUTS = {
     "brats_inpainting": inpaint_challenge,
     "nnunet": make_labeled_set,
 }
-_SAMPLING = ("num_steps", "sampler", "spacing", "eta", "seed", "z_sigma_mm")
+_SAMPLING = (
+    "num_steps",
+    "sampler",
+    "spacing",
+    "eta",
+    "seed",
+    "z_sigma_mm",
+    "estimate",
+    "mean_passes",
+)
 
 
 @dataclasses.dataclass(frozen=True)

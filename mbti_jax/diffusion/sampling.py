@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -45,6 +45,12 @@ class Sampling:
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
             for independent slices.
+        estimate: what is made of the samples: "sample" for each of them, one of the images that could be
+            there, or "mean" for their mean, which has the least squared error and less texture than any
+            image.
+        mean_passes: of the mean. None for the mean of several samples; 1 for the first estimate of x_0
+            alone, from noise at the last timestep: one pass of the network, and two with a guidance
+            weight other than 0, which then is the default. `num_steps` becomes 1.
 
     Raises:
         FieldError: a field is not as above.
@@ -57,8 +63,13 @@ class Sampling:
     guidance: Guidance | float | None = None
     seed: int = 0
     z_sigma_mm: Annotated[float, Interval(0, 1000)] = 0.0
+    estimate: Literal["sample", "mean"] = "sample"
+    mean_passes: int | None = None
 
     def __post_init__(self):
+        if self.mean_passes is not None:
+            self._check_mean_passes()
+            object.__setattr__(self, "num_steps", 1)
         if isinstance(self.spacing, str):
             if self.spacing not in SPACINGS:
                 known = ", ".join(SPACINGS)
@@ -82,6 +93,26 @@ class Sampling:
             object.__setattr__(self, "guidance", ClassifierFree(weight))
         if self.guidance is not None:
             check_guidance(self.guidance)
+
+    def _check_mean_passes(self) -> None:
+        if self.mean_passes != 1:
+            problem = f"must be 1, or None for the mean of samples, not {self.mean_passes!r}"
+            raise FieldError("mean_passes", problem)
+        if self.estimate != "mean":
+            problem = f"is of the estimate mean, not of {self.estimate}: leave out one of the two"
+            raise FieldError("mean_passes", problem)
+        if self.spacing != "trailing":
+            problem = "must be trailing with mean_passes, whose timestep is the last one"
+            raise FieldError("spacing", problem)
+
+    def check_num_samples(self, number: int) -> None:
+        """Raises a FieldError if the estimate is not one of so many samples."""
+        if self.mean_passes and number != 1:
+            problem = f"must be 1 with mean_passes, not {number}; leave out one of the two"
+            raise FieldError("num_samples", problem)
+        if self.estimate == "mean" and not self.mean_passes and number < 2:
+            problem = "must be at least 2 for their mean; or set mean_passes to 1"
+            raise FieldError("num_samples", problem)
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
@@ -108,6 +139,9 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """For provenance and requests, in JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.estimate == "sample":
+            # As in records that are older than means.
+            del record["estimate"], record["mean_passes"]
         if not isinstance(self.spacing, str):
             record["spacing"] = [int(t) for t in self.spacing]
         return record | guidance_record(record.pop("guidance"))

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def inpaint_challenge(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
-    """Inpaints the cases of BraTS's local-inpainting task; one sample each, as the task asks for.
+    """Inpaints the cases of BraTS's local-inpainting task: one sample or mean of each, as it asks for.
 
     Raises:
         ValueError, OSError: input that cannot be used, or a result that cannot be written.
@@ -44,7 +44,8 @@ def _inpaint_case(
         case = read_case(files, tuple(files.images), labels=False)
         rois = read_roi_volume(mask, case, {1: "normal", 255: "normal"}, settings.box)
         result, continuity = paint_sample(inpainter, case, rois, settings, sample=0)
-        result = dataclasses.replace(result, values={"t1": result.values["t1"]})
+        std = result.std and {"t1": result.std["t1"]}
+        result = dataclasses.replace(result, values={"t1": result.values["t1"]}, std=std)
         with new_folder(record_folder) as target:
             ((written, count),) = write_case(target, case, result).items()
             details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}

@@ -16,10 +16,10 @@ from mbti_jax.inference.requests import (
     preview_title,
     progress_bar,
 )
-from mbti_jax.inference.results import draw_case, draw_slice, write_case
+from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
-from mbti_jax.io.slices import read_roi, read_sequences, write_sequences
+from mbti_jax.io.slices import read_roi, read_sequences, write_sequences, write_slice
 from mbti_jax.rois.regions import Rois, parse_labels
 from tfds_brats.cases import Case, CaseFiles, for_each_case, read_case
 from tfds_brats.conventions import SEQUENCES
@@ -41,7 +41,9 @@ def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path)
         cases, problems = settings.cases(labels=bool(settings.tumor))
     else:
         cases, problems = [named_files(settings.images)], []
-    check_space(folder, settings.num_samples * sum(map(size_of_images, cases)), "the results")
+    # A mean has a standard deviation in float32 beside it.
+    number = 3 if settings.is_mean else settings.num_samples
+    check_space(folder, number * sum(map(size_of_images, cases)), "the results")
     for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
 
 
@@ -53,7 +55,9 @@ def size_of_images(files: CaseFiles) -> int:
 def paint_sample(
     inpainter: Inpainter, case: Case, rois: Rois, settings: InpaintSettings, sample: int
 ) -> tuple[InpaintedVolume, dict[str, Any]]:
-    """One sample of a case, with a progress bar, and how continuous it is along z."""
+    """A sample of a case, or the mean of all, with a progress bar, and how continuous it is along z."""
+    samples = range(settings.num_samples) if settings.is_mean else [sample]
+    kind = f"mean of {len(samples)}" if settings.is_mean else f"sample {sample}"
 
     def paint(z_sigma_mm: float, name: str) -> InpaintedVolume:
         with progress_bar(f"{case.subject}, {name}") as progress:
@@ -61,14 +65,14 @@ def paint_sample(
                 case,
                 rois,
                 dataclasses.replace(settings.sampling, z_sigma_mm=z_sigma_mm),
-                samples=[sample],
+                samples=samples,
                 sequences=settings.sequences,
                 slices=settings.slices,
                 progress=progress,
             )
         return result
 
-    result = paint(settings.sampling.z_sigma_mm, f"sample {sample}")
+    result = paint(settings.sampling.z_sigma_mm, kind)
     independent = paint(0.0, "independent noise") if settings.compare_noise else None
     continuity = measure(case, result, independent)
     for line in describe(case.subject, continuity):
@@ -81,11 +85,13 @@ def paint_sample(
 def _inpaint_case(
     inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
 ) -> None:
-    """All samples of one case."""
+    """All samples of one case, or their mean."""
     fields = ("roi_labels", "tumor", "box", "slices", "sequences")
     inputs = [*files.images.values(), settings.roi_path(files)]
     request = make_request(inpainter, inputs, **settings.record(inpainter, *fields))
-    folders = {n: folder / files.subject / f"sample_{n:03d}" for n in range(settings.num_samples)}
+    names = [f"sample_{n:03d}" for n in range(settings.num_samples)]
+    names = ["mean"] if settings.is_mean else names
+    folders = {n: folder / files.subject / name for n, name in enumerate(names)}
     missing = [n for n, target in folders.items() if not is_done(target / RECORD, request)]
     if missing:
         available = [name for name in SEQUENCES if name in files.images]
@@ -134,7 +140,10 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
             _log.info(f"{name}: warning: {warning}")
         with new_folder(target) as partial:
             for number, sample in enumerate(result.images):
-                write_sequences(partial, sources, sample, f"inpainted-{number:03d}", names)
+                which = "mean" if settings.is_mean else f"{number:03d}"
+                write_sequences(partial, sources, sample, f"inpainted-{which}", names)
+            if result.is_mean and result.std is not None:
+                write_slice(partial / STD_OF_SLICE, result.std)
             draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
             details = {"inputs": request["inputs"], "request": request}
             write_json(partial / RECORD, {**result.provenance, **details})

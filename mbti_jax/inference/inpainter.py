@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.window import Window
-from mbti_jax.io.quantize import paste, standard_deviation
+from mbti_jax.io.quantize import mean_and_deviation, paste, standard_deviation
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
 from mbti_jax.rois.kinds import NUM_LABELS
@@ -30,6 +30,8 @@ from tfds_brats.conventions import CaseError
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
+_STD_RECORD = {"std": "over the samples, n - 1 in the denominator, in the units of the input"}
+
 
 @dataclasses.dataclass(frozen=True)
 class InpaintedSlice:
@@ -37,14 +39,15 @@ class InpaintedSlice:
 
     Attributes:
         images: [num_samples, H, W] or [num_samples, H, W, C], in the units and the data type of the
-            input; outside the ROI equal to it bit for bit.
+            input; outside the ROI equal to it bit for bit. Of the estimate "mean" one image, their mean.
         std: float32 [H, W] or [H, W, C], the standard deviation over the samples (n - 1 in the
-            denominator) in the input's units, 0 outside the ROI; None for a single sample.
+            denominator) in the input's units, 0 outside the ROI; None for a single sample, and for the
+            mean in one pass.
         rois: the ROIs, boxes filled.
-        labels: uint8 [num_samples, H, W], canonical: inside the ROI what the model painted, or without
+        labels: uint8 [images, H, W], canonical: inside the ROI what the model painted, or without
             a label head what was requested; outside the labels that were given, else 0. None where
             nobody knows what was painted; `provenance["labels"]` says why, and where labels come from.
-        label_probabilities: float32 [num_samples, H, W, 4], of no tumor and canonical labels 1 to 3, 0
+        label_probabilities: float32 [images, H, W, 4], of no tumor and canonical labels 1 to 3, 0
             outside the ROI; None without a label head.
         provenance: how it was made, in JSON values.
     """
@@ -56,19 +59,27 @@ class InpaintedSlice:
     label_probabilities: np.ndarray | None
     provenance: dict[str, Any]
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether `images` is one, the mean of the samples."""
+        return self.provenance["sampling"].get("estimate") == "mean"
+
 
 @dataclasses.dataclass(frozen=True)
 class InpaintedVolume:
-    """One sample of a case, made by `Inpainter.inpaint_volume`.
+    """One sample of a case, or the mean of its samples, made by `Inpainter.inpaint_volume`.
 
     Attributes:
         values: sequence -> float64 [Z, H, W] in the file's units, meaningful inside the ROI only.
+        std: of a mean, sequence -> float32 [Z, H, W], the standard deviation over the samples as in
+            `InpaintedSlice`; None for one sample, and for the mean in one pass.
         rois: the ROIs of the slices that were repainted, [Z, H, W].
         labels, label_probabilities: as in `InpaintedSlice`, [Z, H, W] and [Z, H, W, 4].
         details: for the provenance record, in JSON values.
     """
 
     values: dict[str, np.ndarray]
+    std: dict[str, np.ndarray] | None
     rois: Rois
     labels: np.ndarray | None
     label_probabilities: np.ndarray | None
@@ -86,6 +97,20 @@ class Samples(NamedTuple):
     """
 
     images: np.ndarray
+    label_probabilities: np.ndarray | None
+
+
+class _Painted(NamedTuple):
+    """Results on the pixels of a volume's slices: samples, or their mean.
+
+    Attributes:
+        values: float64 [results, N, H, W, Q] in the volume's units, meaningful inside the ROI only.
+        std: of a mean of several samples, float64 [N, H, W, Q], likewise.
+        label_probabilities: float32 [results, N, H, W, 4], 0 outside the ROI; None without a label head.
+    """
+
+    values: np.ndarray
+    std: np.ndarray | None
     label_probabilities: np.ndarray | None
 
 
@@ -159,9 +184,9 @@ class Inpainter:
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with the checkpoint's guidance weight where none is given."""
-        guidance = with_weight(sampling.guidance, self.default_guidance_weight)
-        return dataclasses.replace(sampling, guidance=guidance)
+        """`sampling` with a weight where there is none: the checkpoint's, 0 for `mean_passes`."""
+        weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
+        return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
 
     def inpaint(
         self,
@@ -193,7 +218,7 @@ class Inpainter:
                 0 is background. Row 0 is anterior and column 0 the patient's right, as in training.
             rois: `Rois`, or free-form ROIs in any form that `Rois.of` takes.
             sampling: how the samples are drawn.
-            num_samples: how many different results to make.
+            num_samples: how many different results to make, or to take the mean of.
             intensity_range: (low, high) in the image's units that become -1 and 1 for the model, one
                 pair or one for each sequence. Give the volume's (`tfds_brats.scale.fit_scale`); default
                 are the slice's own percentiles, which shift with what the slice shows.
@@ -236,9 +261,10 @@ class Inpainter:
         )
         sampling = self.resolve(sampling)
         num_samples = whole_number("num_samples", num_samples, least=1)
+        sampling.check_num_samples(num_samples)
         slice_index = whole_number("slice_index", slice_index)
         kept = None if labels is None else checks.given_labels(labels, brain.shape)
-        painted, probabilities = self._through_window(
+        painted = self._through_window(
             values[None],
             brain[None],
             rois[None],
@@ -250,16 +276,21 @@ class Inpainter:
             progress=progress,
             cancel=cancel,
         )
+        probabilities = painted.label_probabilities
         if probabilities is not None:
             probabilities = probabilities[:, 0]
         label_maps, label_record = label_map(rois, kept, probabilities)
         if label_maps is not None:
-            label_maps = np.broadcast_to(label_maps, (num_samples, *brain.shape)).copy()
+            label_maps = np.broadcast_to(label_maps, (len(painted.values), *brain.shape)).copy()
         inside = rois.union
         if image.ndim == 3:
             inside = np.repeat(inside[..., None], num_sequences, axis=-1)
-        images, clipped = paste(image, painted[:, 0].reshape(num_samples, *image.shape), inside)
-        std = standard_deviation(images, inside) if num_samples > 1 else None
+        images, clipped = paste(image, painted.values[:, 0].reshape(-1, *image.shape), inside)
+        std = None
+        if painted.std is not None:
+            std = np.where(inside, painted.std.reshape(image.shape), 0).astype(np.float32)
+        elif num_samples > 1:
+            std = standard_deviation(images, inside)
         drawn = {
             **sampling.record(),
             **self._sampler.passes(sampling),
@@ -276,6 +307,7 @@ class Inpainter:
             clipped_to_dtype=clipped,
             labels=label_record,
             warnings=warnings,
+            **({} if painted.std is None else _STD_RECORD),
         )
         return InpaintedSlice(images, std, rois, label_maps, probabilities, details)
 
@@ -291,7 +323,7 @@ class Inpainter:
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> list[InpaintedVolume]:
-        """Repaints the ROIs in samples of a case, which share the inpainter's batches.
+        """Repaints the ROIs in samples of a case, which share the inpainter's batches, or in their mean.
 
         Args:
             case: the images, and the segmentation if it was read, which the label maps then have outside
@@ -322,7 +354,8 @@ class Inpainter:
         )
         values = np.stack([to_slices(case.values(name))[numbers] for name in sequences], axis=-1)
         sampling = self.resolve(sampling)
-        painted, probabilities = self._through_window(
+        sampling.check_num_samples(len(samples))
+        painted = self._through_window(
             values,
             brain[numbers],
             rois[numbers],
@@ -353,22 +386,41 @@ class Inpainter:
             "warnings": warnings + case.warnings,
         }
         kept = None if case.labels is None else to_slices(case.labels)
-        results = []
-        for row, (sample, images) in enumerate(zip(samples, painted, strict=True)):
-            out = {name: np.zeros(brain.shape) for name in sequences}
+
+        def by_sequence(values: np.ndarray, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+            out = {name: np.zeros(brain.shape, dtype) for name in sequences}
             for c, name in enumerate(sequences):
-                out[name][numbers] = images[..., c]
+                out[name][numbers] = values[..., c]
+            return out
+
+        std = None
+        if painted.std is not None:
+            inside = chosen.union[numbers][..., None]
+            std = by_sequence(np.where(inside, painted.std, 0), np.float32)
+        is_mean = sampling.estimate == "mean"
+        drawn = (
+            [{"samples": [*map(int, samples)]}]
+            if is_mean
+            else [{"sample": int(n)} for n in samples]
+        )
+        results = []
+        for row, numbered in enumerate(drawn):
             everywhere = None
-            if probabilities is not None:
+            if painted.label_probabilities is not None:
                 everywhere = np.zeros((*brain.shape, NUM_LABELS), np.float32)
-                everywhere[numbers] = probabilities[row]
+                everywhere[numbers] = painted.label_probabilities[row]
             labels, label_record = label_map(
                 chosen, kept, None if everywhere is None else everywhere[None]
             )
             labels = None if labels is None else labels[0]
-            drawn = {"sampling": {**sampling.record(), **passes, "sample": int(sample)}}
-            record = {**drawn, **details, "labels": label_record}
-            results.append(InpaintedVolume(out, chosen, labels, everywhere, record))
+            record = {
+                "sampling": {**sampling.record(), **passes, **numbered},
+                **details,
+                "labels": label_record,
+                **({} if std is None else _STD_RECORD),
+            }
+            values = by_sequence(painted.values[row])
+            results.append(InpaintedVolume(values, std, chosen, labels, everywhere, record))
         return results
 
     def sample(
@@ -385,7 +437,8 @@ class Inpainter:
     ) -> Samples:
         """Repaints slices that are already in the model's size and intensity units.
 
-        A model of one sequence paints several one by one, with the same masks and noise.
+        A model of one sequence paints several one by one, with the same masks and noise. Of the estimate
+        "mean" these are the samples that the mean is taken of.
 
         Args:
             images: float32 [N, S, S, Q] with S = `image_size`, background -1; Q = `num_channels`, or
@@ -511,11 +564,11 @@ class Inpainter:
         """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""
         self.pipeline.process.check_sampler(sampling.sampler)
         if not self.pipeline.process.is_stochastic and (
-            any(samples) or sampling.guidance != ClassifierFree(0.0)
+            any(samples) or sampling.guidance != ClassifierFree(0.0) or sampling.estimate == "mean"
         ):
             raise ValueError(
-                "this model is a regressor, which has one result and no guidance: ask for one sample "
-                "and a guidance weight of 0"
+                "this model is a regressor, which has one result and no guidance: ask for one sample, "
+                "not for a mean, and a guidance weight of 0"
             )
 
     def _place_window(
@@ -545,7 +598,7 @@ class Inpainter:
         window: Window,
         sampling: Sampling,
         **options: Any,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> _Painted:
         """Repaints slices of one volume in its units.
 
         Args:
@@ -555,29 +608,36 @@ class Inpainter:
             scales: one for each sequence.
             window: of all slices.
             sampling, **options: see `sample`.
-
-        Returns:
-            float64 [len(samples), N, H, W, Q], meaningful inside the ROI only; and the probabilities of
-            labels, float32 [len(samples), N, H, W, 4], 0 outside the ROI, or None without a label head.
         """
         images = np.stack(
             [window.to_model(v, b, scales) for v, b in zip(values, brain, strict=True)]
         )
         condition = Condition.stack([window.condition(rois[n]) for n in range(len(values))])
         painted, probabilities = self.sample(images, condition, sampling, **options)
-        out = np.empty((len(painted), *values.shape), np.float64)
-        for sample, slices in enumerate(painted):
-            for n, image in enumerate(slices):
-                back = window.to_slice(image)
-                for c, scale in enumerate(scales):
-                    out[sample, n, ..., c] = scale.to_values(back[..., c])
-        if probabilities is None:
-            return out, None
-        shares = np.zeros((*out.shape[:-1], NUM_LABELS), np.float32)
-        for sample, n in np.ndindex(*out.shape[:2]):
-            back = window.probabilities_to_slice(probabilities[sample, n], condition.roi[n, ..., 0])
-            shares[sample, n] = np.where(rois.union[n][..., None], back, 0)
-        return out, shares
+
+        def in_units() -> Iterator[np.ndarray]:
+            for slices in painted:
+                out = np.empty(values.shape, np.float64)
+                for n, image in enumerate(slices):
+                    back = window.to_slice(image)
+                    for c, scale in enumerate(scales):
+                        out[n, ..., c] = scale.to_values(back[..., c])
+                yield out
+
+        shares = None
+        if probabilities is not None:
+            shares = np.zeros((len(painted), *values.shape[:-1], NUM_LABELS), np.float32)
+            for sample, n in np.ndindex(*shares.shape[:2]):
+                roi = condition.roi[n, ..., 0]
+                back = window.probabilities_to_slice(probabilities[sample, n], roi)
+                shares[sample, n] = np.where(rois.union[n][..., None], back, 0)
+        if sampling.estimate == "sample":
+            out = np.empty((len(painted), *values.shape), np.float64)
+            for sample, slices in enumerate(in_units()):
+                out[sample] = slices
+            return _Painted(out, None, shares)
+        mean, std = mean_and_deviation(in_units())
+        return _Painted(mean[None], std, None if shares is None else shares.mean(0, keepdims=True))
 
 
 def _slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Repainted cases and slices as files and pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,20 +8,24 @@ import numpy as np
 from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume
 from mbti_jax.io import pictures
 from mbti_jax.io.files import distinct_names
-from mbti_jax.io.nifti import write_label_map, write_nifti_like
+from mbti_jax.io.nifti import write_label_map, write_map, write_nifti_like
 from tfds_brats.cases import Case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
+STD_OF_SLICE = "std.npy"
 _COLUMNS = ["input", "ROIs", "inpainted"]
+# What a header has to say of it; NIfTI has no units of intensities.
+_STD = "standard deviation over samples, in the image's units"
 
 
 def write_case(
     folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
 ) -> dict[str, int]:
-    """Writes the repainted volumes and the map of ROIs into `folder`.
+    """Writes the repainted volumes and the map of ROIs into `folder`; of a mean the deviations, too.
 
-    A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name.
+    A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name. The
+    standard deviation over the samples is float32 in <input>-std, in the units of the input.
 
     Args:
         folder: where to.
@@ -29,23 +34,39 @@ def write_case(
         ending: .nii or .nii.gz; default that of the input.
 
     Returns:
-        Files written -> how many values were clipped to their data type.
+        Repainted volumes -> how many values were clipped to their data type.
     """
     roi = from_slices(result.rois.union)
-    channels = case.files.convention.channels
-    by_file: dict[Path, dict[int | None, np.ndarray]] = {}
-    for sequence, values in result.values.items():
-        channel = channels.index(sequence) if channels else None
-        by_file.setdefault(case.files.images[sequence], {})[channel] = from_slices(values)
     by_sequence = {case.files.images[name]: name for name in result.values}
-    names = distinct_names({by_sequence[path]: split_ending(path)[0] for path in by_file})
+    names = distinct_names({by_sequence[path]: split_ending(path)[0] for path in by_sequence})
     clipped = {}
-    for source, volumes in by_file.items():
-        name = f"{names[by_sequence[source]]}-inpainted{ending or split_ending(source)[1]}"
-        clipped[name] = write_nifti_like(source, folder / name, volumes, roi)
+    deviations = _by_file(case, result.std or {})
+    for source, volumes in _by_file(case, result.values).items():
+        name, its_ending = names[by_sequence[source]], ending or split_ending(source)[1]
+        written = f"{name}-inpainted{its_ending}"
+        clipped[written] = write_nifti_like(source, folder / written, volumes, roi)
+        if source in deviations:
+            std = deviations[source]
+            none = np.zeros(roi.shape, np.float32)
+            channels = range(len(case.files.convention.channels))
+            stacked = [std.get(c, none) for c in channels]
+            std = std[None] if None in std else np.stack(stacked, axis=-1)
+            write_map(folder / f"{name}-std{its_ending}", std, source, _STD)
     labels = from_slices(result.rois.label_map())
-    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)))
+    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_sequence)))
     return clipped
+
+
+def _by_file(
+    case: Case, volumes: Mapping[str, np.ndarray]
+) -> dict[Path, dict[int | None, np.ndarray]]:
+    """Volumes [Z, H, W] by sequence -> by file and channel, None where a file has one, [X, Y, Z]."""
+    channels = case.files.convention.channels
+    out: dict[Path, dict[int | None, np.ndarray]] = {}
+    for sequence, values in volumes.items():
+        channel = channels.index(sequence) if channels else None
+        out.setdefault(case.files.images[sequence], {})[channel] = from_slices(values)
+    return out
 
 
 def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> None:

@@ -34,7 +34,7 @@ class InpaintSettings:
         box: names of the ROIs that are bounding boxes.
         slices, sequences: which of them; empty for all.
         sampling: how samples are drawn.
-        num_samples: how many for each case or slice.
+        num_samples: how many for each case or slice, or to take the mean of.
         compare_noise: sample every volume again with independent noise.
         intensity_range: of a single slice; empty for its own percentiles.
 
@@ -62,6 +62,10 @@ class InpaintSettings:
     def __post_init__(self):
         one_of("layout", self.layout, LAYOUTS)
         whole_number("num_samples", self.num_samples, least=1)
+        self.sampling.check_num_samples(self.num_samples)
+        if self.layout == "nnunet" and self.is_mean:
+            problem = "must be sample for the layout nnunet: a mean has not the texture of an image"
+            raise FieldError("estimate", problem)
         for number in self.slices:
             whole_number("slices", number)
         given = [name for name in ("source", "images", "image") if self._is_given(name)]
@@ -108,6 +112,11 @@ class InpaintSettings:
                 "intensity_range", "is for a single slice; volumes have their own scale"
             )
         parse_labels(self.roi_labels)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the result is the mean of the samples."""
+        return self.sampling.estimate == "mean"
 
     def _is_given(self, name: str) -> bool:
         value = getattr(self, name)
@@ -165,5 +174,8 @@ class InpaintSettings:
 
     def record(self, inpainter: Inpainter, *names: str) -> dict[str, Any]:
         """The fields that a result depends on, for its request: sampling, and those of `names`."""
+        if self.is_mean:
+            # One result, which depends on it.
+            names = (*names, "num_samples")
         fields = {name: getattr(self, name) for name in names}
         return {**inpainter.resolve(self.sampling).record(), **fields}

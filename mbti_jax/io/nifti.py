@@ -83,20 +83,29 @@ def write_nifti_like(
 
 
 def write_label_map(target: Path, labels: np.ndarray, like: Path) -> None:
-    """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`.
+    """Writes uint8 labels [X, Y, Z], in LPS, as NIfTI on the grid of the file `like`."""
+    write_map(target, labels.astype(np.uint8, copy=False), like)
+
+
+def write_map(target: Path, values: np.ndarray, like: Path, description: str = "") -> None:
+    """Writes numbers [X, Y, Z] or [X, Y, Z, C], in LPS, as NIfTI on the grid of the file `like`.
 
     The header is that of `like` with everything it says of geometry - both forms, spacing, units - as it
-    is, so that programs take image and labels for the same space whichever statement they read.
+    is, so that programs take image and map for the same space whichever statement they read.
+
+    Args:
+        description: for the header, at most 79 characters.
     """
     reference = read_header(like)
     header = type(reference)(endianness=reference.endianness, check=False)
     for name in ("pixdim", "xyzt_units", *_FORMS):
         header[name] = reference[name]
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(values.dtype)
+    header["descrip"] = description
     is_nifti2 = isinstance(reference, nib.Nifti2Header)
     image_class = nib.Nifti2Image if is_nifti2 else nib.Nifti1Image
     # Without an affine nibabel leaves the forms of the header alone.
-    image = image_class(apply_orientation(labels, _to_disk(reference)), None, header)
+    image = image_class(apply_orientation(values, _to_disk(reference)), None, header)
     # It computes the spacing from what it is given, so the stored one goes in last.
     image.header["pixdim"] = header["pixdim"]
     write_bytes(target, image.to_bytes())

@@ -1,5 +1,7 @@
 """Painted values in the data type of the input, and nothing else touched."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 
@@ -59,3 +61,20 @@ def standard_deviation(images: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """
     spread = np.std(images, axis=0, ddof=1, dtype=np.float64)
     return np.where(inside, spread, 0).astype(np.float32)
+
+
+def mean_and_deviation(samples: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and standard deviation of samples, of which one at a time is kept (Welford 1962).
+
+    Args:
+        samples: float64, all of one shape; at least one.
+
+    Returns:
+        (mean, standard deviation with n - 1 in the denominator), the latter None for a single sample.
+    """
+    mean, squares, count = np.zeros(()), np.zeros(()), 0
+    for count, sample in enumerate(samples, start=1):
+        difference = sample - mean
+        mean = mean + difference / count
+        squares = squares + difference * (sample - mean)
+    return mean, np.sqrt(squares / (count - 1)) if count > 1 else None

@@ -24,6 +24,8 @@ from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
 from tfds_brats.conventions import SEQUENCES
 
+# What a run may make.
+ESTIMATES = ("samples", "mean", "mean in one pass")
 # More than any setting of the page.
 _LARGEST = 1e30
 
@@ -136,6 +138,7 @@ class Actions:
         num_samples,
         num_steps,
         guidance_weight,
+        estimate,
         sampler,
         guidance,
         lowest_noise,
@@ -144,6 +147,11 @@ class Actions:
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
         visitor, session = self._visitor(request), self._session(request)
+        if estimate not in ESTIMATES:
+            raise ValueError(
+                f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}"
+            )
+        in_one_pass = estimate == "mean in one pass"
         interval = [
             _number(f"the {name} noise share", share)
             for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
@@ -157,8 +165,11 @@ class Actions:
                 guidance=make_guidance(guidance, weight, interval),
                 seed=_whole("the seed", seed),
                 z_sigma_mm=results.Z_SIGMA_MM,
+                estimate="sample" if estimate == "samples" else "mean",
+                mean_passes=1 if in_one_pass else None,
             ),
-            "num_samples": _whole("the number of samples", num_samples),
+            # One pass has no samples.
+            "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),
         }
         start = self._visitors.now()
 
@@ -210,8 +221,8 @@ class Actions:
         if samples:
             pictures += [results.before(session, result, number, sequence)]
             text = (
-                f"{title(sequence)}, slice {number}, sample {sample}: before left of the line, after "
-                "right."
+                f"{title(sequence)}, slice {number}, {result.titles[sample]}: before left of the line, "
+                "after right."
             )
         elif sequence in result.values:
             text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
@@ -220,7 +231,7 @@ class Actions:
         if uncertain:
             pictures += [uncertain[0]]
         paths = session.write_pictures(pictures)
-        gallery = [(path, f"sample {n}") for n, path in enumerate(paths[: len(samples)])]
+        gallery = [*zip(paths, result.titles, strict=False)] if samples else []
         compared = (paths[len(samples)], paths[sample]) if samples else None
         spread = gr.Image(visible=False)
         if uncertain:

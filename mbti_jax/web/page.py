@@ -7,9 +7,10 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
 - `/set_roi(file, labels, box)`: the ROIs from a file, what its labels mean (see
   `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes. Returns a sentence.
-- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, sampler, guidance, lowest_noise,
-  highest_noise)`: repaints; the last four may be left out. Returns a sentence and the files: an
-  archive of everything, then those of the first sample.
+- `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
+  lowest_noise, highest_noise)`: repaints; the last five may be left out. `estimate` is one of
+  `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
+  first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
 
     from gradio_client import Client, handle_file
@@ -34,7 +35,7 @@ from mbti_jax.diffusion.guidance import KINDS
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
 from mbti_jax.web import painter, storage
-from mbti_jax.web.actions import Actions, in_sentences, title
+from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences, title
 from mbti_jax.web.examples import EXAMPLES
 from mbti_jax.web.uploads import SLICE_ENDINGS
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
@@ -199,6 +200,13 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         weight = gr.Number(
             inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
         )
+    estimate = gr.Radio(
+        [(name.capitalize(), name) for name in ESTIMATES],
+        value=ESTIMATES[0],
+        label="Result",
+        info="A sample is one of the brains that could be there. The mean is nearest to the truth, and "
+        "smoother than any brain; a single pass of the network estimates it without samples.",
+    )
     with gr.Accordion("Advanced", open=False), gr.Row():
         choices = list(inpainter.pipeline.process.samplers)
         sampler = gr.Dropdown(choices, value=choices[0], label="Sampler", min_width=140)
@@ -209,7 +217,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
             )
             for value, side in ((0.0, "from"), (1.0, "to"))
         )
-    parts.settings = [seed, samples, steps, weight, sampler, guidance, lowest, highest]
+    parts.settings = [seed, samples, steps, weight, estimate, sampler, guidance, lowest, highest]
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)

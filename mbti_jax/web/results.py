@@ -17,7 +17,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
 from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume, Inpainter
 from mbti_jax.inference.requests import RECORD, case_record, preview_title
-from mbti_jax.inference.results import draw_case, draw_slice, write_case
+from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
@@ -43,23 +43,28 @@ class Result:
 
     Attributes:
         slices: the numbers of the repainted slices.
-        values: sequence -> float32 [num_samples, len(slices), H, W] in the file's units, the image
-            outside the ROI.
+        titles: of the results: samples, or their mean.
+        values: sequence -> float32 [results, len(slices), H, W] in the file's units, the image outside
+            the ROI.
+        std: of a mean, sequence -> float32 [len(slices), H, W], the standard deviation over the samples;
+            None without any.
         roi: bool [len(slices), H, W].
-        files: for each sample its files.
+        files: for each result its files.
         archive: all of them in one file.
         warnings: for the user.
     """
 
     slices: list[int]
+    titles: list[str]
     values: dict[str, np.ndarray]
+    std: dict[str, np.ndarray] | None
     roi: np.ndarray
     files: list[list[Path]]
     archive: Path
     warnings: list[str]
 
     def samples(self, number: int, sequence: str) -> np.ndarray:
-        """[num_samples, H, W] of a slice; [0, H, W] where it was not repainted."""
+        """[results, H, W] of a slice; [0, H, W] where it was not repainted."""
         if number not in self.slices or sequence not in self.values:
             return np.empty((0, *self.roi.shape[1:]))
         return self.values[sequence][:, self.slices.index(number)]
@@ -84,7 +89,7 @@ def run(
         limits: what is accepted.
         sampling: how the samples are drawn.
         sequences: those to repaint; empty for all.
-        num_samples: how many samples.
+        num_samples: how many samples, or how many to take the mean of.
         cancel: asked between chunks of steps; true ends the run. Default: whether the session is
             cancelled.
         progress: called with (steps done, steps in all).
@@ -97,6 +102,7 @@ def run(
     """
     rois = session.rois()
     num_samples = whole_number("the number of samples", num_samples, least=1)
+    sampling.check_num_samples(num_samples)
     sequences = tuple(sequences) or session.sequences
     count = len(session.painted) * len(sequences) * num_samples
     if count > limits.images:
@@ -117,6 +123,11 @@ def run(
     source, slices = session.source, np.flatnonzero(rois.union.any((1, 2))).tolist()
     with new_folder(folder) as target:
         folders = [target / f"sample_{number:03d}" for number in range(num_samples)]
+        titles = [f"sample {number}" for number in range(num_samples)]
+        if sampling.estimate == "mean":
+            folders, titles = [target / "mean"], [f"mean of {num_samples} samples"]
+        if sampling.mean_passes:
+            titles = ["mean in one pass"]
         for one in folders:
             one.mkdir()
         if isinstance(source, Case):
@@ -124,7 +135,8 @@ def run(
                 source, rois, sampling, samples=range(num_samples), sequences=sequences, **options
             )
             _write_volumes(inpainter, session, source, samples, folders)
-            values = {}
+            values, std = {}, samples[0].std
+            std = std and {name: deviations[slices] for name, deviations in std.items()}
             for name in sequences:
                 painted = np.stack([sample.values[name][slices] for sample in samples])
                 kept = np.where(rois.union[slices], painted, session.volumes[name][slices])
@@ -139,16 +151,19 @@ def run(
                 source, rois[0], sampling, num_samples=num_samples, **options
             )
             _write_slice(inpainter, session, source, inpainted, folders)
-            by_channel = inpainted.images.reshape(num_samples, 1, *source.shape[:2], -1)
+            by_channel = inpainted.images.reshape(-1, 1, *source.shape[:2], len(sequences))
             by_sequence = np.moveaxis(by_channel, -1, 0).astype(np.float32)
-            values = dict(zip(sequences, by_sequence, strict=True))
+            values, std = dict(zip(sequences, by_sequence, strict=True)), None
+            if inpainted.is_mean and inpainted.std is not None:
+                deviations = np.moveaxis(inpainted.std.reshape(by_channel.shape[1:]), -1, 0)
+                std = dict(zip(sequences, deviations, strict=True))
             warnings = inpainted.provenance["warnings"]
     files = [sorted((folder / one.name).iterdir()) for one in folders]
     archive = folder / f"{session.name}-inpainted.zip"
     with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
         for path in itertools.chain.from_iterable(files):
             packed.write(path, path.relative_to(folder))
-    return Result(slices, values, rois.union[slices], files, archive, warnings)
+    return Result(slices, titles, values, std, rois.union[slices], files, archive, warnings)
 
 
 def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
@@ -172,10 +187,11 @@ def uncertainty(
         brightest color in the file's units); None with fewer than two samples.
     """
     samples = result.samples(number, sequence)
-    if len(samples) < 2:
+    if len(samples) < (1 if result.std else 2):
         return None
-    roi = result.roi[result.slices.index(number)]
-    spread = standard_deviation(samples, roi)
+    index = result.slices.index(number)
+    roi = result.roi[index]
+    spread = result.std[sequence][index] if result.std else standard_deviation(samples, roi)
     top = float(spread.max())
     colors = matplotlib.colormaps["inferno"](spread / (top or 1.0))[..., :3]
     shown = session.picture(number, sequence) // 2
@@ -213,6 +229,8 @@ def _write_slice(
         write_sequences(target, session.files, one.images[0])
         write_slice(target / "rois.png", inpainted.rois.label_map())
         draw_slice(target / "preview.png", image, one, title)
+        if inpainted.is_mean and inpainted.std is not None:
+            write_slice(target / STD_OF_SLICE, inpainted.std)
         write_json(target / RECORD, {**inpainted.provenance, **request, "sample": number})
 
 

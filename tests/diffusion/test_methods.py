@@ -156,6 +156,29 @@ def test_the_driver_runs_the_rows(method):
         np.testing.assert_allclose(made, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ORDERS)
+def test_the_mean_in_one_pass_is_the_mean(method):
+    """Noise alone says nothing of the image, so its estimate is the mean of all."""
+    made = draw("flow", method, 50, estimate="mean", mean_passes=1)
+    np.testing.assert_allclose(made, np.broadcast_to(MEAN, made.shape), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "passes"), [(0.0, 1), (0.4, 2)])
+def test_the_mean_in_one_pass_is_one_pass_unless_it_is_guided(weight, passes):
+    seen = []
+
+    def apply(params, x_t, t, condition):
+        seen.append(len(x_t))
+        return Output(0.0 * x_t)
+
+    sampling = Sampling(guidance=weight, estimate="mean", mean_passes=1)
+    counting, x_T = Sampler(apply, PROCESSES["flow"]), noise().astype(np.float32)
+    counting((), x_T, 0 * x_T, CONDITION, KEYS, sampling)
+    assert {*seen} == {passes * len(x_T)}
+    counts = {"evaluations": 1, "network_passes": passes}
+    assert counting.passes(sampling) == counts
+
+
 def test_euler_is_ddim_without_noise():
     for process in PROCESSES.values():
         t = np.array([999, 500, 20])

@@ -1,9 +1,10 @@
-"""Samples that are not finite are an error."""
+"""Samplings that are refused; samples that are not finite are an error."""
 
 import numpy as np
 import pytest
 
 from mbti_jax.diffusion.sampling import NonFiniteSampleError, Sampling, check_finite
+from mbti_jax.fields import FieldError
 
 
 def test_finite_samples_come_back_as_they_are():
@@ -18,3 +19,36 @@ def test_a_value_that_is_not_finite_is_an_error_that_says_how_it_was_drawn(value
     with pytest.raises(NonFiniteSampleError, match=r"3 of 100 .*guidance_weight=7.5") as error:
         check_finite(samples, Sampling(num_steps=9, guidance=7.5))
     assert "num_steps=9" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"estimate": "median"}, "estimate must be one of sample, mean, not 'median'"),
+        ({"mean_passes": 1}, "mean_passes is of the estimate mean, not of sample"),
+        ({"estimate": "mean", "mean_passes": 0}, "mean_passes must be 1, or None"),
+        ({"estimate": "mean", "mean_passes": 2}, "mean_passes must be 1, or None"),
+        ({"estimate": "mean", "mean_passes": "1"}, "mean_passes must be 1, or None"),
+        ({"estimate": "mean", "mean_passes": 1, "spacing": "ddim"}, "spacing must be trailing"),
+        ({"estimate": "mean", "mean_passes": 1, "spacing": (5, 1)}, "spacing must be trailing"),
+    ],
+)
+def test_means_refused(fields, sentence):
+    with pytest.raises(FieldError, match=sentence):
+        Sampling(**fields)
+
+
+def test_a_mean_is_one_of_several_samples_or_of_one_pass():
+    with pytest.raises(FieldError, match="num_samples must be at least 2 for their mean"):
+        Sampling(estimate="mean").check_num_samples(1)
+    with pytest.raises(FieldError, match="num_samples must be 1 with mean_passes, not 4"):
+        Sampling(estimate="mean", mean_passes=1).check_num_samples(4)
+    Sampling(estimate="mean").check_num_samples(2)
+    Sampling(estimate="mean", mean_passes=1).check_num_samples(1)
+    Sampling().check_num_samples(1)
+
+
+def test_records_of_samples_are_those_of_before_there_were_means():
+    assert not {"estimate", "mean_passes"} & Sampling().record().keys()
+    record = Sampling(50, estimate="mean", mean_passes=1).record()
+    assert (record["estimate"], record["mean_passes"], record["num_steps"]) == ("mean", 1, 1)

@@ -8,6 +8,8 @@ import pytest
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_params
 
 from mbti_jax import Inpainter, Rois, Sampling
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.inference import checks
 from mbti_jax.interop.inference_checkpoint import write_export
@@ -64,8 +66,8 @@ def test_the_same_request_gives_the_same_pixels_alone_and_among_others():
     window = inpainter._place_window(image.shape, (2, 2, 38, 34), (14, 10, 25, 19), (1, 1))
     settings = (checks.given_scales(scale, 1), window, Sampling(3, seed=5))
     brain, rois = (values != 0).any(-1), Rois(masks)
-    volume, _ = inpainter._through_window(values, brain, rois, *settings, slice_indices=range(5))
-    single, _ = inpainter._through_window(
+    volume, *_ = inpainter._through_window(values, brain, rois, *settings, slice_indices=range(5))
+    single, *_ = inpainter._through_window(
         values[3:4], brain[3:4], rois[3:4], *settings, slice_indices=[3]
     )
     np.testing.assert_array_equal(volume[:, 3:4], single)
@@ -126,6 +128,57 @@ def test_a_model_of_several_sequences():
     assert (result.images[0][make_mask()] != image[make_mask()]).all(-1).mean() > 0.8
     with pytest.raises(ValueError, match="4 sequences, but this model paints 2 together: t1, t1ce"):
         inpaint(make_slice(channels=4), {"tumor": make_mask()}, inpainter=inpainter, **STEPS)
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+def test_the_mean_of_samples_and_their_deviation(channels):
+    image, rois = make_slice(channels=channels, dtype=np.float64), {"edema": make_mask()}
+    request = {"num_samples": 5, "seed": 4, **STEPS}
+    samples = inpaint(image, rois, **request)
+    mean = inpaint(image, rois, estimate="mean", **request)
+    assert mean.images.shape == (1, *image.shape) and mean.images.dtype == image.dtype
+    np.testing.assert_allclose(mean.images[0], samples.images.mean(0), rtol=1e-12)
+    expected = samples.images.std(0, ddof=1)
+    np.testing.assert_allclose(mean.std, expected, rtol=1e-5)
+    outside = ~make_mask()
+    np.testing.assert_array_equal(mean.images[0][outside], image[outside])
+    assert (mean.std[outside] == 0).all() and (mean.std[make_mask()] > 0).all()
+    record = mean.provenance["sampling"]
+    assert record["estimate"] == "mean" and record["num_samples"] == 5
+    assert "units of the input" in mean.provenance["std"]
+    assert "std" not in samples.provenance
+    whole = inpaint(image.astype(np.int16), rois, estimate="mean", **request)
+    np.testing.assert_array_equal(whole.images, np.rint(mean.images).astype(np.int16))
+
+
+def test_the_mean_in_one_pass_is_the_networks_first_estimate():
+    """v at t = T - 1 for noise in the ROI, x_0 = a x_t - s v, clipped; one pass and unguided."""
+    image, rois = (
+        make_slice((16, 16), dtype=np.float64),
+        {"edema": make_mask((16, 16), (4, 4, 9, 10))},
+    )
+    inpainter = tiny_inpainter()
+    # Pixels of 2 mm, so that the network's image is the slice.
+    request = {"intensity_range": (0.0, 900.0), "pixel_size": 2.0, "seed": 6}
+    result = inpaint(image, rois, estimate="mean", mean_passes=1, **request)
+    assert result.std is None and result.images.shape == (1, 16, 16)
+    record = result.provenance["sampling"]
+    assert (record["evaluations"], record["network_passes"]) == (1, 1)
+    assert record["guidance_weight"] == 0.0
+    roi = rois["edema"]
+    scaled = np.where(image != 0, image / 450 - 1, -1).astype(np.float32)
+    x_T, _ = start_noise(6, [0], [0], (16, 16, 1), 0.0)
+    x_t = np.where(roi, np.asarray(x_T)[0, ..., 0], scaled)[None, ..., None]
+    condition = Condition.stack([Rois.of(rois, roi.shape).condition()])
+    process = inpainter.pipeline.process
+    t = np.array([999])
+    v = inpainter.pipeline.apply(inpainter._params, x_t, t, condition).image
+    x_0 = process.alpha(t) * x_t - process.sigma(t) * np.asarray(v)
+    expected = (np.clip(x_0[0, ..., 0], -1, 3) + 1) * 450
+    np.testing.assert_allclose(result.images[0][roi], expected[roi], rtol=1e-4, atol=0.05)
+    guided = inpaint(image, rois, estimate="mean", mean_passes=1, guidance=3.0, **request)
+    assert guided.provenance["sampling"]["network_passes"] == 2
+    assert (guided.images != result.images).any()
 
 
 def test_units_of_the_input():
@@ -199,6 +252,7 @@ GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
         ({"rois": {}}, "ROI is empty"),
         ({"box": ("edma",)}, "unknown ROI 'edma'"),
         ({"num_samples": 0}, "num_samples must be a whole number from 1"),
+        ({"estimate": "mean"}, "num_samples must be at least 2 for their mean"),
         ({"num_steps": 0}, "1"),
         ({"num_steps": 1001}, "1000"),
         ({"spacing": "leading"}, "Unknown spacing 'leading'"),

@@ -91,6 +91,48 @@ def test_resumes_where_it_stopped(source, tmp_path, capsys):
         run(tmp_path / "out", **fields, seed=1)
 
 
+def test_the_mean_of_samples_with_its_deviation_beside_it(source, tmp_path):
+    fields = of_case(source, sequences=("t1",), slices=(2,), num_samples=3)
+    name = f"{SUBJECT}{SUFFIXES['t1']}"
+    out = run(tmp_path / "samples", **fields) / SUBJECT
+    paths = [out / f"sample_{n:03d}" / f"{name}-inpainted.nii.gz" for n in range(3)]
+    samples = np.stack([stored(path) for path in paths]).astype(np.float64)
+    out = run(tmp_path / "mean", **fields, estimate="mean") / SUBJECT / "mean"
+    before = source / f"{name}.nii.gz"
+    assert header(out / f"{name}-inpainted.nii.gz") == header(before)
+    # Samples are rounded to whole numbers, and so is the mean.
+    np.testing.assert_allclose(stored(out / f"{name}-inpainted.nii.gz"), samples.mean(0), atol=1)
+    std = nib.load(out / f"{name}-std.nii.gz")
+    assert std.get_data_dtype() == np.float32
+    assert "image's units" in std.header["descrip"].item().decode()
+    np.testing.assert_array_equal(std.affine, AFFINE)
+    np.testing.assert_allclose(std.get_fdata(), samples.std(0, ddof=1), rtol=0.02, atol=0.6)
+    roi = stored(out / "rois.nii.gz") > 0
+    assert (std.get_fdata()[roi] > 1).any() and (std.get_fdata()[~roi] == 0).all()
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["sampling"]["samples"] == [0, 1, 2] and "units" in record["std"]
+    with pytest.raises(ValueError, match=r"another request \(other num_samples"):
+        run(tmp_path / "mean", **{**fields, "num_samples": 4}, estimate="mean")
+
+
+def test_the_mean_of_a_slice_with_its_deviation_beside_it(tmp_path):
+    np.save(tmp_path / "slice.npy", make_slice(dtype=np.float32))
+    Image.fromarray(np.where(make_mask(), 5, 0).astype(np.uint8)).save(tmp_path / "roi.png")
+    fields = {"image": str(tmp_path / "slice.npy"), "roi": str(tmp_path / "roi.png")}
+    out = run(tmp_path / "samples", **fields, num_samples=2) / "slice"
+    samples = np.stack([np.load(out / f"slice-inpainted-{n:03d}.npy") for n in range(2)])
+    out = run(tmp_path / "mean", **fields, num_samples=2, estimate="mean") / "slice"
+    np.testing.assert_allclose(
+        np.load(out / "slice-inpainted-mean.npy"), samples.mean(0), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.load(out / "std.npy"), samples.std(0, ddof=1), rtol=1e-3, atol=1e-3
+    )
+    out = run(tmp_path / "one", **fields, estimate="mean", mean_passes=1) / "slice"
+    names = ["preview.png", "provenance.json", "slice-inpainted-mean.npy"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
 @pytest.mark.parametrize("axes", ["RAS", "PSR", "AIL"])
 def test_the_files_own_orientation(tmp_path, axes):
     """However the axes are stored, each voxel of the patient gets the same number."""

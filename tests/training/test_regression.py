@@ -125,6 +125,8 @@ def test_a_second_sample_and_guidance_are_refused():
         inpainter().inpaint(image, rois, Sampling(1), num_samples=2)
     with pytest.raises(ValueError, match="a guidance weight of 0"):
         inpainter().inpaint(image, rois, Sampling(1, guidance=0.4))
+    with pytest.raises(ValueError, match="ask for one sample, not for a mean"):
+        inpainter().inpaint(image, rois, Sampling(estimate="mean", mean_passes=1))
     with pytest.raises(ValueError, match="num_steps must be between 1 and 1, got 50"):
         inpainter().inpaint(image, rois)
 

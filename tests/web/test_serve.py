@@ -189,6 +189,32 @@ def test_pictures_of_results(case_files, tmp_path):
     assert results.uncertainty(session, result, 3, "t1") is None
 
 
+@pytest.mark.parametrize("kind", ["case", "picture"])
+def test_the_mean_is_one_result_with_its_deviation(case_files, png, tmp_path, kind):
+    session = load(
+        case_files if kind == "case" else [png], tmp_path, "brats2021" * (kind == "case")
+    )
+    number, name = (2, "t1") if kind == "case" else (0, "slice")
+    mask = painted(session, number)
+    sequences = [name] if kind == "case" else []
+    samples = run(session, sequences=sequences, num_samples=3).samples(number, name)
+    result = run(session, sequences=sequences, num_samples=3, estimate="mean")
+    assert result.titles == ["mean of 3 samples"] and len(result.files) == 1
+    (mean,) = result.samples(number, name)
+    # Files of integers round it; those of the case are not read back.
+    np.testing.assert_allclose(mean, samples.mean(0), atol=1)
+    _, top = results.uncertainty(session, result, number, name)
+    deviation = samples.std(0, ddof=1)[mask]
+    assert top == pytest.approx(deviation.max(), rel=0.01)
+    names = [path.name for path in result.files[0]]
+    assert [name for name in names if "std" in name] == [
+        f"{SUBJECT}_t1-std.nii.gz" if kind == "case" else "std.npy"
+    ]
+    result = run(session, sequences=sequences, num_samples=1, estimate="mean", mean_passes=1)
+    assert result.titles == ["mean in one pass"]
+    assert results.uncertainty(session, result, number, name) is None
+
+
 def test_a_run_that_cannot_be(case_files, tmp_path):
     session = load(case_files, tmp_path, "brats2021")
 
@@ -203,6 +229,7 @@ def test_a_run_that_cannot_be(case_files, tmp_path):
     assert "1 slices x 4 sequences x 2 samples are 8 images" in refused(Limits(5, 20, 10**5, 7))
     assert "number of samples" in refused(num_samples=0)
     assert "seed" in refused(seed=-1)
+    assert "num_samples must be at least 2" in refused(num_samples=1, estimate="mean")
     assert "num_steps" in refused(num_steps=0)
     assert "1001" in refused(num_steps=1001)
     assert "guidance_weight" in refused(guidance_weight=float("nan"))

@@ -139,8 +139,14 @@ def test_errors_are_sentences(client, tmp_path):
     client.predict("remove a tumor", api_name="/load_example")
     assert "seed must be a whole number" in said([], 2**31, 1, 1, 0.4, api_name="/inpaint")
     assert "images; at most 32" in said([], 0, 9, 1, 0.4, api_name="/inpaint")
-    upside_down = (0, 1, 1, 0.4, "ddim", "plain", 0.9, 0.1)
+    upside_down = (0, 1, 1, 0.4, "samples", "ddim", "plain", 0.9, 0.1)
     assert "must go from a lower" in said([], *upside_down, api_name="/inpaint")
+    assert "at least 2 for their mean" in said([], 0, 1, 1, 0.4, "mean", api_name="/inpaint")
+    assert "not in the list of choices" in said([], 0, 2, 1, 0.4, "median", api_name="/inpaint")
+    text = said([], 0, 2, 1, 0.4, None, api_name="/inpaint")
+    assert "the result must be one of samples, mean, mean in one pass" in text
+    client.predict("remove a tumor", api_name="/load_example")
+    client.predict(["t1"], 0, 2, 1, 0.4, "mean in one pass", api_name="/inpaint")
 
 
 def test_a_large_upload_is_refused(client, address, root, tmp_path):

@@ -174,7 +174,13 @@ class Sampler:
         guidance = sampling.guidance if self.process.is_stochastic else Unguided()
         if not isinstance(guidance, Guidance) or any(x is None for x in vars(guidance).values()):
             raise ValueError("sampling.guidance must be given, with its weight")
-        return guidance
+        # With w = 0 the null pass has no effect.
+        return Unguided() if sampling.mean_passes and _is_unguided(guidance) else guidance
+
+
+def _is_unguided(guidance):
+    """Whether its weight is 0 in all examples."""
+    return not np.any(getattr(guidance, "weight", 1.0))
 
 
 def _report(progress, done, total):
