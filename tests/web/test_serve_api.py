@@ -79,7 +79,7 @@ def test_a_case_is_repainted(client, files, tmp_path):
     (handle,) = handles([path])
     said = client.predict(handle, "1:normal", ["normal"], api_name="/set_roi")
     assert "1 slice: 2" in said
-    advanced = ("unipc", "projected", 0.1, 0.9)
+    advanced = ("samples", "unipc", "projected", 0.1, 0.9)
     said, found = client.predict(["t1", "flair"], 5, 2, 2, 0.4, *advanced, api_name="/inpaint")
     assert "Repainted slice 2" in said
     found = {Path(path).name: Path(path) for path in found}
