@@ -44,7 +44,8 @@ def _inpaint_case(
         case = read_case(files, tuple(files.images), labels=False)
         rois = read_roi_volume(mask, case, {1: "normal", 255: "normal"}, settings.box)
         result, continuity = paint_sample(inpainter, case, rois, settings, sample=0)
-        result = dataclasses.replace(result, values={"t1": result.values["t1"]})
+        # Of normal tissue a label map says nothing.
+        result = dataclasses.replace(result, values={"t1": result.values["t1"]}, labels=None)
         with new_folder(record_folder) as target:
             ((written, count),) = write_case(target, case, result).items()
             details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}

@@ -12,15 +12,15 @@ from tfds_brats.cases import Case
 from tfds_brats.slices import bounding_box, from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
-_COLUMNS = ["input", "ROIs", "inpainted"]
-
 
 def write_case(
     folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
 ) -> dict[str, int]:
-    """Writes the repainted volumes and the map of ROIs into `folder`.
+    """Writes the repainted volumes, the map of ROIs and the label map into `folder`.
 
-    A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name.
+    A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name. The
+    label map is <case>-seg.nii.gz, in the numbers of the case's convention; files without one have
+    canonical numbers. There is none where nobody knows what was painted.
 
     Args:
         folder: where to.
@@ -29,7 +29,7 @@ def write_case(
         ending: .nii or .nii.gz; default that of the input.
 
     Returns:
-        Files written -> how many values were clipped to their data type.
+        Images written -> how many values were clipped to their data type.
     """
     roi = from_slices(result.rois.union)
     channels = case.files.convention.channels
@@ -43,8 +43,11 @@ def write_case(
     for source, volumes in by_file.items():
         name = f"{names[by_sequence[source]]}-inpainted{ending or split_ending(source)[1]}"
         clipped[name] = write_nifti_like(source, folder / name, volumes, roi)
-    labels = from_slices(result.rois.label_map())
-    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_file)))
+    grid = next(iter(by_file))
+    write_label_map(folder / "rois.nii.gz", from_slices(result.rois.label_map()), grid)
+    if result.labels is not None:
+        labels = case.files.convention.on_disk(from_slices(result.labels))
+        write_label_map(folder / f"{case.subject}-seg.nii.gz", labels, grid)
     return clipped
 
 
@@ -59,7 +62,7 @@ def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> No
     numbers = {int(area.argmax()), int(with_roi[quarter]), int(with_roi[-1 - quarter])}
     y0, x0, y1, x1 = bounding_box(to_slices(case.brain) | result.rois.union)
     images = {name: (to_slices(case.values(name)), case.scale(name)) for name in result.values}
-    cells, rows = [], []
+    cells, rows, labels = [], [], _painted_labels(result)
     for number in sorted(numbers):
         rois = result.rois[number]
         for sequence, values in result.values.items():
@@ -69,18 +72,32 @@ def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> No
             picture = pictures.gray(scale.to_model(before))
             marked = pictures.with_rois(picture, rois.masks)
             line = [picture, marked, pictures.gray(scale.to_model(after))]
+            if labels is not None:
+                line.append(pictures.with_labels(line[-1], labels[number]))
             cells.append([cell[y0:y1, x0:x1] for cell in line])
             rows.append(f"{sequence.upper()}, slice {number}")
-    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)
+    pictures.figure(path, cells, rows=rows, columns=_columns(labels), title=title)
 
 
 def draw_slice(path: Path, image: np.ndarray, result: InpaintedSlice, title: str) -> None:
     """Draws a slice before, with its ROIs, and after (the first sample), one sequence per row."""
-    cells = []
+    cells, labels = [], _painted_labels(result)
     before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
     for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
         picture = pictures.gray(before[..., c], low, high)
         marked = pictures.with_rois(picture, result.rois.masks)
-        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
+        line = [picture, marked, pictures.gray(after[..., c], low, high)]
+        if labels is not None:
+            line.append(pictures.with_labels(line[-1], labels[0]))
+        cells.append(line)
     rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
-    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)
+    pictures.figure(path, cells, rows=rows, columns=_columns(labels), title=title)
+
+
+def _painted_labels(result: InpaintedSlice | InpaintedVolume) -> np.ndarray | None:
+    """The labels that a preview shows; those that are the request would say nothing that ROIs do not."""
+    return None if result.label_probabilities is None else result.labels
+
+
+def _columns(labels: np.ndarray | None) -> list[str]:
+    return ["input", "ROIs", "inpainted"] + ["labels painted"] * (labels is not None)

@@ -192,7 +192,9 @@ class UNet(nn.Module):
         # The input says what was asked of a pixel, which the features need not carry to it then.
         h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
         h = jnp.concatenate([h, patches], axis=-1)
-        h = nn.silu(blocks.conv3x3(widths[0], dtype, "label_out_1")(h))
+        # As wide as what is to come of it at least.
+        width = max(widths[0], NUM_LABELS * self.patch_size**2)
+        h = nn.silu(blocks.conv3x3(width, dtype, "label_out_1")(h))
         return Output(image, self._unfolded(h, NUM_LABELS, "label_out_2"))
 
     def _unfolded(self, h, channels, name):
