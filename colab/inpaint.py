@@ -222,11 +222,14 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     rois = own_tumor(labels[None], brain[None], mode, box, SEED)[0]
     sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight)
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
-        return inpainter.inpaint(image, rois, sampling, progress=progress, **volume)
+        return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)
 
 
 def show(name, title, before, results):
-    """Draws input, ROIs and results {label: InpaintedSlice}; the ROIs again wherever they change."""
+    """Draws input, ROIs and results {label: InpaintedSlice}; the ROIs again wherever they change.
+
+    A model with a label head says what it painted: the components are outlined in their colors.
+    """
     channel = sequences.index(SEQUENCE)
     (low, high) = next(iter(results.values())).provenance["intensity"]["low_high"][channel]
     shown = pictures.gray(before[..., channel], low, high)
@@ -238,6 +241,9 @@ def show(name, title, before, results):
             columns.append("ROIs")
         cells.append(pictures.gray(result.images[0][..., channel], low, high))
         columns.append(label)
+        if result.label_probabilities is not None:
+            cells.append(pictures.with_labels(cells[-1], result.labels[0]))
+            columns.append("labels")
     path = pictures.figure(
         RESULTS / f"{name}.png",
         [cells],
@@ -382,13 +388,16 @@ show("own_slice", f"{TISSUE.replace('_', ' ')} in {source.name}", own_image, {"i
 for n, sample in enumerate(result.images):
     # Outside the region these are the numbers of the input.
     write_slice(RESULTS / f"own_slice_{n:03d}.npy", sample)
+    if result.labels is not None:
+        # 1 necrotic core, 2 edema, 3 enhancement; of a box without a label head nobody knows.
+        write_slice(RESULTS / f"own_slice_{n:03d}-seg.png", result.labels[n])
 if result.std is not None:
     write_slice(RESULTS / "own_slice_std.npy", result.std)
 write_json(RESULTS / "own_slice.json", result.provenance)
 
 # %%
 # @title 8. Results
-# @markdown Pictures, the slice as npy, and its provenance record.
+# @markdown Pictures, the slice as npy, its label map as PNG, and its provenance record.
 archive = shutil.make_archive("inpainted", "zip", RESULTS)
 print(*sorted(path.name for path in RESULTS.iterdir()), sep="\n")
 if IN_COLAB:

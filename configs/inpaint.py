@@ -27,6 +27,10 @@
         --config.source=DIR --config.convention=brats2021 --config.tumor=move --config.num_samples=3 \\
         --workdir=Dataset101_Synthetic
 
+    # A follow-up series of every case, of four steps of 3 mm:
+    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.source=DIR \\
+        --config.convention=brats2021 --config.tumor=grow --config.step_mm=3 --config.num_samples=4
+
 Results go to the workdir, a folder for each case and sample; the same command again makes what is
 missing.
 """
@@ -45,7 +49,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
 
     # files; brats_inpainting: *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out; nnunet: images
-    # with label maps, nnU-Net's raw dataset.
+    # with label maps, nnU-Net's raw dataset; boxes and mixed tumors too, if the model has a label head.
     config.layout = "files"
     # What to inpaint. Either a folder of cases of a named convention; `subjects` picks some of them.
     config.source = ""
@@ -62,8 +66,12 @@ def get_config() -> ConfigDict:
     # Without one: 1 necrotic_core, 2 edema, 3 enhancement, 5 normal, 6 tumor.
     config.roi = ""
     config.roi_labels = ""
-    # Or the case's own tumor: remove, replace, random or move.
+    # Or the case's own tumor: remove, replace, random, move, grow or shrink; or several with their
+    # shares, "box" standing for bounding boxes alone: "replace: 2, random box: 1, move: 1".
     config.tumor = ""
+    # By how many millimeters grow and shrink change it. The samples are steps of a series then: each
+    # starts from the one before.
+    config.step_mm = 2.0
     # ROIs to be treated as bounding boxes: normal, necrotic_core, edema, enhancement, tumor.
     config.box = ()
     # Slices by number; empty for all that have an ROI.

@@ -11,7 +11,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -142,6 +142,26 @@ class Case:
         tolerance = 0.01 * abs(slope) if stored.dtype.kind in "iu" else 1e-6 * abs(intercept)
         values[np.abs(values) < tolerance] = 0
         return values
+
+    def repainted(self, values: Mapping[str, np.ndarray], labels: np.ndarray) -> "Case":
+        """The case with other images and labels, but with this one's brain and intensity scales.
+
+        Args:
+            values: sequence -> [X, Y, Z] in the file's units; the other sequences stay.
+            labels: uint8 [X, Y, Z], canonical.
+        """
+        plain = {"slope": dict.fromkeys(values, 1.0), "intercept": dict.fromkeys(values, 0.0)}
+        other = replace(
+            self,
+            images={**self.images, **values},
+            slope={**self.slope, **plain["slope"]},
+            intercept={**self.intercept, **plain["intercept"]},
+            labels=labels,
+        )
+        scales = {name: self.scale(name) for name in self.images}
+        # What these cached properties would compute anew is to stay.
+        vars(other).update(brain=self.brain, _scales=scales)
+        return other
 
     @cached_property
     def brain(self) -> np.ndarray:

@@ -7,6 +7,8 @@ the convention is always named by the user and never guessed from label values o
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 # The four sequences, in the one order used everywhere (records, channels, tables).
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 
@@ -45,6 +47,24 @@ class Convention:
     label_suffix: str = ""
     stray_labels: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+
+    def on_disk(self, labels: np.ndarray) -> np.ndarray:
+        """Canonical labels in the numbers of this release, uint8 of the same shape.
+
+        Without `labels` of its own they stay canonical.
+
+        Raises:
+            CaseError: the release has no number for one of them.
+        """
+        numbers = {meaning: number for number, meaning in self.labels.items()}
+        table = np.arange(CAVITY + 1, dtype=np.uint8)
+        for label in np.unique(labels).tolist() if numbers else ():
+            if label not in numbers:
+                raise CaseError(
+                    f"convention {self.name} has no number for the canonical label {label}"
+                )
+            table[label] = numbers[label]
+        return table[labels]
 
 
 _UNDERSCORE = {"t1": "_t1", "t1ce": "_t1ce", "t2": "_t2", "flair": "_flair"}

@@ -45,7 +45,9 @@ def _inpaint_case(
         rois = read_roi_volume(mask, case, {1: "normal", 255: "normal"}, settings.box)
         result, continuity = paint_sample(inpainter, case, rois, settings, sample=0)
         std = result.std and {"t1": result.std["t1"]}
-        result = dataclasses.replace(result, values={"t1": result.values["t1"]}, std=std)
+        # Of normal tissue a label map says nothing.
+        t1 = {"t1": result.values["t1"]}
+        result = dataclasses.replace(result, values=t1, std=std, labels=None)
         with new_folder(record_folder) as target:
             ((written, count),) = write_case(target, case, result).items()
             details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}

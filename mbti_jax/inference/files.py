@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mbti_jax.inference.requests import (
     progress_bar,
 )
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
+from mbti_jax.inference.series import steps
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
 from mbti_jax.io.slices import read_roi, read_sequences, write_sequences, write_slice
@@ -82,12 +84,41 @@ def paint_sample(
     return result, continuity
 
 
+def paint_samples(
+    inpainter: Inpainter, case: Case, settings: InpaintSettings, missing: Sequence[int]
+) -> Iterator[tuple[int, InpaintedVolume, dict[str, Any]]]:
+    """Those samples of a case that are missing: (number, result, details for its record).
+
+    Of a series all steps are painted, since each is the next one's context.
+    """
+    if not settings.is_series:
+        for sample in missing:
+            rois = settings.rois(case, sample)
+            result, continuity = paint_sample(inpainter, case, rois, settings, sample)
+            details: dict[str, Any] = {"z_continuity": continuity}
+            if settings.tumor:
+                details["tumor_mode"] = settings.share_of(case.subject, sample).name
+            yield sample, result, details
+    elif missing:
+
+        def paint(now: Case, rois: Rois, number: int) -> InpaintedVolume:
+            return paint_sample(inpainter, now, rois, settings, number)[0]
+
+        mode, count = settings.shares[0].mode, settings.num_samples
+        for number, result in enumerate(steps(case, mode, settings.step_mm, count, paint)):
+            if number in missing:
+                yield number, result, {"z_continuity": measure(case, result), "tumor_mode": mode}
+
+
 def _inpaint_case(
     inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
 ) -> None:
     """All samples of one case, or their mean."""
     fields = ("roi_labels", "tumor", "box", "slices", "sequences")
     inputs = [*files.images.values(), settings.roi_path(files)]
+    if files.labels is not None:
+        # Label maps keep it outside the ROI.
+        inputs.append(files.labels)
     request = make_request(inpainter, inputs, **settings.record(inpainter, *fields))
     names = [f"sample_{n:03d}" for n in range(settings.num_samples)]
     names = ["mean"] if settings.is_mean else names
@@ -95,17 +126,15 @@ def _inpaint_case(
     missing = [n for n, target in folders.items() if not is_done(target / RECORD, request)]
     if missing:
         available = [name for name in SEQUENCES if name in files.images]
-        case = read_case(files, available, labels=bool(settings.tumor))
-    for sample in missing:
-        rois = settings.rois(case, sample)
-        result, continuity = paint_sample(inpainter, case, rois, settings, sample)
-        with new_folder(folders[sample]) as target:
-            clipped = write_case(target, case, result)
-            details = {"z_continuity": continuity, "clipped_to_dtype": clipped}
-            title = preview_title(case.subject, inpainter)
-            draw_case(target / "preview.png", case, result, title)
-            record = case_record(inpainter, case, result, request, **details)
-            write_json(target / RECORD, record)
+        case = read_case(files, available, labels=files.labels is not None)
+        for sample, result, details in paint_samples(inpainter, case, settings, missing):
+            with new_folder(folders[sample]) as target:
+                clipped = write_case(target, case, result)
+                title = preview_title(case.subject, inpainter)
+                draw_case(target / "preview.png", case, result, title)
+                details["clipped_to_dtype"] = clipped
+                record = case_record(inpainter, case, result, request, **details)
+                write_json(target / RECORD, record)
     _log.info(f"{files.subject}: {'' if missing else 'is there, '}{folder / files.subject}")
 
 
@@ -142,6 +171,8 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
             for number, sample in enumerate(result.images):
                 which = "mean" if settings.is_mean else f"{number:03d}"
                 write_sequences(partial, sources, sample, f"inpainted-{which}", names)
+                if result.labels is not None:
+                    write_slice(partial / f"{name}-seg-{which}.png", result.labels[number])
             if result.is_mean and result.std is not None:
                 write_slice(partial / STD_OF_SLICE, result.std)
             draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))

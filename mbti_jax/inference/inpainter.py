@@ -179,6 +179,11 @@ class Inpainter:
         return provenance.checkpoint_record(self._path, self._params, self.metadata)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the model says what it painted: whether it has a label head."""
+        return self.pipeline.model.label_head
+
+    @property
     def default_guidance_weight(self) -> float:
         """The guidance weight that the checkpoint recommends."""
         return float(self.metadata["inference"]["guidance_weight"])
@@ -476,7 +481,7 @@ class Inpainter:
         indices = np.zeros(num_examples, int) if slice_indices is None else slice_indices
         slice_of = np.asarray(indices)[example_of]
         out = np.empty((count, *expected[1:]), np.float32)
-        labeled = self.pipeline.model.label_head
+        labeled = self.has_labels
         probabilities = np.empty((count * labeled, *expected[1:3], NUM_LABELS), np.float32)
         starts = range(0, count, self.batch_size)
         for number, first in enumerate(starts):

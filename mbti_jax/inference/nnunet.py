@@ -4,12 +4,14 @@
     labelsTr/<case>.nii.gz                 0, 1 necrotic core, 2 edema, 3 enhancement (4 cavity)
     dataset.json
     provenance/<case>.json                 a record for each case
-    manifest.json                          what all cases have in common, and their number
+    manifest.json                          what all cases have in common, where labels come from
 
-with cases named <subject>_synthetic<sample>. Only free-form components and normal tissue have a label
-map, so only they are used. The workdir should be named as nnU-Net wants it, Dataset<number>_<name>.
+with cases named <subject>_synthetic<sample>. A model with a label head says what it painted; of others
+only free-form components and normal tissue have a label map, and only they are used. The workdir should
+be named as nnU-Net wants it, Dataset<number>_<name>.
 """
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterable
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbti_jax.inference.files import paint_sample, size_of_images
+from mbti_jax.inference.files import paint_samples, size_of_images
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import write_case
@@ -43,12 +45,12 @@ def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Pa
         ValueError: a request whose result has no label map, or that does not repaint all sequences, or
             cases that cannot be used.
     """
-    boxes = set(settings.box) - {"normal"}
-    if settings.tumor == "random" or boxes:
-        what = "a random tumor" if settings.tumor == "random" else f"a box of {', '.join(boxes)}"
+    what = None if inpainter.has_labels else _without_labels(settings)
+    if what:
         raise ValueError(
-            f"{what} has no label map, for the model decides what is where in it; a labeled set "
-            "takes free-form components and normal tissue only"
+            f"{what} has no label map, for this model decides what is where in it and has no label head "
+            "to say so: use one trained with label_weight above 0, or free-form components and normal "
+            "tissue"
         )
     if settings.sequences or settings.slices:
         raise ValueError("a labeled set takes all sequences and slices; leave both fields empty")
@@ -68,6 +70,15 @@ def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Pa
             _write_dataset(inpainter, folder, cases, names)
 
 
+def _without_labels(settings: InpaintSettings) -> str | None:
+    """What of a request has no label map without a label head."""
+    shares = settings.shares if settings.tumor else ()
+    if any(share.mode == "random" for share in shares):
+        return "a random tumor"
+    boxes = {*settings.box}.union(*(settings.box_of(share) for share in shares)) - {"normal"}
+    return f"a box of {', '.join(sorted(boxes))}" if boxes else None
+
+
 def _make_cases(
     inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
 ) -> None:
@@ -75,23 +86,27 @@ def _make_cases(
     inputs = [*files.images.values(), files.segmentation, settings.roi_path(files)]
     fields = settings.record(inpainter, "roi_labels", "tumor", "box")
     request = make_request(inpainter, inputs, **fields)
-    case = None
+    names, missing = [], []
     for sample in range(settings.num_samples):
-        name = f"{files.subject}_synthetic{sample:03d}"
-        record_path = folder / "provenance" / f"{name}.json"
-        if is_done(record_path, request):
-            _log.info(f"{name} is there")
-            continue
-        case = case or read_case(files)
-        sequences = inpainter.sequences_of(case)
-        if sequences != SEQUENCES:
-            raise ValueError(
-                f"the model paints {', '.join(sequences)}; a labeled set needs {', '.join(SEQUENCES)}"
-            )
-        rois = settings.rois(case, sample)
+        names.append(f"{files.subject}_synthetic{sample:03d}")
+        if is_done(folder / "provenance" / f"{names[sample]}.json", request):
+            _log.info(f"{names[sample]} is there")
+        else:
+            missing.append(sample)
+    if not missing:
+        return
+    case = read_case(files)
+    sequences = inpainter.sequences_of(case)
+    if sequences != SEQUENCES:
+        raise ValueError(
+            f"the model paints {', '.join(sequences)}; a labeled set needs {', '.join(SEQUENCES)}"
+        )
+    if not (inpainter.has_labels or settings.tumor):
         # Before hours of sampling, since it refuses what has no label map.
-        labels = painted_labels(to_slices(case.segmentation), rois)
-        result, continuity = paint_sample(inpainter, case, rois, settings, sample)
+        painted_labels(to_slices(case.segmentation), settings.rois(case, missing[0]))
+    for sample, result, details in paint_samples(inpainter, case, settings, missing):
+        name = names[sample]
+        record_path = folder / "provenance" / f"{name}.json"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".partial.") as partial:
             target = Path(partial)
@@ -102,10 +117,12 @@ def _make_cases(
             }
             label_path = target / f"labels{_ENDING}"
             image = files.images[SEQUENCES[0]]
-            write_label_map(label_path, from_slices(labels), image)
+            if result.labels is None:
+                raise CaseError(f"{name}: {result.details['labels']['reason']}")
+            write_label_map(label_path, from_slices(result.labels), image)
             moves[label_path] = folder / "labelsTr" / f"{name}{_ENDING}"
             _check_grid(moves)
-            details = {"z_continuity": continuity, "clipped_to_dtype": clipped}
+            details["clipped_to_dtype"] = clipped
             record = case_record(inpainter, case, result, request, **details)
             for written, final in moves.items():
                 final.parent.mkdir(parents=True, exist_ok=True)
@@ -138,10 +155,18 @@ def _write_dataset(
     }
     write_json(folder / "dataset.json", dataset)
     single = inpainter.num_channels == 1
+    paths = {name: f"provenance/{name}.json" for name in names}
+    records = {name: json.loads((folder / path).read_text()) for name, path in paths.items()}
     manifest = {
         "synthetic": True,
         "checkpoint": inpainter.checkpoint,
         "sequences": "sampled one by one with the same mask and noise" if single else "together",
-        "cases": {name: f"provenance/{name}.json" for name in names},
+        "cases": paths,
+        # Of each label, how many pixels were requested, painted (says the model) or kept from the input.
+        "labels": {
+            name: record["labels"]["pixels"]
+            for name, record in records.items()
+            if "labels" in record
+        },
     }
     write_json(folder / "manifest.json", manifest)

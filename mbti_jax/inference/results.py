@@ -14,7 +14,6 @@ from tfds_brats.slices import bounding_box, from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
 STD_OF_SLICE = "std.npy"
-_COLUMNS = ["input", "ROIs", "inpainted"]
 # What a header has to say of it; NIfTI has no units of intensities.
 _STD = "standard deviation over samples, in the image's units"
 
@@ -22,10 +21,12 @@ _STD = "standard deviation over samples, in the image's units"
 def write_case(
     folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
 ) -> dict[str, int]:
-    """Writes the repainted volumes and the map of ROIs into `folder`; of a mean the deviations, too.
+    """Writes the repainted volumes, the map of ROIs and the label map into `folder`.
 
     A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name. The
-    standard deviation over the samples is float32 in <input>-std, in the units of the input.
+    standard deviation over the samples, of a mean, is float32 in <input>-std, in the units of the input.
+    The label map is <case>-seg.nii.gz, in the numbers of the case's convention; files without one have
+    canonical numbers. There is none where nobody knows what was painted.
 
     Args:
         folder: where to.
@@ -52,8 +53,11 @@ def write_case(
             stacked = [std.get(c, none) for c in channels]
             std = std[None] if None in std else np.stack(stacked, axis=-1)
             write_map(folder / f"{name}-std{its_ending}", std, source, _STD)
-    labels = from_slices(result.rois.label_map())
-    write_label_map(folder / "rois.nii.gz", labels, next(iter(by_sequence)))
+    grid = next(iter(by_sequence))
+    write_label_map(folder / "rois.nii.gz", from_slices(result.rois.label_map()), grid)
+    if result.labels is not None:
+        labels = case.files.convention.on_disk(from_slices(result.labels))
+        write_label_map(folder / f"{case.subject}-seg.nii.gz", labels, grid)
     return clipped
 
 
@@ -80,7 +84,7 @@ def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> No
     numbers = {int(area.argmax()), int(with_roi[quarter]), int(with_roi[-1 - quarter])}
     y0, x0, y1, x1 = bounding_box(to_slices(case.brain) | result.rois.union)
     images = {name: (to_slices(case.values(name)), case.scale(name)) for name in result.values}
-    cells, rows = [], []
+    cells, rows, labels = [], [], _painted_labels(result)
     for number in sorted(numbers):
         rois = result.rois[number]
         for sequence, values in result.values.items():
@@ -90,18 +94,32 @@ def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> No
             picture = pictures.gray(scale.to_model(before))
             marked = pictures.with_rois(picture, rois.masks)
             line = [picture, marked, pictures.gray(scale.to_model(after))]
+            if labels is not None:
+                line.append(pictures.with_labels(line[-1], labels[number]))
             cells.append([cell[y0:y1, x0:x1] for cell in line])
             rows.append(f"{sequence.upper()}, slice {number}")
-    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)
+    pictures.figure(path, cells, rows=rows, columns=_columns(labels), title=title)
 
 
 def draw_slice(path: Path, image: np.ndarray, result: InpaintedSlice, title: str) -> None:
     """Draws a slice before, with its ROIs, and after (the first sample), one sequence per row."""
-    cells = []
+    cells, labels = [], _painted_labels(result)
     before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
     for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
         picture = pictures.gray(before[..., c], low, high)
         marked = pictures.with_rois(picture, result.rois.masks)
-        cells.append([picture, marked, pictures.gray(after[..., c], low, high)])
+        line = [picture, marked, pictures.gray(after[..., c], low, high)]
+        if labels is not None:
+            line.append(pictures.with_labels(line[-1], labels[0]))
+        cells.append(line)
     rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
-    pictures.figure(path, cells, rows=rows, columns=_COLUMNS, title=title)
+    pictures.figure(path, cells, rows=rows, columns=_columns(labels), title=title)
+
+
+def _painted_labels(result: InpaintedSlice | InpaintedVolume) -> np.ndarray | None:
+    """The labels that a preview shows; those that are the request would say nothing that ROIs do not."""
+    return None if result.label_probabilities is None else result.labels
+
+
+def _columns(labels: np.ndarray | None) -> list[str]:
+    return ["input", "ROIs", "inpainted"] + ["labels painted"] * (labels is not None)

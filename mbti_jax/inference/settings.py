@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.fields import FieldError, one_of, whole_number
+from mbti_jax.fields import FieldError, Positive, check_field, one_of, whole_number
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume
 from mbti_jax.rois.regions import Rois, check_names, parse_labels
-from mbti_jax.rois.tumors import MODES, own_tumor
+from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, CaseFiles, search_cases
 from tfds_brats.conventions import CaseError
 from tfds_brats.slices import to_slices
@@ -30,7 +32,9 @@ class InpaintSettings:
         images: the volumes of one case, {sequence: path}; or
         image: one slice.
         roi, roi_labels: file with the ROIs, and the meaning of its numbers; or
-        tumor: ROIs made of the case's own tumor, a key of `rois.tumors.MODES`.
+        tumor: ROIs made of the case's own tumor, a key of `rois.tumors.MODES`, or several with their
+            shares, see `rois.tumors.parse_shares`.
+        step_mm: with tumor "grow" or "shrink", by how much each sample changes the one before.
         box: names of the ROIs that are bounding boxes.
         slices, sequences: which of them; empty for all.
         sampling: how samples are drawn.
@@ -51,6 +55,7 @@ class InpaintSettings:
     roi: str
     roi_labels: str
     tumor: str
+    step_mm: Positive
     box: tuple[str, ...]
     slices: tuple[int, ...]
     sequences: tuple[str, ...]
@@ -66,6 +71,7 @@ class InpaintSettings:
         if self.layout == "nnunet" and self.is_mean:
             problem = "must be sample for the layout nnunet: a mean has not the texture of an image"
             raise FieldError("estimate", problem)
+        check_field("step_mm", self.step_mm, Positive)
         for number in self.slices:
             whole_number("slices", number)
         given = [name for name in ("source", "images", "image") if self._is_given(name)]
@@ -95,17 +101,17 @@ class InpaintSettings:
         except ValueError as error:
             raise FieldError("box", f"has an {error}") from error
         if self.tumor:
-            if self.tumor not in MODES:
-                raise FieldError(
-                    "tumor",
-                    f"names an unknown tumor mode {self.tumor!r}; choose one of {', '.join(MODES)}",
-                )
-            impossible = set(self.box) - set(MODES[self.tumor].kinds)
+            try:
+                shares = self.shares
+            except ValueError as error:
+                raise FieldError("tumor", f"cannot be used: {error}") from error
+            kinds = {} if self.is_series else {k: 0 for s in shares for k in MODES[s.mode].kinds}
+            impossible = set(self.box) - set(kinds)
             if impossible:
+                makes = f"{', '.join(kinds)} only" if kinds else "free-form ROIs only"
                 raise FieldError(
                     "box",
-                    f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes "
-                    f"{', '.join(MODES[self.tumor].kinds)} only",
+                    f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes {makes}",
                 )
         if self.intensity_range and not self.image:
             raise FieldError(
@@ -152,6 +158,29 @@ class InpaintSettings:
             )
         return [files for files in cases if files.subject in self.subjects], []
 
+    @property
+    def shares(self) -> tuple[Share, ...]:
+        """The modes that `tumor` names."""
+        return parse_shares(self.tumor)
+
+    @property
+    def is_series(self) -> bool:
+        """Whether samples are steps of a series, each of which starts from the one before."""
+        return bool(self.tumor) and MODES[self.shares[0].mode].is_step
+
+    def share_of(self, subject: str, sample: int) -> Share:
+        """The mode of a sample of a case, drawn by the shares; a function of seed, case and sample."""
+        shares = self.shares
+        key = (self.sampling.seed, sample, *subject.encode())
+        drawn = np.random.default_rng(key).random() if len(shares) > 1 else 0.0
+        ends = np.cumsum([share.share for share in shares])
+        return shares[min(int(np.searchsorted(ends, drawn, side="right")), len(shares) - 1)]
+
+    def box_of(self, share: Share) -> tuple[str, ...]:
+        """The ROIs of a mode that are bounding boxes."""
+        kinds = MODES[share.mode].kinds
+        return kinds if share.box else tuple(name for name in self.box if name in kinds)
+
     def roi_path(self, files: CaseFiles) -> Path:
         """The file that the ROIs of a case come from: its ROI map, or its segmentation."""
         return Path(self.roi.replace(SUBJECT, files.subject)) if self.roi else files.segmentation
@@ -166,9 +195,10 @@ class InpaintSettings:
             labels = parse_labels(self.roi_labels)
             return read_roi_volume(self.roi_path(case.files), case, labels, self.box)
         seed = (self.sampling.seed, sample)
-        brain = to_slices(case.brain)
+        share, brain = self.share_of(case.subject, sample), to_slices(case.brain)
         try:
-            return own_tumor(to_slices(case.segmentation), brain, self.tumor, self.box, seed)
+            box = self.box_of(share)
+            return own_tumor(to_slices(case.segmentation), brain, share.mode, box, seed)
         except ValueError as error:
             raise CaseError(f"{case.subject}: {error}") from error
 
@@ -178,4 +208,6 @@ class InpaintSettings:
             # One result, which depends on it.
             names = (*names, "num_samples")
         fields = {name: getattr(self, name) for name in names}
+        if self.is_series:
+            fields["step_mm"] = self.step_mm
         return {**inpainter.resolve(self.sampling).record(), **fields}

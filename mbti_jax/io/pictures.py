@@ -13,7 +13,7 @@ from matplotlib.textpath import TextPath
 from skimage.segmentation import find_boundaries
 
 from mbti_jax.io.files import replacing
-from mbti_jax.rois.kinds import CHANNELS, COLORS
+from mbti_jax.rois.kinds import CHANNELS, COLORS, COMPONENT_CHANNELS, KINDS, NUM_KINDS
 from tfds_brats.slices import bounding_box
 
 
@@ -37,6 +37,19 @@ def with_rois(picture: np.ndarray, roi_masks: np.ndarray, fill: float = 0.35) ->
         out[mask] = (1 - fill) * out[mask] + fill * color
         out[find_boundaries(mask, mode="inner")] = color
     return out.astype(np.uint8)
+
+
+def with_labels(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Outlines each tumor component of a canonical label map, in its ROI's color.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        labels: [H, W].
+    """
+    masks = np.zeros((*labels.shape, NUM_KINDS), bool)
+    for channel in COMPONENT_CHANNELS:
+        masks[..., channel] = labels == KINDS[channel].label
+    return with_rois(picture, masks, fill=0.0)
 
 
 def enlarge(picture: np.ndarray, least: int = 192) -> np.ndarray:

@@ -34,6 +34,8 @@ Channels = Annotated[int, Interval(1, 2**16)]
 OrNone = Annotated[int, Interval(-1, 2**16)]
 PatchSize = Annotated[int, Interval(1, 64)]
 Multiple = Annotated[float, Interval(0, 1024, "right")]
+# Of the label head: features per pixel, and the width of its hidden layer.
+_LABEL_FEATURES, _LABEL_WIDTH = 16, 32
 
 
 class UNet(nn.Module):
@@ -147,8 +149,8 @@ class UNet(nn.Module):
         last_level = len(widths) - 1
         heads_up = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
 
-        patches = space_to_depth(x, self.patch_size).astype(dtype)
-        h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(patches)
+        h = space_to_depth(x, self.patch_size).astype(dtype)
+        h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
         skips = [h]
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
@@ -186,19 +188,22 @@ class UNet(nn.Module):
                         h = blocks.Upsample(self.conv_resample, dtype, name=name)(h)
 
         image = blocks.GroupNorm(self.num_groups, name="out_0")(h)
-        image = self._unfolded(image, self.out_channels, "out_2")
-        if not self.label_head:
-            return Output(image)
-        # The input says what was asked of a pixel, which the features need not carry to it then.
-        h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
-        h = jnp.concatenate([h, patches], axis=-1)
-        h = nn.silu(blocks.conv3x3(widths[0], dtype, "label_out_1")(h))
-        return Output(image, self._unfolded(h, NUM_LABELS, "label_out_2"))
+        image = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(image)
+        image = jnp.asarray(depth_to_space(image, self.patch_size), jnp.float32)
+        return Output(image, self._label_logits(h, x) if self.label_head else None)
 
-    def _unfolded(self, h, channels, name):
-        """float32 [B, H, W, channels] by a last convolution of features [B, H/p, W/p, C]."""
-        h = blocks.conv3x3(channels * self.patch_size**2, jnp.dtype(self.dtype), name)(h)
-        return jnp.asarray(depth_to_space(h, self.patch_size), jnp.float32)
+    def _label_logits(self, h, x):
+        """float32 [B, H, W, 4] of features [B, H/p, W/p, C] and the network's input [B, H, W, C].
+
+        Features say what lies around a pixel, the input what the pixel itself shows and what was asked
+        of it. All pixels of a patch share the layers that put both together.
+        """
+        dtype = jnp.dtype(self.dtype)
+        h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
+        h = blocks.dense(_LABEL_FEATURES * self.patch_size**2, dtype, "label_out_1")(h)
+        h = jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+        h = nn.silu(blocks.dense(_LABEL_WIDTH, dtype, "label_out_2")(h))
+        return jnp.asarray(blocks.dense(NUM_LABELS, dtype, "label_out_3")(h), jnp.float32)
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""

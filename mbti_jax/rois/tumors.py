@@ -1,14 +1,24 @@
 """ROIs made of a case's own tumor, and the label map that a repainted case has."""
 
 import functools
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
+from scipy.ndimage import distance_transform_edt
 from scipy.signal import fftconvolve
 
-from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, KINDS, NORMAL, NUM_KINDS, TUMOR
+from mbti_jax.rois.kinds import (
+    CHANNELS,
+    COMPONENT_CHANNELS,
+    COMPONENTS,
+    KINDS,
+    NORMAL,
+    NUM_KINDS,
+    TUMOR,
+)
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY
@@ -16,10 +26,17 @@ from tfds_brats.slices import bounding_box
 
 
 class Mode(NamedTuple):
-    """A way to make ROIs of a tumor: what it means, and the kinds of ROI that it makes."""
+    """A way to make ROIs of a tumor.
+
+    Attributes:
+        meaning: in words.
+        kinds: of the ROIs that it makes.
+        is_step: whether it changes the tumor by some millimeters, in a free-form ROI.
+    """
 
     meaning: str
     kinds: tuple[str, ...]
+    is_step: bool = False
 
 
 MODES = {
@@ -29,7 +46,13 @@ MODES = {
     "move": Mode(
         "normal tissue where the tumor is, and its components elsewhere", ("normal", *COMPONENTS)
     ),
+    "grow": Mode("its outer component in the tissue around it", tuple(COMPONENTS), is_step=True),
+    "shrink": Mode("normal tissue in the rim of the tumor", ("normal",), is_step=True),
 }
+# Components from the outside of a tumor to its inside.
+_OUTER_FIRST = ("edema", "enhancement", "necrotic_core")
+# Distances between voxels are sums of squares and their roots.
+_ROUNDING_MM = 1e-3
 # Share of a moved tumor that must lie in free brain, and how far below the best place others may be.
 _LEAST_INSIDE = 0.9
 _MARGIN = 0.02
@@ -41,6 +64,9 @@ def own_tumor(
     mode: str,
     box: Collection[str] = (),
     seed: int | tuple[int, ...] = 0,
+    *,
+    step_mm: float = 0.0,
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Rois:
     """ROIs made of the tumor in a volume's segmentation.
 
@@ -49,6 +75,10 @@ def own_tumor(
     free brain as the best, at most 2% of the tumor less; what lies outside is left out. On the eight
     gliomas tried, the best place holds between 93% and all of the tumor.
 
+    A tumor grows into all brain within `step_mm` of it that is no resection cavity: by edema if it has
+    any, else by enhancement, else by necrotic core. It shrinks by what lies within `step_mm` of its
+    outside.
+
     Args:
         labels: uint8 [Z, H, W], canonical.
         brain: bool [Z, H, W].
@@ -56,17 +86,32 @@ def own_tumor(
         box: names of the ROIs that are bounding boxes; with `normal` the tissue that replaces a tumor
             fills its box in every slice.
         seed: whole numbers >= 0, of the place in mode "move".
+        step_mm: in modes "grow" and "shrink", by how much, in millimeters above 0.
+        spacing: of the voxels along Z, H and W in millimeters, for `step_mm`.
 
     Raises:
-        ValueError: an unknown mode, no tumor, or no place to move it to.
+        ValueError: an unknown mode, no tumor, no place to move it to, or a step that changes nothing.
     """
-    if mode not in MODES:
-        choices = ", ".join(f"{name} ({meaning})" for name, (meaning, _) in MODES.items())
-        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
+    _check_mode(mode)
     tumor = is_tumor(labels)
     if not tumor.any():
         raise ValueError("the segmentation holds no tumor")
     masks = np.zeros((*labels.shape, NUM_KINDS), bool)
+    if MODES[mode].is_step:
+        if box:
+            raise ValueError(f"tumor mode {mode!r} makes free-form ROIs only, no boxes")
+        grows = mode == "grow"
+        outer = next(name for name in _OUTER_FIRST if (labels == COMPONENTS[name]).any())
+        rim = _rim(~tumor if grows else tumor, step_mm, spacing)
+        if grows:
+            rim &= brain & (labels != CAVITY)
+        if not rim.any():
+            raise ValueError(
+                f"the tumor cannot {mode} by {step_mm:g} mm: no voxel is that near, of "
+                f"{' x '.join(f'{size:g}' for size in spacing)} mm"
+            )
+        masks[..., CHANNELS.index(outer if grows else "normal")] = rim
+        return Rois(masks)
     if mode in ("remove", "move"):
         masks[..., NORMAL] = tumor
     if mode == "random":
@@ -78,6 +123,73 @@ def own_tumor(
         for channel in COMPONENT_CHANNELS:
             masks[..., channel] = labels == KINDS[channel].label
     return Rois(masks, box)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        choices = ", ".join(f"{name} ({what.meaning})" for name, what in MODES.items())
+        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
+
+
+def _rim(
+    inside: Bool[np.ndarray, "Z H W"], width_mm: float, spacing: Sequence[float]
+) -> Bool[np.ndarray, "Z H W"]:
+    """The voxels of `inside` whose centers are at most `width_mm` from the center of one outside."""
+    distance = distance_transform_edt(inside, sampling=spacing)
+    return inside & (np.asarray(distance) <= width_mm + _ROUNDING_MM)
+
+
+class Share(NamedTuple):
+    """How often a set makes ROIs in some way.
+
+    Attributes:
+        mode: a key of `MODES`.
+        box: whether all of its ROIs are bounding boxes.
+        share: of the set.
+    """
+
+    mode: str
+    box: bool
+    share: float
+
+    @property
+    def name(self) -> str:
+        """As `parse_shares` reads it."""
+        return f"{self.mode} box" if self.box else self.mode
+
+
+def parse_shares(text: str) -> tuple[Share, ...]:
+    """The modes of a set in words.
+
+    Args:
+        text: a mode (`move`), or several with their shares (`replace: 2, replace box: 1, random: 1`).
+            With `box` behind a mode all its ROIs are bounding boxes. Shares need not add up to 1.
+
+    Returns:
+        Shares that add up to 1.
+
+    Raises:
+        ValueError: an unknown mode, one twice, a share that is no number above 0, or a mode that
+            changes a tumor by steps beside others or with boxes.
+    """
+    shares: dict[tuple[str, bool], float] = {}
+    for entry in text.split(","):
+        words, _, number = (part.strip() for part in entry.partition(":"))
+        mode, _, box = words.partition(" ")
+        _check_mode(mode if box.strip() in ("", "box") else words)
+        try:
+            share = float(number or 1)
+        except ValueError:
+            share = math.nan
+        if not 0 < share < math.inf or (mode, bool(box)) in shares:
+            raise ValueError(
+                f"{text!r}: {entry.strip()!r} is not 'mode' or 'mode: share', each mode once"
+            )
+        shares[mode, bool(box)] = share
+        if MODES[mode].is_step and (box or "," in text):
+            raise ValueError(f"{text!r}: {mode} makes a series of its own, of free-form ROIs")
+    total = sum(shares.values())
+    return tuple(Share(mode, box, share / total) for (mode, box), share in shares.items())
 
 
 def painted_labels(

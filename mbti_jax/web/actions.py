@@ -112,12 +112,13 @@ class Actions:
         if session is not None and value is not None:
             _paint(session, value)
 
-    def set_roi(self, file, labels, box, request: gr.Request):
+    def set_roi(self, file, labels, box, tumor, step_mm, request: gr.Request):
         session = self._session(request)
         if not file:
             raise ValueError("choose the file of the ROIs first")
         check_names(box)
-        take_roi(session, file, labels or "", self._visitors.limits)
+        step = _number("the step", step_mm)
+        take_roi(session, file, labels or "", self._visitors.limits, tumor or "", step)
         session.box = tuple(box)
         session.uploads = (*session.uploads, Path(file))
         slices = sorted(session.painted)
@@ -216,14 +217,17 @@ class Actions:
             return gr.Column(visible=False), None, None, gr.Image(visible=False), "", gr.skip()
         number, sample = int(number), int(sample)
         samples = results.samples_of(session, result, number, sequence)
+        marked = results.outlined(session, result, number, sequence)
         uncertain = results.uncertainty(session, result, number, sequence)
         pictures = [*samples]
         if samples:
-            pictures += [results.before(session, result, number, sequence)]
+            pictures += [results.before(session, result, number, sequence), *marked]
             text = (
                 f"{title(sequence)}, slice {number}, {result.titles[sample]}: before left of the line, "
                 "after right."
             )
+            if result.labels is not None:
+                text += " Outlined on the small pictures is what the model says it painted."
         elif sequence in result.values:
             text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
         else:
@@ -231,7 +235,8 @@ class Actions:
         if uncertain:
             pictures += [uncertain[0]]
         paths = session.write_pictures(pictures)
-        gallery = [*zip(paths, result.titles, strict=False)] if samples else []
+        shown = paths[len(samples) + 1 :]
+        gallery = [*zip(shown, result.titles, strict=False)] if samples else []
         compared = (paths[len(samples)], paths[sample]) if samples else None
         spread = gr.Image(visible=False)
         if uncertain:

@@ -26,7 +26,7 @@ from mbti_jax.web import uploads
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
-from tfds_brats.slices import bounding_box
+from tfds_brats.slices import bounding_box, from_slices
 
 # As the default of configs/inpaint.py: how far along z neighboring slices share their noise.
 Z_SIGMA_MM = 2.0
@@ -35,6 +35,8 @@ _LEAST_SIDE, _MARGIN = 480, 6
 _MOST_PIXELS = 2**22
 # Of a pixel that is made: twice in float64, once in float32 while it is sampled, once while it is kept.
 _PIXEL_BYTES = 8 + 8 + 4 + 4
+# Of a pixel of all slices: the probabilities of four labels, twice in float32, and the label.
+_LABEL_BYTES = 2 * 4 * 4 + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Result:
         std: of a mean, sequence -> float32 [len(slices), H, W], the standard deviation over the samples;
             None without any.
         roi: bool [len(slices), H, W].
+        labels: uint8 [results, len(slices), H, W], what a model with a label head says it painted;
+            None for other models.
         files: for each result its files.
         archive: all of them in one file.
         warnings: for the user.
@@ -59,6 +63,7 @@ class Result:
     values: dict[str, np.ndarray]
     std: dict[str, np.ndarray] | None
     roi: np.ndarray
+    labels: np.ndarray | None
     files: list[list[Path]]
     archive: Path
     warnings: list[str]
@@ -105,6 +110,10 @@ def run(
     sampling.check_num_samples(num_samples)
     sequences = tuple(sequences) or session.sequences
     count = len(session.painted) * len(sequences) * num_samples
+    size = math.prod(session.shape[1:])
+    needed = count * _PIXEL_BYTES * size
+    if inpainter.has_labels:
+        needed += num_samples * session.shape[0] * _LABEL_BYTES * size
     if count > limits.images:
         raise ValueError(
             f"{len(session.painted)} slices x {len(sequences)} sequences x {num_samples} samples are "
@@ -114,7 +123,7 @@ def run(
     uploads.check_memory(
         session.name,
         f"what is made of {count} images",
-        count * _PIXEL_BYTES * math.prod(session.shape[1:]),
+        needed,
         limits,
     )
     options = {"progress": progress, "cancel": cancel or session.cancelled.is_set}
@@ -131,6 +140,8 @@ def run(
         for one in folders:
             one.mkdir()
         if isinstance(source, Case):
+            if session.segmentation is not None:
+                source = dataclasses.replace(source, labels=from_slices(session.segmentation))
             samples = inpainter.inpaint_volume(
                 source, rois, sampling, samples=range(num_samples), sequences=sequences, **options
             )
@@ -141,14 +152,17 @@ def run(
                 painted = np.stack([sample.values[name][slices] for sample in samples])
                 kept = np.where(rois.union[slices], painted, session.volumes[name][slices])
                 values[name] = kept.astype(np.float32)
+            by_sample = [sample.labels for sample in samples if sample.labels is not None]
+            labels = np.stack(by_sample)[:, slices] if by_sample else None
             warnings = samples[0].details["warnings"]
         else:
             if sequences != session.sequences:
                 raise ValueError("the sequences of a single slice are repainted all together")
             # A single slice has no neighbors to share its noise with.
             sampling = dataclasses.replace(sampling, z_sigma_mm=0.0)
+            kept = None if session.segmentation is None else session.segmentation[0]
             inpainted = inpainter.inpaint(
-                source, rois[0], sampling, num_samples=num_samples, **options
+                source, rois[0], sampling, num_samples=num_samples, labels=kept, **options
             )
             _write_slice(inpainter, session, source, inpainted, folders)
             by_channel = inpainted.images.reshape(-1, 1, *source.shape[:2], len(sequences))
@@ -157,19 +171,32 @@ def run(
             if inpainted.is_mean and inpainted.std is not None:
                 deviations = np.moveaxis(inpainted.std.reshape(by_channel.shape[1:]), -1, 0)
                 std = dict(zip(sequences, deviations, strict=True))
+            labels = None if inpainted.labels is None else inpainted.labels[:, None]
             warnings = inpainted.provenance["warnings"]
     files = [sorted((folder / one.name).iterdir()) for one in folders]
     archive = folder / f"{session.name}-inpainted.zip"
     with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
         for path in itertools.chain.from_iterable(files):
             packed.write(path, path.relative_to(folder))
-    return Result(slices, titles, values, std, rois.union[slices], files, archive, warnings)
+    # Without a label head it is the request, which the user painted.
+    labels = labels if inpainter.has_labels else None
+    return Result(slices, titles, values, std, rois.union[slices], labels, files, archive, warnings)
 
 
 def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
     """uint8 [h, w, 3], the samples of a slice in gray; empty where it was not repainted."""
     samples = session.scales[sequence].to_model(result.samples(number, sequence))
     return [_close_up(session, result, pictures.gray(sample)) for sample in samples]
+
+
+def outlined(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
+    """As `samples_of`, with the outlines of what the model says it painted, if it does."""
+    scale, samples = session.scales[sequence], result.samples(number, sequence)
+    shown = [pictures.gray(scale.to_model(sample)) for sample in samples]
+    if shown and result.labels is not None:
+        labels = result.labels[:, result.slices.index(number)]
+        shown = [pictures.with_labels(*both) for both in zip(shown, labels, strict=True)]
+    return [_close_up(session, result, picture) for picture in shown]
 
 
 def before(session: Session, result: Result, number: int, sequence: str) -> np.ndarray:
@@ -225,9 +252,12 @@ def _write_slice(
 ) -> None:
     title, request = preview_title(session.name, inpainter), _request(session)
     for number, target in enumerate(folders):
-        one = dataclasses.replace(inpainted, images=inpainted.images[[number]])
+        labels = None if inpainted.labels is None else inpainted.labels[[number]]
+        one = dataclasses.replace(inpainted, images=inpainted.images[[number]], labels=labels)
         write_sequences(target, session.files, one.images[0])
         write_slice(target / "rois.png", inpainted.rois.label_map())
+        if labels is not None:
+            write_slice(target / "seg.png", labels[0])
         draw_slice(target / "preview.png", image, one, title)
         if inpainted.is_mean and inpainted.std is not None:
             write_slice(target / STD_OF_SLICE, inpainted.std)

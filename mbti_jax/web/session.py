@@ -18,7 +18,9 @@ from PIL import Image
 from mbti_jax.inference import checks, inputs
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io import pictures, slices
+from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.regions import Rois, check_names, parse_labels
+from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web import uploads
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, CaseFiles, find_cases, read_case
@@ -42,6 +44,8 @@ class Session:
         uploads: the files that these, and ROIs, are copies of.
         painted: slice number -> uint8 [H, W] with the numbers of `ROI_LABELS`, 0 where nothing is.
         box: names of the tissues to be treated as bounding boxes.
+        segmentation: uint8 [Z, H, W], canonical, which label maps keep outside the ROIs; None if it is
+            not known.
         result: what the last run made, a `results.Result`.
         busy: whether a run is asked for, waiting or under way.
         running: whether it is waiting or under way.
@@ -58,6 +62,7 @@ class Session:
     uploads: tuple[Path, ...] = ()
     painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     box: tuple[str, ...] = ()
+    segmentation: np.ndarray | None = None
     result: Any = None
     busy: bool = False
     running: bool = False
@@ -240,11 +245,21 @@ def load_files(
     return session
 
 
-def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -> None:
+def take_roi(
+    session: Session,
+    path: str | Path,
+    meaning: str,
+    limits: Limits,
+    tumor: str = "",
+    step_mm: float = 0.0,
+) -> None:
     """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
 
     Args:
         meaning: of the labels, see `rois.regions.parse_labels`.
+        tumor: a key of `rois.tumors.MODES` if the file is a segmentation of whose tumor ROIs shall be
+            made; "" if it holds the ROIs themselves.
+        step_mm: for modes "grow" and "shrink"; pixels of a single slice count as 1 mm.
 
     Raises:
         ValueError: it cannot be used; the message names the file.
@@ -265,6 +280,17 @@ def take_roi(session: Session, path: str | Path, meaning: str, limits: Limits) -
         else:
             roi = Rois.of(slices.read_roi(file), session.shape[1:], labels=labels)
             maps = roi.label_map()[None]
+    session.segmentation = None
+    if tumor:
+        if not set(np.unique(maps).tolist()) <= {0, *COMPONENTS.values()}:
+            raise ValueError(
+                f"{Path(path).name}: holds ROIs that are no components of a tumor; a segmentation is "
+                "needed"
+            )
+        session.segmentation = maps
+        spacing = source.spacing[::-1] if isinstance(source, Case) else (1.0, 1.0, 1.0)
+        rois = own_tumor(maps, session.brain, tumor, step_mm=step_mm, spacing=spacing)
+        maps = rois.label_map()
     session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
 
 

@@ -372,7 +372,7 @@ def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
         ({"source": ""}, "source or images or image has to be given.* not none"),
         ({"tumor": ""}, "roi .* or tumor .* has to be given"),
         ({"roi": "x.nii.gz"}, "roi .* or tumor .* has to be given"),
-        ({"tumor": "shrink"}, "unknown tumor mode 'shrink'"),
+        ({"tumor": "explode"}, "unknown tumor mode 'explode'"),
         ({"convention": "brats1999"}, "unknown convention"),
         ({"subjects": ("nobody",)}, "has no case nobody"),
         ({"slices": (5,)}, "slice 5 has no ROI; ROIs are in slices 1 to 3"),

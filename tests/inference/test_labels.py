@@ -2,40 +2,13 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_metadata, tiny_params
+from labeling_inpainter import THRESHOLDS, labeling_inpainter
+from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 
-from mbti_jax import Inpainter, Rois, Sampling
+from mbti_jax import Rois, Sampling
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.diffusion.output import Output
-from mbti_jax.diffusion.samplers.driver import Sampler
-
-# In the model's units; below the first there is no tumor.
-THRESHOLDS = (-0.4, 0.0, 0.4)
-
-
-def painter(params, x_t, t, condition):
-    """A network that paints what the noise says, and labels what it paints by its intensity.
-
-    In the null pass it claims enhancement everywhere.
-    """
-    image = 0.9 * jnp.sin(7 * x_t)
-    labels = sum((image[..., 0] > threshold).astype(jnp.int32) for threshold in THRESHOLDS)
-    is_null = (condition.class_vector == 0).all(-1)
-    labels = jnp.where(is_null[:, None, None], 3, labels)
-    return Output(image, 10.0 * (labels[..., None] == jnp.arange(4)))
-
-
-def labeling_inpainter(batch_size=4) -> Inpainter:
-    """An inpainter whose network is `painter`, in windows of the network's own size."""
-    metadata = tiny_metadata(label_head=True)
-    metadata["contract"]["diffusion"]["prediction"] = "x_0"
-    metadata["contract"]["data"]["window"] = metadata["contract"]["data"]["image_size"]
-    inpainter = Inpainter(tiny_params(metadata), metadata, batch_size, "painter")
-    inpainter._sampler = Sampler(painter, inpainter.pipeline.process)
-    return inpainter
 
 
 @pytest.mark.parametrize(

@@ -148,16 +148,21 @@ def test_space_to_depth_folds_patches():
 
 
 def test_label_head_adds_logits_and_leaves_the_image_alone():
-    """Whose last layer folds its channels as the image's does: row, column, label of a patch."""
+    """With features that are their biases, the logits are those of a small network on each pixel."""
     model = small_unet(patch_size=2, label_head=True)
     params, (x, t, class_vector) = random_params(model), random_inputs(model)
-    bias = np.arange(16, dtype=np.float32)
-    params["label_out_2"] = {"kernel": 0 * params["label_out_2"]["kernel"], "bias": bias}
+    # Row, column and feature of a patch, as the image's channels are folded.
+    folded = np.random.default_rng(1).standard_normal((2, 2, 16)).astype(np.float32)
+    kernel = params["label_out_1"]["kernel"]
+    params["label_out_1"] = {"kernel": 0 * kernel, "bias": folded.ravel()}
     condition = Condition(x[..., 1:], class_vector)
     output = quick_jit(model.apply)({"params": params}, x[..., :1], t, condition)
-    assert output.label_logits.shape == (2, 16, 16, 4)
     assert output.label_logits.dtype == jnp.float32
-    np.testing.assert_array_equal(output.label_logits[0, 4:6, 6:8].ravel(), bias)
+    pixels = np.concatenate([np.tile(folded, (2, 8, 8, 1)), x], axis=-1, dtype=np.float64)
+    hidden, last = params["label_out_2"], params["label_out_3"]
+    hidden = pixels @ hidden["kernel"] + hidden["bias"]
+    expected = (hidden / (1 + np.exp(-hidden))) @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(output.label_logits, expected, rtol=1e-4, atol=1e-4)
 
     published = {name: leaf for name, leaf in params.items() if not name.startswith("label_out")}
     assert published.keys() == param_shapes(model.clone(label_head=False)).keys()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from mbti_jax.rois.kinds import CHANNELS
-from mbti_jax.rois.tumors import own_tumor, painted_labels
+from mbti_jax.rois.tumors import own_tumor, painted_labels, parse_shares
 
 SHAPE = (4, 40, 36)
 
@@ -92,3 +93,68 @@ def test_refused(labels, brain):
         own_tumor(labels, brain, "delete")
     with pytest.raises(ValueError, match="holds no tumor"):
         own_tumor(np.where(labels == 4, 4, 0), brain, "remove")
+
+
+def nearest(where: np.ndarray, to: np.ndarray, spacing) -> np.ndarray:
+    """Distance in mm of each voxel of `where` from the nearest one of `to`."""
+    tree = cKDTree(np.argwhere(to) * spacing)
+    return tree.query(np.argwhere(where) * spacing)[0]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
+@pytest.mark.parametrize("step_mm", [1.0, 3.0])
+def test_grow_takes_the_brain_that_is_near(labels, brain, step_mm, spacing):
+    brain[:, :, 15:] = False  # The brain ends a pixel beside the tumor.
+    brain[3, 30:34, 20:24] = True
+    rois = own_tumor(labels, brain, "grow", step_mm=step_mm, spacing=spacing)
+    free = brain & (labels == 0)
+    expected = np.zeros(SHAPE, bool)
+    tumor = (labels > 0) & (labels < 4)
+    expected[tuple(np.argwhere(free)[nearest(free, tumor, spacing) <= step_mm + 1e-6].T)] = True
+    np.testing.assert_array_equal(channel(rois.masks, "edema"), expected)
+    assert expected.any() and rois.masks.sum() == expected.sum()
+    after = painted_labels(labels, rois)
+    np.testing.assert_array_equal(after, np.where(expected, 2, labels))
+    # A tumor without edema grows by what is outermost.
+    rois = own_tumor(
+        np.where(labels == 2, 0, labels), brain, "grow", step_mm=step_mm, spacing=spacing
+    )
+    assert channel(rois.masks, "enhancement").any() and not channel(rois.masks, "edema").any()
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
+def test_shrink_makes_the_rim_normal(labels, brain, spacing):
+    rois = own_tumor(labels, brain, "shrink", step_mm=2.0, spacing=spacing)
+    tumor = (labels > 0) & (labels < 4)
+    expected = np.zeros(SHAPE, bool)
+    expected[tuple(np.argwhere(tumor)[nearest(tumor, ~tumor, spacing) <= 2 + 1e-6].T)] = True
+    np.testing.assert_array_equal(channel(rois.masks, "normal"), expected)
+    np.testing.assert_array_equal(painted_labels(labels, rois), np.where(expected, 0, labels))
+
+
+def test_steps_that_change_nothing_are_refused(labels, brain):
+    with pytest.raises(ValueError, match=r"cannot grow by 0\.5 mm"):
+        own_tumor(labels, brain, "grow", step_mm=0.5)
+    with pytest.raises(ValueError, match=r"cannot shrink by 0\.5 mm"):
+        own_tumor(labels, brain, "shrink", step_mm=0.5)
+    with pytest.raises(ValueError, match="free-form ROIs only"):
+        own_tumor(labels, brain, "grow", ["edema"], step_mm=2.0)
+
+
+def test_shares_in_words():
+    assert parse_shares("move") == (("move", False, 1.0),)
+    assert parse_shares("replace: 2, replace box:1 ,random box") == (
+        ("replace", False, 0.5), ("replace", True, 0.25), ("random", True, 0.25),
+    )  # fmt: skip
+    for text in (
+        "delete",
+        "move boxes",
+        "move: -1",
+        "move: much",
+        "move, move",
+        "move,",
+        "grow, move",
+        "grow box",
+    ):
+        with pytest.raises(ValueError, match=r"mode|share|series"):
+            parse_shares(text)

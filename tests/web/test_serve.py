@@ -9,8 +9,10 @@ import zipfile
 import nibabel as nib
 import numpy as np
 import pytest
+from labeling_inpainter import labeling_inpainter
 from PIL import Image
-from synthetic_cases import SHAPE, make_arrays
+from scipy import ndimage
+from synthetic_cases import SHAPE, make_arrays, write_volume
 from tiny_inpainter import make_slice
 from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 
@@ -159,6 +161,7 @@ def test_a_picture_is_repainted(png, tmp_path):
             "preview.png",
             "provenance.json",
             "rois.png",
+            "seg.png",
             "slice-inpainted.png",
         ]
         after = np.asarray(Image.open(by_name["slice-inpainted.png"]))
@@ -213,6 +216,49 @@ def test_the_mean_is_one_result_with_its_deviation(case_files, png, tmp_path, ki
     result = run(session, sequences=sequences, num_samples=1, estimate="mean", mean_passes=1)
     assert result.titles == ["mean in one pass"]
     assert results.uncertainty(session, result, number, name) is None
+
+
+def test_what_a_model_says_it_painted_is_outlined_and_offered(png, tmp_path):
+    session = load([png], tmp_path, inpainter=labeling_inpainter())
+    labels = np.zeros((40, 36), np.uint8)
+    labels[15:22, 12:20] = NUMBERS["tumor"]
+    session.paint(0, labels, ())
+    result = run(session, inpainter=labeling_inpainter())
+    outlined = results.outlined(session, result, 0, "slice")
+    for number, files in enumerate(result.files):
+        written = np.asarray(Image.open(next(path for path in files if path.name == "seg.png")))
+        np.testing.assert_array_equal(written, result.labels[number, 0])
+        assert not written[labels == 0].any() and written.any()
+        clean = results.samples_of(session, result, 0, "slice")[number]
+        changed = (outlined[number] != clean).any(-1)
+        # Colored is the outline of what was painted, and nothing else.
+        assert changed.any() and not changed.all()
+    assert results.outlined(session, result, 1, "slice") == []
+    # Without a label head there is nothing to say.
+    assert run(session).labels is None
+
+
+def test_rois_of_the_tumor_in_a_segmentation(case_files, tmp_path):
+    """They are made of it, and label maps keep it outside of them."""
+    images, labels = make_arrays(0)
+    path = write_volume(tmp_path / "seg.nii.gz", labels)
+    session = load(case_files, tmp_path, "brats2021")
+    take_roi(session, path, "brats2021", LIMITS, "grow", 1.0)
+    canonical = np.where(labels == 4, 3, labels).transpose(2, 1, 0)
+    np.testing.assert_array_equal(session.segmentation, canonical)
+    rois = np.stack([session.labels(z) for z in range(SHAPE[2])])
+    brain = np.any([image != 0 for image in images.values()], axis=0).transpose(2, 1, 0)
+    grown = ndimage.binary_dilation(canonical > 0) & (canonical == 0) & brain
+    np.testing.assert_array_equal(rois, np.where(grown, NUMBERS["edema"], 0))
+    result = run(session, num_samples=1)
+    (written,) = [path for path in result.files[0] if path.name.endswith("-seg.nii.gz")]
+    expected = np.where(grown, 2, canonical)
+    # BraTS 2021 writes enhancement as 4.
+    np.testing.assert_array_equal(
+        stored(written).transpose(2, 1, 0), np.where(expected == 3, 4, expected)
+    )
+    with pytest.raises(ValueError, match="no components of a tumor"):
+        take_roi(session, path, "1:normal, 2:edema, 4:enhancement", LIMITS, "remove")
 
 
 def test_a_run_that_cannot_be(case_files, tmp_path):
