@@ -1,6 +1,7 @@
 """The device that JAX uses: its clock, its memory, and PyTorch on it where it can be used."""
 
 import functools
+import gc
 import importlib
 from typing import Any
 
@@ -34,8 +35,12 @@ def is_out_of_memory(text: str) -> bool:
 
 
 def free_pytorch() -> None:
-    """Gives PyTorch's unused memory back to the device."""
+    """Drops what nobody uses any more, and gives PyTorch's unused memory back to the device."""
     torch, device = pytorch()
+    if torch is not None and device == "cuda":
+        # What it compiled holds on to weights.
+        torch.compiler.reset()
+    gc.collect()
     if torch is not None and device == "cuda":
         torch.cuda.empty_cache()
 

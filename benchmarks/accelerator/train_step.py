@@ -1,6 +1,5 @@
 """Stage 2: the train step over batch sizes, beside the PyTorch twin."""
 
-import gc
 from typing import Any
 
 import jax
@@ -24,17 +23,16 @@ _CALLS = 5
 
 
 def run(sizes: Sizes, record: Record) -> None:
-    """All rivals in turn at one batch size, then PyTorch and JAX alone up to what memory holds."""
+    """All rivals in turn at one batch size, then alone up to what memory holds."""
     record.unit("network", lambda: _network(sizes))
     record.unit("in turn", lambda: _in_turn(sizes))
     free_pytorch()
     torch, why = pytorch()
     if torch is None:
         record.add("PyTorch", {"absent": why})
-    # In this order, since JAX keeps what memory it once had.
-    for name in sides(_problem(sizes, 1)):
-        if name != "JAX":
-            _doubling(name, sizes, record)
+    # JAX last, since it keeps what memory it once had. torch.compile's compilation would take the time.
+    if torch is not None:
+        _doubling("PyTorch eager", sizes, record)
     _doubling("JAX", sizes, record)
 
 
@@ -60,7 +58,6 @@ def _in_turn(sizes: Sizes) -> dict[str, Any]:
         except Exception as error:
             if batch == 1 or not is_out_of_memory(str(error)):
                 raise
-        gc.collect()
         free_pytorch()
         batch //= 2
 
@@ -94,7 +91,6 @@ def _doubling(name: str, sizes: Sizes, record: Record) -> None:
     batch = 2 * sizes.batch
     while batch <= sizes.max_batch:
         result = record.unit(f"{name} alone, batch {batch}", lambda b=batch: _alone(name, sizes, b))
-        gc.collect()
         free_pytorch()
         if "error" in result:
             return
