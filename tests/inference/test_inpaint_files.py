@@ -129,7 +129,7 @@ def test_the_mean_of_a_slice_with_its_deviation_beside_it(tmp_path):
         np.load(out / "std.npy"), samples.std(0, ddof=1), rtol=1e-3, atol=1e-3
     )
     out = run(tmp_path / "one", **fields, estimate="mean", mean_passes=1) / "slice"
-    names = ["preview.png", "provenance.json", "slice-inpainted-mean.npy"]
+    names = ["preview.png", "provenance.json", "slice-inpainted-mean.npy", "slice-seg-mean.png"]
     assert sorted(path.name for path in out.iterdir()) == names
 
 
