@@ -87,12 +87,14 @@ def get_config() -> ConfigDict:
     config.estimate = "sample"
     # 1: the mean in a single pass of the network, without samples and their standard deviation.
     config.mean_passes = placeholder(int)
-    config.num_steps = 50
-    # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last).
-    config.sampler = "ddim"
+    # These three: what the checkpoint recommends, else 50 steps of ddim with trailing timesteps.
+    config.num_steps = placeholder(int)
+    # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last);
+    # consistency for models of configs/few_step.py.
+    config.sampler = placeholder(str)
     # Of the timesteps: trailing; cubic, for few steps of dpmpp_2m, unipc and heun; or ddim for
     # guided-diffusion's ddimN, with N = num_steps.
-    config.spacing = "trailing"
+    config.spacing = placeholder(str)
     # Below 0: what the checkpoint recommends, and 0 for mean_passes=1.
     config.guidance_weight = -1.0
     # plain; or, against the saturation of high weights, projected or rescaled.

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.max_waiting = 16
     # Users whose images are kept. More are refused, unless somebody has done nothing for ten minutes.
     config.max_sessions = 16
-    # DDIM steps that the page offers at first.
+    # Steps that the page offers at first, where the model does not recommend others.
     config.num_steps = 25
     config.limits = ConfigDict(
         {

@@ -22,6 +22,7 @@ COMMANDS = (
     "data",
     "evaluate",
     "export",
+    "few_step",
     "figures",
     "healthy_masks",
     "import_torch",

@@ -113,6 +113,24 @@ class Process(abc.ABC):
     def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
         """The clean image that a prediction means."""
 
+    def training_target(
+        self,
+        predict: Callable[[Images, Numbers], jax.Array],
+        x_0: Images,
+        eps: Images,
+        t: Numbers,
+        roi: Roi,
+        step: Any = None,
+    ) -> Images:
+        """What the network is trained to return, where that takes the network itself.
+
+        Args:
+            predict: (x_t, t) -> prediction, the network with its parameters and condition.
+            x_0, eps, t, roi: of the batch.
+            step: int scalar, the number of updates so far; None stands for many.
+        """
+        return self.target(x_0, eps, t)
+
     def variance(self, t: Any) -> Any:
         """alpha^2 + sigma^2 at times t, the variance of x_t where that of x_0 is 1."""
         return self.alpha(t) ** 2 + self.sigma(t) ** 2
@@ -267,6 +285,76 @@ class RectifiedFlow(NetworkProcess):
         return (t + 1).astype(number) / number(self.num_timesteps)
 
 
+@dataclasses.dataclass(frozen=True)
+class Consistency(Process):
+    """Training towards one to four steps: consistency tuning (Geng et al. 2024, arXiv:2406.14548).
+
+    A diffusion model is tuned into a consistency model (Song et al. 2023, arXiv:2303.01469): its
+    estimate f(x_t, t) of x_0, by any kind of prediction, shall be the same all along a path of the
+    process, and so the image in which the path ends. It is trained to agree with itself at an earlier
+    time r of the same x_0 and noise:
+
+        f(x_t, t) -> f(x_r, r) without a gradient,     r + 1 = (1 - gap) (t + 1),
+        f(x_r, r) = x_0 for r < 0, where no noise is left.
+
+    With gap = 1 that is the training of the diffusion model, so its weights are where tuning starts; gap
+    is 1/2 then and is halved every `halve_every` updates, down to 1/256. No teacher is kept, and no
+    derivative in t is taken. Errors count as in the training before, being those of the prediction that
+    means f(x_r, r) at x_t: so they are as large as they were for eps, v and x_0.
+
+    The class vector is dropped as in diffusion, and guidance takes two passes, with any weight.
+
+    Attributes:
+        process: that of the diffusion model.
+        halve_every: updates from one gap to the next.
+    """
+
+    process: NetworkProcess
+    halve_every: int = 1
+
+    samplers = ("consistency",)
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.process.num_timesteps
+
+    def alpha(self, t: Any) -> Any:
+        return self.process.alpha(t)
+
+    def sigma(self, t: Any) -> Any:
+        return self.process.sigma(t)
+
+    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
+        return self.process.target(x_0, eps, t)
+
+    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
+        return self.process.to_x_0(prediction, x_t, t)
+
+    def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
+        return self.process.draw_time(key)
+
+    def training_target(
+        self,
+        predict: Callable[[Images, Numbers], jax.Array],
+        x_0: Images,
+        eps: Images,
+        t: Numbers,
+        roi: Roi,
+        step: Any = None,
+    ) -> Images:
+        halvings = _MOST_HALVINGS if step is None else 1 + step // self.halve_every
+        gap = jnp.exp2(-jnp.minimum(halvings, _MOST_HALVINGS).astype(jnp.float32))
+        r = (1 - gap) * (t + 1).astype(jnp.float32) - 1
+        x_r, x_t = self.corrupt(x_0, eps, r, roi), self.corrupt(x_0, eps, t, roi)
+        end = jnp.where(like(r, x_0) < 0, x_0, self.to_x_0(predict(x_r, r), x_r, r))
+        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
+        return jax.lax.stop_gradient(self.target(end, (x_t - a * end) / s, t))
+
+
+# Of the gap between the two times of consistency tuning.
+_MOST_HALVINGS = 8
+
+
 class Regression(Process):
     """A plain regressor in the place of a diffusion process: the network paints the ROI at once.
 
@@ -314,6 +402,8 @@ class ProcessSettings:
         zero_terminal_snr: whether the schedule of a Gaussian process ends in noise alone, see
             `Schedule.with_zero_terminal_snr`.
         time_sampling: of a flow, see `RectifiedFlow`.
+        objective: "consistency" tunes a trained model towards few steps, see `Consistency`.
+        halve_every: see `Consistency`; 0 for the other objective.
 
     Raises:
         FieldError: a field has no such value.
@@ -327,9 +417,14 @@ class ProcessSettings:
     drop_condition: Share = 0.1
     zero_terminal_snr: bool = False
     time_sampling: TimeSampling = "uniform"
+    objective: Literal["diffusion", "consistency"] = "diffusion"
+    halve_every: int = 0
 
     def __post_init__(self):
         check_fields(self)
+        if (self.objective == "consistency") != (self.halve_every > 0):
+            problem = f"is at least 1 for consistency and 0 for diffusion, not {self.halve_every}"
+            raise FieldError("halve_every", problem)
         if self.zero_terminal_snr and self.process != "gaussian":
             raise FieldError(
                 "zero_terminal_snr", f"is of Gaussian schedules, not of a {self.process}"
@@ -344,6 +439,14 @@ class ProcessSettings:
 
     def make(self) -> Process:
         """The process."""
+        process = self._make()
+        if self.objective == "diffusion":
+            return process
+        if not isinstance(process, NetworkProcess):
+            raise FieldError("objective", f"consistency is not for a {self.process}")
+        return Consistency(process, self.halve_every)
+
+    def _make(self) -> Process:
         if self.process == "gaussian":
             try:
                 schedule = make_schedule(self.schedule, self.num_timesteps)

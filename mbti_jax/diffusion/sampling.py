@@ -1,7 +1,7 @@
 """`Sampling`: how samples are drawn, as one value."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,15 +15,20 @@ from mbti_jax.diffusion.guidance import (
     check_guidance,
     guidance_record,
 )
+from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.schedule import SPACINGS, sampling_timesteps
 from mbti_jax.fields import (
     Count,
     FieldError,
     Interval,
-    Name,
+    check_field,
     check_fields,
     finite_number,
+    one_of,
 )
+
+# What a `Sampling` leaves open, where the checkpoint recommends nothing.
+DEFAULTS = {"num_steps": 50, "sampler": "ddim", "spacing": "trailing"}
 
 
 class NonFiniteSampleError(ValueError):
@@ -35,10 +40,10 @@ class Sampling:
     """How samples are drawn. Progress and cancellation travel beside it.
 
     Attributes:
-        num_steps: steps of the sampler.
-        sampler: a key of `samplers.METHODS`. Which of them fit a model, its `Process` says.
+        num_steps: steps of the sampler; None for what the checkpoint recommends, or that of `DEFAULTS`.
+        sampler: a key of `samplers.METHODS`; None likewise. Which fit a model, its `Process` says.
         spacing: of the timesteps, "trailing", "cubic" or "ddim" (see `schedule.SPACINGS`), or the
-            timesteps themselves, strictly descending; `num_steps` is then their number.
+            timesteps themselves, strictly descending; `num_steps` is then their number. None likewise.
         eta: 0 (deterministic) to 1 (ancestral sampling); above 0 for the sampler "ddim" only.
         guidance: a `Guidance`, or its weight w for classifier-free guidance; None, also as the weight of
             a `Guidance`, for the weight that the checkpoint recommends.
@@ -56,9 +61,10 @@ class Sampling:
         FieldError: a field is not as above.
     """
 
-    num_steps: Count = 50
-    sampler: Name = "ddim"
-    spacing: str | Sequence[Any] = "trailing"
+    # Of the types Count, Name, and str or Sequence once they are resolved.
+    num_steps: Any = None
+    sampler: Any = None
+    spacing: Any = None
     eta: float = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0
@@ -70,8 +76,8 @@ class Sampling:
         if self.mean_passes is not None:
             self._check_mean_passes()
             object.__setattr__(self, "num_steps", 1)
-        if isinstance(self.spacing, str):
-            if self.spacing not in SPACINGS:
+        if isinstance(self.spacing, str | None):
+            if self.spacing not in (None, *SPACINGS):
                 known = ", ".join(SPACINGS)
                 problem = f"must be one of {known}, or timesteps. Unknown spacing {self.spacing!r}"
                 raise FieldError("spacing", problem)
@@ -82,10 +88,12 @@ class Sampling:
             object.__setattr__(self, "spacing", tuple(self.spacing))
             object.__setattr__(self, "num_steps", len(self.spacing))
         check_fields(self)
-        samplers.method(self.sampler)
+        check_field("num_steps", self.num_steps, Count | None)
+        if self.sampler is not None:
+            one_of("sampler", self.sampler, samplers.METHODS)
         if not 0 <= self.eta <= 1:
             raise FieldError("eta", f"must be between 0 and 1, not {self.eta}")
-        if self.eta and not samplers.method(self.sampler).TAKES_ETA:
+        if self.eta and self.sampler and not samplers.method(self.sampler).TAKES_ETA:
             problem = f"is 0 for the sampler {self.sampler}, not {self.eta}; ddim takes others"
             raise FieldError("eta", problem)
         if not isinstance(self.guidance, Guidance | None):
@@ -101,7 +109,7 @@ class Sampling:
         if self.estimate != "mean":
             problem = f"is of the estimate mean, not of {self.estimate}: leave out one of the two"
             raise FieldError("mean_passes", problem)
-        if self.spacing != "trailing":
+        if self.spacing not in (None, "trailing"):
             problem = "must be trailing with mean_passes, whose timestep is the last one"
             raise FieldError("spacing", problem)
 
@@ -114,12 +122,39 @@ class Sampling:
             problem = "must be at least 2 for their mean; or set mean_passes to 1"
             raise FieldError("num_samples", problem)
 
+    def resolved(
+        self, process: Process, recommended: Mapping[str, Any] | None = None
+    ) -> "Sampling":
+        """The same with nothing left open but, perhaps, its guidance.
+
+        Args:
+            process: of the model.
+            recommended: by its checkpoint: `num_steps`, `sampler`, `spacing`, each if it says so.
+
+        Raises:
+            FieldError: the mean in one pass of a model whose first estimate is no mean.
+        """
+        fits = DEFAULTS["sampler"] in process.samplers
+        defaults = {**DEFAULTS, "sampler": DEFAULTS["sampler"] if fits else process.samplers[0]}
+        known = {**defaults, **(recommended or {})}
+        if self.mean_passes:
+            if not fits:
+                problem = "is not for a model tuned for few steps, whose first estimate is a sample"
+                raise FieldError("mean_passes", problem)
+            known["spacing"] = "trailing"
+        missing = {name: known[name] for name in DEFAULTS if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing) if missing else self
+
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
+
+        Of a sampling whose number of steps and spacing are not left open.
 
         Raises:
             FieldError: there are no such timesteps.
         """
+        if self.num_steps is None or self.spacing is None:
+            raise FieldError("num_steps", "and spacing must be given here")
         if isinstance(self.spacing, str):
             return sampling_timesteps(self.num_steps, num_timesteps, self.spacing)
         t = np.asarray(self.spacing)
@@ -142,7 +177,7 @@ class Sampling:
         if self.estimate == "sample":
             # As in records that are older than means.
             del record["estimate"], record["mean_passes"]
-        if not isinstance(self.spacing, str):
+        if not isinstance(self.spacing, str | None):
             record["spacing"] = [int(t) for t in self.spacing]
         return record | guidance_record(record.pop("guidance"))
 

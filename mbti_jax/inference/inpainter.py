@@ -189,8 +189,9 @@ class Inpainter:
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with a weight where there is none: the checkpoint's, 0 for `mean_passes`."""
+        """`sampling` with what the checkpoint recommends, and weight 0 for `mean_passes`."""
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
+        sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
 
     def inpaint(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
+from mbti_jax.diffusion.sampling import DEFAULTS, Sampling
 from mbti_jax.fields import FieldError, finite_number, increasing_numbers
 
 _PARTS = ("data", "diffusion", "model", "tasks")
@@ -24,6 +25,7 @@ def checked(metadata: Any) -> dict[str, Any]:
             increasing_numbers("x_0_bounds", inference["x_0_bounds"])
         if "guidance_weight" in inference:
             finite_number("guidance_weight", inference["guidance_weight"], GUIDANCE_WEIGHTS)
+        Sampling(**{name: inference.get(name) for name in DEFAULTS})
     except FieldError as error:
         raise ValueError(f"its metadata says that inference.{error}") from error
     return {**metadata, "contract": upgrade(metadata["contract"])}

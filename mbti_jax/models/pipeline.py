@@ -215,6 +215,7 @@ class Pipeline:
         weight: Numbers,
         keys: Keys,
         dropout_key: Key[jax.Array, ""] | None = None,
+        step: Integer[AnyArray, ""] | None = None,
     ) -> tuple[Float[jax.Array, ""], Terms]:
         """The numerator of the loss, and the sums from which all losses are made.
 
@@ -226,6 +227,7 @@ class Pipeline:
             weight: float32 [B], 0 for padding.
             keys: typed keys [B], for timestep, noise and dropping of the condition.
             dropout_key: key for dropout inside the network; None for none.
+            step: updates so far, for objectives that change with them; None for their last form.
 
         Returns:
             (sum, terms): what is to be divided by `terms.counts.sum()`, and the terms.
@@ -240,16 +242,23 @@ class Pipeline:
         t, eps, drop_keys = jax.vmap(draw)(keys)
         roi = condition.roi
         x_t = self.process.corrupt(x_0, eps, t, roi)
-        output = self.model.apply(
-            {"params": params},
-            x_t,
-            t,
-            drop_condition(drop_keys, condition, self.drop_rate),
-            deterministic=dropout_key is None,
-            rngs=None if dropout_key is None else {"dropout": dropout_key},
+        dropped = drop_condition(drop_keys, condition, self.drop_rate)
+
+        def predict(x_t, t):
+            output = self.model.apply(
+                {"params": params},
+                x_t,
+                t,
+                dropped,
+                deterministic=dropout_key is None,
+                rngs=None if dropout_key is None else {"dropout": dropout_key},
+            )
+            return cast(Output, output)
+
+        image, logits = predict(x_t, t)
+        target = self.process.training_target(
+            lambda x_t, t: predict(x_t, t).image, x_0, eps, t, roi, step
         )
-        image, logits = cast(Output, output)
-        target = self.process.target(x_0, eps, t)
         sums, counts = squared_error_terms(image, target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
         quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)

@@ -30,7 +30,12 @@ _FOLDER = "checkpoints"
 # Fields of the state in the item `train`.
 _TRAIN = ("step", "params", "opt_state")
 # Of a contract's part `diffusion`, the fields that came after the first checkpoints.
-_DIFFUSION = {"zero_terminal_snr": False, "time_sampling": "uniform"}
+_DIFFUSION = {
+    "zero_terminal_snr": False,
+    "time_sampling": "uniform",
+    "objective": "diffusion",
+    "halve_every": 0,
+}
 # Trained arrays hardly compress. Smaller ones than _MIN_BYTES harm nobody.
 _MAX_COMPRESSION, _MIN_BYTES = 50, 2**26
 _MAX_JSON_BYTES = 2**24

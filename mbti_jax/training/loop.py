@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.fields import FieldError
 from mbti_jax.models.pipeline import Pipeline, example_keys, losses
-from mbti_jax.models.unet import init_params
+from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
@@ -68,19 +69,19 @@ def make_train_step(
         The step. Its metrics are float32 scalars: `grad_norm`, and those of `pipeline.losses`.
     """
 
-    def microbatch_grads(params, batch, keys, dropout_key):
+    def microbatch_grads(params, batch, keys, dropout_key, step):
         prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         with jax.named_scope("preprocessing"):
             inputs = pipeline.prepare(batch, prepare_keys, augmented=True)
         loss_of = jax.value_and_grad(pipeline.loss_terms, has_aux=True)
-        (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key)
+        (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key, step)
         return grads, terms
 
     def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = example_keys(key, state.step, len(batch["weight"]))
         dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
         if accumulation == 1:
-            grads, terms = microbatch_grads(state.params, batch, keys, dropout_key)
+            grads, terms = microbatch_grads(state.params, batch, keys, dropout_key, state.step)
         else:
 
             def split(x):
@@ -90,7 +91,9 @@ def make_train_step(
             def add(total, part):
                 m, part_batch, part_keys = part
                 part_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
-                new = microbatch_grads(state.params, part_batch, part_keys, part_dropout)
+                new = microbatch_grads(
+                    state.params, part_batch, part_keys, part_dropout, state.step
+                )
                 return jax.tree.map(jnp.add, total, new), None
 
             parts = (jnp.arange(accumulation), *jax.tree.map(split, (batch, keys)))
@@ -104,8 +107,28 @@ def make_train_step(
     return step
 
 
-def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
+def join_cluster(multihost: bool) -> None:
+    """Finds the other processes of a run on several hosts; before anything else asks JAX for devices.
+
+    Raises:
+        FieldError: there is no cluster.
+    """
+    if multihost and not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            raise FieldError("multihost", f"is True, but no cluster was found: {error}") from error
+
+
+def train(
+    settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None = None
+) -> bool:
     """Trains in `workdir` until `settings.num_steps`, resuming from the newest checkpoint.
+
+    Args:
+        settings: of the run.
+        workdir: the run's folder.
+        initial: parameters to start from, those that `settings.started_from` names; None for random.
 
     Returns:
         Whether the last step was reached; False when a signal stopped the run, which was saved.
@@ -117,17 +140,13 @@ def train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
         ValueError, OSError: settings or data cannot be used, or there is too little space; the message
             says what to change.
     """
-    if settings.multihost:
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise FieldError("multihost", f"is True, but no cluster was found: {error}") from error
+    join_cluster(settings.multihost)
     # Before anything is opened there: opening checkpoints clears away what is half-written.
     with only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _train(settings, workdir)
+        return _train(settings, workdir, initial)
 
 
-def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
+def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None) -> bool:
     mesh = sharding.make_mesh()
     data = settings.data
     examples = data.examples(SliceSource(data.dataset, data.train_split))
@@ -136,12 +155,13 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
 
     optimizer = optax.adam(settings.optimizer.learning_rate)
 
-    def init(key: jax.Array) -> TrainState:
-        return create_state(init_params(pipeline.model, key), optimizer)
+    def init(source: Any) -> TrainState:
+        params = init_params(pipeline.model, source) if initial is None else source
+        return create_state(params, optimizer)
 
-    init_key = jax.random.fold_in(root, _INIT)
+    source = jax.random.fold_in(root, _INIT) if initial is None else jax.device_get(initial)
     shardings = sharding.state_sharding(
-        mesh, jax.eval_shape(init, init_key), fully_sharded=settings.fully_sharded
+        mesh, jax.eval_shape(init, source), fully_sharded=settings.fully_sharded
     )
     init = jax.jit(init, out_shardings=shardings)
     x_0_bounds = loader.intensity_bounds(examples)
@@ -151,10 +171,11 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike) -> bool:
             "x_0_bounds": list(x_0_bounds),
             "guidance_weight": settings.guidance_weight,
             "version": mbti_jax.__version__,
+            **settings.recommended(),
         },
     }
     checkpointer = Checkpointer(workdir, metadata, settings.max_to_keep)
-    state = checkpointer.restore(init.eval_shape(init_key)) or init(init_key)
+    state = checkpointer.restore(init.eval_shape(source)) or init(source)
     start = int(state.step)
     if jax.process_index() == 0 and start < settings.num_steps:
         # The one that is written is complete before an older one is deleted.

@@ -30,6 +30,7 @@ _CONTRACT = (
     "label_weight",
     "optimizer",
     "ema_decay",
+    "started_from",
 )
 
 
@@ -152,6 +153,7 @@ class TrainSettings:
         num_pictures: examples in the picture of samples.
         picture_steps: steps of the sampler for that picture.
         guidance_weight: for that picture, and what the checkpoint recommends.
+        started_from: SHA-256 of the weights that the run starts from; empty for random ones.
 
     Raises:
         FieldError: a value with which a run would fail late, or silently do something else.
@@ -178,10 +180,14 @@ class TrainSettings:
     num_pictures: Annotated[int, Interval(1, 1024)]
     picture_steps: Count
     guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
+    started_from: str = ""
 
     def __post_init__(self):
         check_fields(self)
         self.pipeline()
+        if self.diffusion.objective == "consistency" and not self.started_from:
+            problem = "consistency tunes a trained model: use configs/few_step.py"
+            raise FieldError("diffusion.objective", problem)
         if self.accumulation > self.batch_size:
             raise FieldError(
                 "accumulation",
@@ -215,8 +221,15 @@ class TrainSettings:
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]
+        if not self.started_from:
+            del fields["started_from"]
         fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
         return json.loads(json.dumps({name: fields[name] for name in _CONTRACT if name in fields}))
+
+    def recommended(self) -> dict[str, Any]:
+        """What the checkpoint recommends for sampling because of its objective, in JSON values."""
+        few = self.diffusion.objective == "consistency"
+        return {"num_steps": self.picture_steps, "spacing": "trailing"} if few else {}
 
     def pipeline(self) -> Pipeline:
         """Network, process and tasks: those of the contract, and rematerialization as asked for.

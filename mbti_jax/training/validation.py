@@ -72,7 +72,8 @@ class Validation:
         prepare = jax.jit(functools.partial(pipeline.prepare, augmented=False))
         self._pictured = jax.device_get(prepare(pictured, keys))
         self._sampler = Sampler(pipeline.apply, pipeline.process)
-        self._sampling = Sampling(settings.picture_steps, guidance=settings.guidance_weight)
+        drawn = Sampling(settings.picture_steps, guidance=settings.guidance_weight)
+        self._sampling = drawn.resolved(pipeline.process)
         self._bounds = x_0_bounds
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:

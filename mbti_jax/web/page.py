@@ -90,7 +90,7 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
     Args:
         actions: what happens on it.
         inpainter: the model, whose note is shown.
-        num_steps: DDIM steps that it offers at first.
+        num_steps: of the sampler, that it offers at first.
     """
     parts = SimpleNamespace()
     with _Page(
@@ -209,7 +209,9 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         # Without a precision, by which Gradio would round what is no whole number.
         seed = gr.Number(0, label="Seed", step=1, minimum=0, min_width=140)
         samples = gr.Slider(1, _MAX_SAMPLES, value=2, step=1, label="Samples", min_width=220)
-        steps = gr.Slider(1, _MAX_STEPS, value=num_steps, step=1, label="Steps", min_width=220)
+        # What the model is for goes before what the page offers.
+        value = inpainter.metadata["inference"].get("num_steps", num_steps)
+        steps = gr.Slider(1, _MAX_STEPS, value=value, step=1, label="Steps", min_width=220)
         weight = gr.Number(
             inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
         )

@@ -18,6 +18,7 @@ from mbti_jax.commands import (
     data,
     evaluate,
     export,
+    few_step,
     figures,
     healthy_masks,
     import_torch,
@@ -71,6 +72,7 @@ def load(name: str) -> dict[str, Any]:
 SETTINGS = {
     "train": TrainSettings,
     "baseline": TrainSettings,
+    "few_step": few_step.FewStepSettings,
     "quickstart": quickstart.QuickstartSettings,
     "evaluate": evaluate.EvaluateSettings,
     "figures": figures.Settings,
@@ -280,7 +282,7 @@ def test_a_quickstart_that_would_fail_after_training_is_refused(field, value):
         {"spacing": 3},
         {"spacing": ()},
         {"sampler": ""},
-        {"sampler": None},
+        {"sampler": ("ddim",)},
     ],
     ids=str,
 )

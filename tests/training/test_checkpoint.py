@@ -386,6 +386,8 @@ def test_arrays_far_beyond_their_files_are_not_read(tmp_path, monkeypatch, caplo
         (b'{"contract": {"data": 3}, "inference": {}}', "no part 'data'"),
         (b'{"contract": {}, "inference": {"x_0_bounds": [0, 1e-300]}}', "x_0_bounds must be"),
         (b'{"contract": {}, "inference": {"guidance_weight": 1e39}}', "guidance_weight must"),
+        (b'{"contract": {}, "inference": {"num_steps": 0}}', "num_steps must"),
+        (b'{"contract": {}, "inference": {"sampler": 3}}', "sampler must"),
         (b" " * 2**24 + b"{}", "too large for metadata"),
     ],
     ids=lambda value: repr(value)[:25],

@@ -22,7 +22,7 @@ images to noise. What differs is what the network means by x_0, see `Process.sam
 
 from types import ModuleType
 
-from mbti_jax.diffusion.samplers import ddim, dpmpp_2m, euler, heun, unipc
+from mbti_jax.diffusion.samplers import consistency, ddim, dpmpp_2m, euler, heun, unipc
 from mbti_jax.fields import one_of
 
 METHODS: dict[str, ModuleType] = {
@@ -31,6 +31,7 @@ METHODS: dict[str, ModuleType] = {
     "unipc": unipc,
     "euler": euler,
     "heun": heun,
+    "consistency": consistency,
 }
 
 

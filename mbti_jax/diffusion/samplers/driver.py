@@ -165,6 +165,7 @@ class Sampler:
 
     def _method(self, sampling: Sampling) -> tuple[ModuleType, Any]:
         """The method and its rows."""
+        sampling = sampling.resolved(self.process)
         self.process.check_sampler(sampling.sampler)
         method = samplers.method(sampling.sampler)
         t = sampling.timesteps(self.process.num_timesteps)
