@@ -6,8 +6,11 @@ from pathlib import Path
 # Four simulated devices, set before JAX starts: the sharding tests need several, and every other test
 # must not care how many there are.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the tests' time is compilation, which this level takes two fifths from.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
 )
 
 import numpy as np
