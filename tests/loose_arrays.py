@@ -47,9 +47,12 @@ def make_sampler(network, process):
         timesteps,
         weight,
         eta=0.0,
+        method="ddim",
         **options,
     ):
-        sampling = Sampling(spacing=tuple(timesteps), guidance=ClassifierFree(weight), eta=eta)
+        sampling = Sampling(
+            sampler=method, spacing=tuple(timesteps), guidance=ClassifierFree(weight), eta=eta
+        )
         condition = Condition(roi_masks, class_vector)
         return sampler(params, x_T, context, condition, keys, sampling, **options).x_0
 
