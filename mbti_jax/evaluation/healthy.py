@@ -39,6 +39,7 @@ FILLS: dict[str, Fill] = {
 }
 REGRESSOR = "U-Net regressor"
 ONE_SAMPLE = "diffusion, one sample"
+ONE_PASS = "diffusion, mean in one pass"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
@@ -194,6 +195,8 @@ def paint(
         painted[REGRESSOR] = next(_inpainted(workbench, regressor, voided, roi, sampling, 1))
     sampling = Sampling(settings.num_steps, seed=seed, z_sigma_mm=settings.z_sigma_mm)
     total, count = np.zeros(roi.shape), settings.num_samples
+    one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
+    painted[ONE_PASS] = next(_inpainted(workbench, workbench.inpainter, voided, roi, one_pass, 1))
     for values in _inpainted(workbench, workbench.inpainter, voided, roi, sampling, count):
         painted.setdefault(ONE_SAMPLE, values)
         total = total + values

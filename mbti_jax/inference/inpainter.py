@@ -193,6 +193,10 @@ class Inpainter:
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
 
+    def passes(self, sampling: Sampling) -> dict[str, int]:
+        """What a sample of one image costs: `evaluations` and `network_passes`, see `Sampler.passes`."""
+        return self._sampler.passes(self.resolve(sampling))
+
     def inpaint(
         self,
         image: np.ndarray,
