@@ -195,13 +195,13 @@ def paint(
         painted[REGRESSOR] = next(_inpainted(workbench, regressor, voided, roi, sampling, 1))
     sampling = Sampling(settings.num_steps, seed=seed, z_sigma_mm=settings.z_sigma_mm)
     total, count = np.zeros(roi.shape), settings.num_samples
-    one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
-    painted[ONE_PASS] = next(_inpainted(workbench, workbench.inpainter, voided, roi, one_pass, 1))
     for values in _inpainted(workbench, workbench.inpainter, voided, roi, sampling, count):
         painted.setdefault(ONE_SAMPLE, values)
         total = total + values
     if count > 1:
         painted[settings.mean_name] = total / count
+    one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
+    painted[ONE_PASS] = next(_inpainted(workbench, workbench.inpainter, voided, roi, one_pass, 1))
     return painted
 
 
