@@ -74,8 +74,11 @@ def get_config() -> ConfigDict:
     config.control.min_brain_area = 6000
     config.control.segmenter = ConfigDict(segmenter)
 
-    # The same measured against guidance weight and number of steps, in fewer slices.
+    # The same, and more, measured against guidance, and against sampler and steps, in fewer slices.
     config.guidance = ConfigDict()
+    # plain, projected, rescaled, or interval: plain guidance at these noise shares only.
+    config.guidance.kinds = ("plain", "interval", "projected", "rescaled")
+    config.guidance.interval = (0.2, 0.8)
     config.guidance.weights = (0.0, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
     config.guidance.num_steps = 50
     config.guidance.num_slices = 4
@@ -83,7 +86,12 @@ def get_config() -> ConfigDict:
     config.guidance.min_brain_area = 6000
     config.guidance.segmenter = ConfigDict(segmenter)
     config.steps = ConfigDict()
-    config.steps.steps = (1, 2, 5, 10, 25, 50, 100, 250, 1000)
+    # Samplers with their spacings, how often a sample may evaluate the network, and how often one of the
+    # reference does, which is DDIM.
+    config.steps.samplers = (("ddim", "trailing"), ("dpmpp_2m", "cubic"), ("unipc", "cubic"))
+    config.steps.evaluations = (1, 2, 4, 5, 8, 10, 16, 25, 50)
+    config.steps.reference = 250
+    config.steps.num_samples = 2
     config.steps.guidance_weight = 0.4
     config.steps.num_slices = 4
     config.steps.min_area = 12

@@ -48,7 +48,7 @@ PARTS: dict[str, Part] = {
 
 _RESULT = "result.json"
 # Counts what results hold and how intervals are made, so that results of different kinds do not mix.
-_REPORT = 2
+_REPORT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
         raise FieldError("checkpoint", "is a regressor; it can be given as healthy.regressor")
     for name in names:
         try:
-            getattr(settings, name).check_steps(process.num_timesteps)
+            getattr(settings, name).check_model(process)
         except FieldError as error:
             raise error.within(name) from error
     dataset = build_or_make_phantoms(

@@ -109,8 +109,8 @@ class Sampling:
         if self.estimate != "mean":
             problem = f"is of the estimate mean, not of {self.estimate}: leave out one of the two"
             raise FieldError("mean_passes", problem)
-        if self.spacing not in (None, "trailing"):
-            problem = "must be trailing with mean_passes, whose timestep is the last one"
+        if self.spacing not in (None, "trailing", "cubic"):
+            problem = "must be trailing or cubic with mean_passes, whose timestep is the last one"
             raise FieldError("spacing", problem)
 
     def check_num_samples(self, number: int) -> None:

@@ -39,6 +39,7 @@ FILLS: dict[str, Fill] = {
 }
 REGRESSOR = "U-Net regressor"
 ONE_SAMPLE = "diffusion, one sample"
+ONE_PASS = "diffusion, mean in one pass"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
@@ -199,6 +200,8 @@ def paint(
         total = total + values
     if count > 1:
         painted[settings.mean_name] = total / count
+    one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
+    painted[ONE_PASS] = next(_inpainted(workbench, workbench.inpainter, voided, roi, one_pass, 1))
     return painted
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from mbti_jax.data.loader import evenly_spaced
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, check_pixels
@@ -35,13 +36,14 @@ class PartSettings:
     def __post_init__(self):
         check_fields(self)
 
-    def check_steps(self, num_timesteps: int) -> None:
-        """Checks the numbers of steps against a model, before anything is sampled.
+    def check_model(self, process: Process) -> None:
+        """Checks how samples are drawn against a model's process, before anything is sampled.
 
         Raises:
-            FieldError: more steps than the model has timesteps.
+            FieldError: more steps than it has timesteps, or a sampler that does not fit.
         """
-        for name in ("num_steps", "steps"):
+        num_timesteps = process.num_timesteps
+        for name in ("num_steps", "evaluations", "reference"):
             most = np.max(getattr(self, name, 0))
             if most > num_timesteps:
                 raise FieldError(name, f"must be at most {num_timesteps}, as the model, not {most}")

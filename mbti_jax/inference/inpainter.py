@@ -194,6 +194,10 @@ class Inpainter:
         sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
 
+    def passes(self, sampling: Sampling) -> dict[str, int]:
+        """What a sample of one image costs: `evaluations` and `network_passes`, see `Sampler.passes`."""
+        return self._sampler.passes(self.resolve(sampling))
+
     def inpaint(
         self,
         image: np.ndarray,

@@ -167,7 +167,10 @@ NAN, INF = float("nan"), float("inf")
         ("control.segmenter.num_slices", 2),
         ("control.segmenter.seed", -1),
         *(("guidance.weights", value) for value in ((), (NAN,), (1e39,), ("a",), 1.0, None)),
-        *(("steps.steps", value) for value in ((), (0,), (2.5,), (-1,))),
+        *(("guidance.kinds", value) for value in ((), ("strong",), "plain")),
+        *(("guidance.interval", value) for value in ((0.8, 0.2), (0.2,), (0.2, NAN))),
+        *(("steps.evaluations", value) for value in ((), (0,), (2.5,), (-1,))),
+        *(("steps.samplers", value) for value in ((), ("ddim",), (("ddim", "even"),), (("dim",),))),
         *(("steps.guidance_weight", value) for value in (NAN, "x", None)),
         ("downstream.num_slices", 2),
         ("fidelity.num_subsets", 0),
@@ -192,9 +195,9 @@ def test_settings_that_the_model_cannot_follow_are_named_before_cases_are_read(
 ):
     monkeypatch.setattr(evaluate, "build_or_make_phantoms", None)
     settings = config(source)
-    settings.steps.steps = (10, 1001)
+    settings.steps.evaluations = (10, 1001)
     with pytest.raises(
-        FieldError, match=r"steps\.steps must be at most 1000, as the model, not 1001"
+        FieldError, match=r"steps\.evaluations must be at most 1000, as the model, not 1001"
     ):
         evaluate.main(settings, str(tmp_path / "out"))
     settings = config(source)

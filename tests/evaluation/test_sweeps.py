@@ -1,4 +1,4 @@
-"""Curves over guidance weight and steps: their scores on constructed slices, choices, and the parts."""
+"""Comparisons of guidance and samplers: their scores on constructed slices, choices, and the parts."""
 
 import json
 import re
@@ -18,8 +18,17 @@ from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.rois.tumors import own_tumor
 
 COMMON = {"num_slices": 2, "min_area": 2, "min_brain_area": 50, "segmenter": TINY_SEGMENTER}
-GUIDANCE = sweeps.GuidanceSettings(**COMMON, weights=(0.0, 2.0), num_steps=2)
-STEPS = sweeps.StepsSettings(**COMMON, steps=(1, 3), guidance_weight=0.4)
+GUIDANCE = sweeps.GuidanceSettings(
+    **COMMON, kinds=("plain", "interval"), interval=(0.2, 0.8), weights=(0.0, 2.0), num_steps=2
+)
+STEPS = sweeps.StepsSettings(
+    **COMMON,
+    samplers=(("ddim", "trailing"), ("heun", "cubic")),
+    evaluations=(1, 2, 3),
+    reference=4,
+    num_samples=2,
+    guidance_weight=0.4,
+)
 
 
 def _healthy(seed=0):
@@ -91,33 +100,97 @@ def test_boxes_around_everything_are_not_scored():
     assert sweeps.visible_components({"t1": everything}, slices, 1) == {"dice": [], "iou": []}
 
 
-def _row(value, dice, texture, mae, iou=None):
-    means = {"dice": dice, "texture": texture, "mae": mae, "iou": iou}
-    return {"value": value} | {k: None if m is None else {"mean": m} for k, m in means.items()}
+def test_spread_saturation_and_intensities_of_what_is_known():
+    slices, condition = _healthy()
+    samples = np.stack([slices.images, slices.images + 0.2])
+    values, patients = sweeps.spread_score(slices, condition, samples)["spread"]
+    np.testing.assert_allclose(values, [0.2 / np.sqrt(2) / 2] * 4, rtol=1e-5)
+    assert patients.tolist() == ["subject_0"] * 2 + ["subject_1"] * 2
+    assert sweeps.spread_score(slices, condition, samples[:1]) == {}
+    # A quarter of the first ROI's pixels at the upper end, and one pixel at the lower one.
+    painted = np.zeros_like(slices.images)
+    painted[0, 3:6, 4:7, 0], painted[1, 5, 5, 1] = 2.0, -1.0
+    values, _ = sweeps.saturation_score(slices, condition, painted, (-1.0, 2.0))["saturation"]
+    np.testing.assert_allclose(values, [9 / 36, 0, 0, 1 / 49])
 
 
-def test_the_fewest_steps_that_are_as_good():
+def test_intensities_are_compared_with_those_of_the_same_component():
+    """Between two points of mass the Wasserstein distance is that of the points."""
+    labels = np.zeros((2, 16, 16), np.uint8)
+    labels[:, 2:8, 2:8], labels[:, 9:13, 9:13] = 2, 3
+    images = np.where(labels == 2, 0.4, -0.2)[..., None].astype(np.float32)
+    real = make_slices(images, labels)
+    task = make_control_task("components", real, labels, 1)
+    painted = images.copy()
+    painted[0, 2:8, 2:8] = 0.6
+    values, patients = sweeps.intensity_score(task, painted, real)["intensities"]
+    np.testing.assert_allclose(values, [0.1, 0, 0, 0], atol=1e-7)
+    assert patients.tolist() == ["subject_0", "subject_1"] * 2
+
+
+def _row(group, value, passes, *means, half=0.05):
+    names = ("dice", "iou", "mae", "texture", "spread")
+    ends = dict.fromkeys(("low", "high")) if half is None else None
+    found = {
+        name: None if m is None else {"mean": m, **(ends or {"low": m - half, "high": m + half})}
+        for name, m in zip(names, means, strict=True)
+    }
+    row = {"group": group, "value": value, "evaluations": value, "network_passes": passes}
+    return row | found | {"seconds": passes / 10}
+
+
+def test_the_cheapest_setting_within_every_interval_of_the_reference():
+    reference = _row("ddim", 250, 500, 0.80, None, 0.20, 0.40, 0.10)
     rows = [
-        _row(1, 0.70, 0.10, 0.01),  # Blurred, so with the least error.
-        _row(5, 0.79, 0.80, 0.02),
-        _row(10, 0.79, 0.88, 0.02),
-        _row(50, 0.80, 0.90, 0.02),
+        _row("ddim", 5, 10, 0.78, None, 0.16, 0.30, 0.12),  # Too smooth.
+        _row("unipc", 8, 16, 0.70, None, 0.20, 0.40, 0.10),  # Too little control.
+        _row("ddim", 25, 50, 0.81, None, 0.21, 0.42, 0.11),
+        _row("unipc", 10, 20, 0.79, None, 0.22, 0.38, 0.08),
+        reference,
     ]
-    assert sweeps.choose_steps(rows) == {"steps": 10}
-    assert sweeps.choose_steps(rows[::-1]) == {"steps": 10}
-    assert sweeps.choose_steps([row | {"dice": None} for row in rows]) == {"steps": 10}
-    # Good Dice and good texture never together: the most.
-    assert sweeps.choose_steps([_row(1, 0.9, 0.1, 0.1), _row(9, 0.5, 0.9, 0.1)]) == {"steps": 9}
-    # A blurred row that has the best Dice by chance does not decide.
-    lucky = [_row(1, 0.31, 0.25, 0.08), _row(250, 0.26, 0.39, 0.06), _row(1000, 0.27, 0.35, 0.06)]
-    assert sweeps.choose_steps(lucky) == {"steps": 250}
+    choice = sweeps.choose_steps(rows)
+    assert choice == {
+        "sampler": "unipc",
+        "evaluations": 10,
+        "passes": 20,
+        "reference": "250 evaluations of ddim",
+    }
+    # Better is outside, too: less error than the reference is blur.
+    assert sweeps.choose_steps([rows[0], reference])["sampler"] == "ddim"
+    assert sweeps.choose_steps([rows[0], reference])["evaluations"] == 250
+    # Without intervals nothing is told from anything.
+    unknown = _row("ddim", 250, 500, 0.80, None, 0.20, 0.40, 0.10, half=None)
+    assert sweeps.choose_steps([*rows[:-1], unknown])["evaluations"] == 250
+    blind = rows[3] | {"spread": None}
+    assert sweeps.choose_steps([blind, reference])["evaluations"] == 250
 
 
-def test_weights_for_tumors_and_for_healthy_tissue():
-    rows = [_row(0, 0.5, 1, 0.03, 0.9), _row(1, 0.8, 1, 0.04, 0.8), _row(9, 0.9, 1, 0.09, 0.2)]
-    assert sweeps.choose_weight(rows) == {"tumor": 1, "healthy": 0}
+def test_guidance_for_tumors_and_for_healthy_tissue():
+    rows = [
+        _row("plain", 0, 2, 0.5, 0.9, 0.03, 1, None),
+        _row("plain", 9, 2, 0.9, 0.2, 0.09, 1, None),
+        _row("projected", 1, 2, 0.8, 0.8, 0.04, 1, None),
+    ]
+    assert sweeps.choose_weight(rows) == {
+        "tumor": "projected guidance with w = 1",
+        "healthy": "plain guidance with w = 0",
+    }
     blind = [row | {"dice": None, "iou": None} for row in rows]
-    assert sweeps.choose_weight(blind) == {"tumor": None, "healthy": 0}
+    assert sweeps.choose_weight(blind)["tumor"] == "none can be told"
+
+
+def test_numbers_of_evaluations_are_those_that_a_method_has():
+    """Of n steps Heun's method takes 2 n - 1."""
+    settings = STEPS.settings(seed=3)
+    assert [(s.group, s.value, s.sampling.num_steps) for s in settings] == [
+        ("ddim, trailing", 1, 1),
+        ("ddim, trailing", 2, 2),
+        ("ddim, trailing", 3, 3),
+        ("heun, cubic", 1, 1),
+        ("heun, cubic", 3, 2),
+        ("ddim, trailing", 4, 4),
+    ]
+    assert {s.sampling.seed for s in settings} == {3}
 
 
 def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
@@ -143,22 +216,24 @@ def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "sweep", "settings", "values"),
+    ("name", "sweep", "settings", "passes"),
     [
-        ("guidance", sweeps.GUIDANCE, GUIDANCE, GUIDANCE.weights),
-        ("steps", sweeps.STEPS, STEPS, STEPS.steps),
+        # Guided in the interval only: of the two steps the first is noise alone.
+        ("guidance", sweeps.GUIDANCE, GUIDANCE, [4, 4, 3, 3]),
+        ("steps", sweeps.STEPS, STEPS, [2, 4, 6, 2, 6, 8]),
     ],
 )
-def test_a_part_measures_every_value_and_draws_it(tmp_path, name, sweep, settings, values):
+def test_a_part_measures_every_setting_and_draws_it(tmp_path, name, sweep, settings, passes):
     workbench = make_workbench(tmp_path)
     (tmp_path / name).mkdir()
     result = sweep.run(workbench, settings, tmp_path / name)
     result = json.loads(json.dumps(result, allow_nan=False))
-    assert [row["value"] for row in result["rows"]] == list(values)
+    assert [row["network_passes"] for row in result["rows"]] == passes
     assert all(row["mae"]["mean"] > 0 and row["seconds"] > 0 for row in result["rows"])
+    assert all((row["spread"] is not None) == (name == "steps") for row in result["rows"])
     text = sweep.tables(result)
-    for value in values:
-        assert f"\n| {value:g} |" in text
+    for setting in settings.settings(0):
+        assert f"\n| {setting.group} | {setting.value:g} |" in text
     (link,) = re.findall(r"\]\((.*?)\)", text)
     assert imread(tmp_path / link).shape[-1] >= 3
 

@@ -181,6 +181,7 @@ class Sampler:
 
 def _is_unguided(guidance):
     """Whether its weight is 0 in all examples."""
+    guidance = getattr(guidance, "guidance", guidance)
     return not np.any(getattr(guidance, "weight", 1.0))
 
 
