@@ -74,7 +74,14 @@ def get_config() -> ConfigDict:
     config.control.min_brain_area = 6000
     config.control.segmenter = ConfigDict(segmenter)
 
-    # The same measured against guidance weight and number of steps, in fewer slices.
+    # The label maps that models with a label head return; of other models nothing.
+    config.labels = ConfigDict()
+    config.labels.num_slices = 36
+    config.labels.num_steps = 25
+    config.labels.min_area = 12
+    config.labels.segmenter = ConfigDict(segmenter)
+
+    # Control measured against guidance weight and number of steps, in fewer slices.
     config.guidance = ConfigDict()
     config.guidance.weights = (0.0, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
     config.guidance.num_steps = 50
@@ -109,7 +116,8 @@ def get_config() -> ConfigDict:
     config.memorization.num_training_slices = 512
     config.memorization.num_pairs = 4
 
-    # Segmenters trained on real slices, on as many repainted ones, and on both.
+    # Segmenters trained on real slices, on as many repainted ones, and on both; of a model with a label
+    # head also on slices painted in boxes and as mixed tumors.
     config.downstream = ConfigDict()
     config.downstream.num_slices = 150
     config.downstream.num_steps = 25
