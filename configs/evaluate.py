@@ -74,6 +74,13 @@ def get_config() -> ConfigDict:
     config.control.min_brain_area = 6000
     config.control.segmenter = ConfigDict(segmenter)
 
+    # The label maps that models with a label head return; of other models nothing.
+    config.labels = ConfigDict()
+    config.labels.num_slices = 36
+    config.labels.num_steps = 25
+    config.labels.min_area = 12
+    config.labels.segmenter = ConfigDict(segmenter)
+
     # The same, and more, measured against guidance, and against sampler and steps, in fewer slices.
     config.guidance = ConfigDict()
     # plain, projected, rescaled, or interval: plain guidance at these noise shares only.
@@ -117,7 +124,8 @@ def get_config() -> ConfigDict:
     config.memorization.num_training_slices = 512
     config.memorization.num_pairs = 4
 
-    # Segmenters trained on real slices, on as many repainted ones, and on both.
+    # Segmenters trained on real slices, on as many repainted ones, and on both; of a model with a label
+    # head also on slices painted in boxes and as mixed tumors.
     config.downstream = ConfigDict()
     config.downstream.num_slices = 150
     config.downstream.num_steps = 25

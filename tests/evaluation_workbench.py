@@ -18,7 +18,11 @@ TINY_SEGMENTER = RealSegmenterSettings(
 
 
 def make_workbench(
-    folder: Path, num_subjects: int = 20, seed: int = 0, held_out: bool = True
+    folder: Path,
+    num_subjects: int = 20,
+    seed: int = 0,
+    held_out: bool = True,
+    label_head: bool = False,
 ) -> Workbench:
     """Writes cases of `synthetic_cases` with large tumors to `folder`, and opens their dataset.
 
@@ -27,12 +31,13 @@ def make_workbench(
         num_subjects: a tenth of them is the test split.
         seed: of the workbench.
         held_out: whether the network says that it was trained on the training split.
+        label_head: whether the network has one.
     """
     cases = folder / "cases"
     for number in range(num_subjects):
         write_case(cases, f"BraTS2021_{number:05d}", number, tumor_size=9 + number % 2)
     dataset = builder.build(cases, "brats2021", folder / "slices")
-    metadata = tiny_metadata()
+    metadata = tiny_metadata(label_head=label_head)
     metadata["contract"]["data"]["fingerprint"] = (
         SliceSource(dataset, "train").fingerprint if held_out else "another dataset"
     )

@@ -1,5 +1,6 @@
 """An inpainter whose network labels what it paints by its intensity, so that the labels are known."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -25,6 +26,15 @@ def painter(params, x_t, t, condition):
     return Output(image, 10.0 * (labels[..., None] == jnp.arange(4)))
 
 
+class _Painter:
+    """`painter` in the place of a UNet."""
+
+    label_head, out_channels = True, 1
+
+    def apply(self, variables, x_t, t, condition):
+        return painter(variables["params"], x_t, t, condition)
+
+
 @functools.cache
 def labeling_inpainter(batch_size: int = 4) -> Inpainter:
     """An inpainter whose network is `painter`, in windows of the network's own size."""
@@ -32,5 +42,6 @@ def labeling_inpainter(batch_size: int = 4) -> Inpainter:
     metadata["contract"]["diffusion"]["prediction"] = "x_0"
     metadata["contract"]["data"]["window"] = metadata["contract"]["data"]["image_size"]
     inpainter = Inpainter(tiny_params(metadata), metadata, batch_size, "painter")
+    inpainter.pipeline = dataclasses.replace(inpainter.pipeline, model=_Painter())
     inpainter._sampler = Sampler(painter, inpainter.pipeline.process)
     return inpainter

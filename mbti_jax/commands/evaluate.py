@@ -9,7 +9,15 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
-from mbti_jax.evaluation import control, diversity, downstream, fidelity, healthy, memorization
+from mbti_jax.evaluation import (
+    control,
+    diversity,
+    downstream,
+    fidelity,
+    healthy,
+    labels,
+    memorization,
+)
 from mbti_jax.evaluation.report import header, machine, write_report
 from mbti_jax.evaluation.sweeps import GUIDANCE, STEPS, GuidanceSettings, StepsSettings
 from mbti_jax.evaluation.workbench import Workbench
@@ -38,6 +46,7 @@ class Part(Protocol):
 PARTS: dict[str, Part] = {
     "healthy": healthy,
     "control": control,
+    "labels": labels,
     "guidance": GUIDANCE,
     "steps": STEPS,
     "diversity": diversity,
@@ -75,6 +84,7 @@ class EvaluateSettings:
     parts: tuple[str, ...]
     healthy: healthy.HealthySettings
     control: control.ControlSettings
+    labels: labels.LabelsSettings
     guidance: GuidanceSettings
     steps: StepsSettings
     diversity: diversity.DiversitySettings
@@ -112,9 +122,13 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def _run(settings: EvaluateSettings, folder: Path) -> None:
     inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
-    process, names = inpainter.pipeline.process, settings.parts or PARTS
+    process, names = inpainter.pipeline.process, list(settings.parts or PARTS)
     if not process.is_stochastic:
         raise FieldError("checkpoint", "is a regressor; it can be given as healthy.regressor")
+    if not inpainter.has_labels:
+        if "labels" in settings.parts:
+            raise FieldError("parts", "names labels, but the checkpoint's model has no label head")
+        names = [name for name in names if name != "labels"]
     for name in names:
         try:
             getattr(settings, name).check_model(process)

@@ -7,7 +7,7 @@ and are tested on real slices of subjects that neither they nor the generator ha
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import report, segmenter
 from mbti_jax.evaluation.control_tasks import make_control_task, transplant
+from mbti_jax.evaluation.labels import returned_labels
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference, summary
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
@@ -23,7 +24,8 @@ from mbti_jax.fields import Count, Interval
 from mbti_jax.rois.kinds import COMPONENTS
 
 SETS = ("real", "synthetic", "mixed")
-_DIFFERENCES = tuple(f"{name} - real" for name in SETS[1:])
+# Of a model with a label head: painted in boxes and as mixed tumors, with the labels that it returns.
+BOXES = "boxes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     synthetic = synthetic_slices(workbench, settings)
     mixed = LabeledSlices.concatenate([real, synthetic])
     sets: dict[str, LabeledSlices] = dict(zip(SETS, (real, synthetic, mixed), strict=True))
+    if workbench.inpainter.has_labels:
+        sets[BOXES] = synthetic_slices(workbench, settings, boxes=True)
     slices = workbench.slices("test", settings.num_test_slices, with_tumor=True)
     test = make_control_task("components", slices, slices.labels, settings.min_area)
     rows = []
@@ -68,7 +72,7 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
             network = segmenter.cached_segmenter(workbench.folder, *learned, bar)
             scores[name].append(test.score(network.labels(test.slices.images[..., channel])))
         for component in COMPONENTS:
-            dice = {name: np.stack([by[component] for by in scores[name]]) for name in SETS}
+            dice = {name: np.stack([by[component] for by in scores[name]]) for name in sets}
             summary = summarize(dice, test.slices.patients, workbench.seed)
             rows.append({"sequence": sequence, "component": component} | summary)
     return {
@@ -86,27 +90,37 @@ def run(workbench: Workbench, settings: DownstreamSettings, folder: Path) -> dic
     }
 
 
-def synthetic_slices(workbench: Workbench, settings: DownstreamSettings) -> LabeledSlices:
-    """Repainted slices of the training split with the label maps that they were painted after.
+def synthetic_slices(
+    workbench: Workbench, settings: DownstreamSettings, boxes: bool = False
+) -> LabeledSlices:
+    """Repainted slices of the training split with their label maps.
 
     A third each: the slices' own tumors painted anew, component by component; tumors of other training
-    slices in slices without; slices whose tumor was replaced by normal tissue. Boxes are left out, since
-    the model alone decides what is where in them.
+    slices in slices without; slices whose tumor was replaced by normal tissue. The label maps are those
+    that they were painted after.
+
+    Args:
+        boxes: edema is a box around that of the slice, and other slices' tumors are mixed ones in boxes;
+            the label maps are those that the model returns.
     """
     third, min_area = settings.num_slices // 3, settings.min_area
     with_tumor, hosts = workbench.with_and_without_tumor("train", third, settings.min_brain_area)
     moved = transplant(with_tumor.labels, hosts, workbench.seed)
+    own, elsewhere = ("edema_box", "tumor_box") if boxes else ("components", "components")
     tasks = (
-        make_control_task("components", with_tumor, with_tumor.labels, min_area),
-        make_control_task("components", *moved, min_area),
+        make_control_task(own, with_tumor, with_tumor.labels, min_area),
+        make_control_task(elsewhere, *moved, min_area),
         make_control_task("removal", with_tumor, with_tumor.labels, min_area),
     )
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
     parts = []
     for task in tasks:
         name = f"training slices, {task.kind}"
-        (images,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
+        samples = workbench.sampled(task.slices, task.condition, sampling, name=name)
+        (images,) = samples.images
         labels = np.zeros_like(task.labels) if task.kind == "removal" else task.labels
+        if boxes:
+            labels = returned_labels(samples, task.condition, task.slices)
         parts.append(dataclasses.replace(task.slices, images=images, labels=labels))
     return LabeledSlices.concatenate(parts)
 
@@ -117,28 +131,36 @@ def summarize(
     """Dice by training set, and how it differs from that of real slices.
 
     Args:
-        dice: float [seeds, N] for each of `SETS`, NaN in slices without the component.
+        dice: float [seeds, N] for each of `SETS`, and perhaps `BOXES`, NaN in slices without the
+            component.
         patients: [N].
         seed: of the intervals' resampling.
 
     Returns:
-        For each of `SETS` {"mean", "low", "high", "count", "seed_sd"}: mean over seeds and slices with
-        its interval over patients, and the standard deviation of the seeds' means (None for one seed).
-        For "synthetic - real" and "mixed - real" {"mean", "low", "high"}. All None without any Dice.
+        For each set {"mean", "low", "high", "count", "seed_sd"}: mean over seeds and slices with its
+        interval over patients, and the standard deviation of the seeds' means (None for one seed). For
+        "synthetic - real" and "mixed - real", and "boxes - synthetic" where there is such a set,
+        {"mean", "low", "high"}. All None without any Dice.
     """
     scored = np.isfinite(dice["real"][0])
     if not scored.any():
-        return dict.fromkeys([*SETS, *_DIFFERENCES])
+        return dict.fromkeys([*dice, *_differences(dice)])
     patients = patients[scored]
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
-    for name in SETS:
+    for name in dice:
         mean = mean_with_interval(dice[name].mean(0), patients, seed) or {}
         out[name] = {**mean, "seed_sd": summary(dice[name].mean(1))["sd"]}
-    for name, difference in zip(SETS[1:], _DIFFERENCES, strict=True):
-        mean, real_mean = dice[name].mean(0), dice["real"].mean(0)
-        out[difference] = paired_difference(mean, real_mean, patients, seed)
+    for difference, (name, other) in _differences(dice).items():
+        mean, other_mean = dice[name].mean(0), dice[other].mean(0)
+        out[difference] = paired_difference(mean, other_mean, patients, seed)
     return out
+
+
+def _differences(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Which sets are compared with which, by how that is called."""
+    pairs = [(name, "synthetic" if name == BOXES else "real") for name in names if name != "real"]
+    return {f"{name} - {other}": (name, other) for name, other in pairs}
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -147,13 +169,17 @@ def tables(result: Mapping[str, Any]) -> str:
         f"{name} {size['slices']} slices ({size['with_tumor']} with tumor)"
         for name, size in result["training_slices"].items()
     )
-    rows = []
+    rows, sets = [], list(result["training_slices"])
     for row in result["scores"]:
-        means, differences = [row[name] for name in SETS], [row[name] for name in _DIFFERENCES]
+        means, differences = (
+            [row[name] for name in sets],
+            [row[name] for name in _differences(sets)],
+        )
         sds = row["real"] and ", ".join(cell(mean["seed_sd"]) for mean in means)
         component = row["component"].replace("_", " ")
         rows.append([row["sequence"], component, *means, sds, *differences])
-    columns = ["sequence", "component", *SETS, f"SD of seeds ({', '.join(SETS)})", *_DIFFERENCES]
+    spread = f"SD of seeds ({', '.join(sets)})"
+    columns = ["sequence", "component", *sets, spread, *_differences(sets)]
     return report.section(
         "downstream",
         result=result,

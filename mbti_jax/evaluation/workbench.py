@@ -18,7 +18,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, check_pixels
 from mbti_jax.fields import FieldError, check_fields
-from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.inpainter import Inpainter, Samples
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles, find_cases
@@ -152,6 +152,20 @@ class Workbench:
         Returns:
             float32 [num_samples, N, S, S, Q], equal to the images outside the ROI.
         """
+        options = {"name": name, "num_samples": num_samples, "noise_numbers": noise_numbers}
+        return self.sampled(slices, condition, sampling, **options).images
+
+    def sampled(
+        self,
+        slices: LabeledSlices,
+        condition: Condition,
+        sampling: Sampling,
+        *,
+        name: str,
+        num_samples: int = 1,
+        noise_numbers: np.ndarray | None = None,
+    ) -> Samples:
+        """As `repaint`, with the probabilities of labels from a model with a label head."""
         # By number, not by position in a volume: slices of two subjects do not share noise.
         numbers = np.arange(len(slices)) if noise_numbers is None else noise_numbers
         sampling = self.inpainter.resolve(sampling)
@@ -175,6 +189,10 @@ class Workbench:
                     slice_indices=numbers,
                     progress=progress,
                 )
-            return {"samples": samples.images}
+            found = {"samples": samples.images}
+            if samples.label_probabilities is not None:
+                found["label_probabilities"] = samples.label_probabilities
+            return found
 
-        return cached(self.folder, "slices", request, sample)["samples"]
+        found = cached(self.folder, "slices", request, sample)
+        return Samples(found["samples"], found.get("label_probabilities"))

@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mbti_jax import sharding
+from mbti_jax.diffusion.arrays import Images
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree, with_weight
 from mbti_jax.diffusion.noise import start_noise
@@ -534,6 +536,46 @@ class Inpainter:
         probabilities = check_finite(probabilities, sampling)
         by_sequence = probabilities.reshape(*out.shape[:3], *probabilities.shape[1:])
         return Samples(painted, by_sequence.mean(2))
+
+    def labels_of(self, images: np.ndarray, condition: Condition, sampling: Sampling) -> np.ndarray:
+        """What the label head says of slices as they are, for measuring how well it is calibrated.
+
+        It sees them as at a sampling's last evaluation: noised inside the ROI, to that step's level.
+
+        Args:
+            images, condition: as for `sample`.
+            sampling: whose last step and seed count.
+
+        Returns:
+            float32 [N, S, S, 4], see `Samples.label_probabilities`.
+
+        Raises:
+            ValueError: the model has no label head, or the sampling is none that it knows.
+        """
+        if not self.has_labels:
+            raise ValueError("the model has no label head")
+        process, count, joint = self.pipeline.process, len(images), self.num_channels > 1
+        time = np.int32(sampling.timesteps(process.num_timesteps)[-1])
+
+        @jax.jit
+        def one_batch(params: Params, image: Images, eps: Images, condition: Condition) -> Any:
+            t = jnp.full(len(image), time)
+            x_t = process.corrupt(image, eps, t, condition.roi)
+            return jax.nn.softmax(self.pipeline.apply(params, x_t, t, condition).label_logits)
+
+        numbers = np.arange(count)
+        eps, _ = start_noise(sampling.seed, 0 * numbers, numbers, images.shape[1:], 0.0)
+        channels = [slice(None)] if joint else [slice(q, q + 1) for q in range(images.shape[-1])]
+        out = np.empty((count, *images.shape[1:3], NUM_LABELS), np.float32)
+        for first in range(0, count, self.batch_size):
+            # Padded to one shape, as samples are.
+            rows = np.minimum(np.arange(first, first + self.batch_size), count - 1)
+            shares = [
+                one_batch(self._params, images[rows][..., c], eps[rows][..., c], condition[rows])
+                for c in channels
+            ]
+            out[rows] = np.mean(jax.device_get(shares), axis=0)
+        return out
 
     def sequences_of(self, case: Case, wanted: Sequence[str] = ()) -> tuple[str, ...]:
         """Which sequences of a case the model shall repaint.

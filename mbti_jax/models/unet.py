@@ -190,19 +190,23 @@ class UNet(nn.Module):
         image = blocks.GroupNorm(self.num_groups, name="out_0")(h)
         image = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(image)
         image = jnp.asarray(depth_to_space(image, self.patch_size), jnp.float32)
-        return Output(image, self._label_logits(h, x) if self.label_head else None)
+        return Output(image, self._label_logits(h, x, embedding) if self.label_head else None)
 
-    def _label_logits(self, h, x):
+    def _label_logits(self, h, x, embedding):
         """float32 [B, H, W, 4] of features [B, H/p, W/p, C] and the network's input [B, H, W, C].
 
         Features say what lies around a pixel, the input what the pixel itself shows and what was asked
-        of it. All pixels of a patch share the layers that put both together.
+        of it. All pixels of a patch share the layers that put both together. The embedding scales and
+        shifts them, for how far a pixel can be believed depends on the noise in it.
         """
         dtype = jnp.dtype(self.dtype)
         h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
         h = blocks.dense(_LABEL_FEATURES * self.patch_size**2, dtype, "label_out_1")(h)
         h = jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
-        h = nn.silu(blocks.dense(_LABEL_WIDTH, dtype, "label_out_2")(h))
+        h = blocks.dense(_LABEL_WIDTH, dtype, "label_out_2")(h)
+        condition = blocks.dense(2 * _LABEL_WIDTH, dtype, "label_out_emb")(nn.silu(embedding))
+        scale, shift = jnp.split(condition[:, None, None, :], 2, axis=-1)
+        h = nn.silu(h * (1 + scale) + shift)
         return jnp.asarray(blocks.dense(NUM_LABELS, dtype, "label_out_3")(h), jnp.float32)
 
     def _embedding(self, t, class_vector):

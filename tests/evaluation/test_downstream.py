@@ -86,3 +86,24 @@ def test_overlapping_splits_are_refused(workbench, tmp_path, monkeypatch):
     monkeypatch.setattr(workbench, "patients", lambda split: patients("test"))
     with pytest.raises(ValueError, match="trained on them"):
         downstream.run(workbench, SETTINGS, tmp_path)
+
+
+def test_sets_of_boxes_are_labeled_by_what_the_model_returns(tmp_path):
+    workbench = make_workbench(tmp_path, label_head=True)
+    plain = downstream.synthetic_slices(workbench, SETTINGS)
+    boxes = downstream.synthetic_slices(workbench, SETTINGS, boxes=True)
+    # A third each; of the first the edema's box is repainted, and labeled by the network.
+    with_tumor = workbench.slices("train", 2, with_tumor=True)
+    changed = (boxes.images[:2] != with_tumor.images).any(-1)
+    assert (changed & (with_tumor.labels == 0)).any()
+    np.testing.assert_array_equal(boxes.labels[:2][~changed], with_tumor.labels[~changed])
+    assert (boxes.labels[:2] != with_tumor.labels).any()
+    np.testing.assert_array_equal(plain.labels[:2], with_tumor.labels)
+    result = downstream.run(workbench, SETTINGS, tmp_path)
+    assert [*result["training_slices"]] == [*SETS, "boxes"]
+    text = downstream.tables(json.loads(json.dumps(result, allow_nan=False)))
+    assert "boxes - synthetic" in text
+    dice = {name: np.array([[0.5, 0.7]]) for name in (*SETS, "boxes")}
+    dice["boxes"] = dice["boxes"] + 0.1
+    found = summarize(dice, np.array(["a", "b"]), seed=0)
+    assert found["boxes - synthetic"]["mean"] == pytest.approx(0.1)

@@ -155,12 +155,16 @@ def test_label_head_adds_logits_and_leaves_the_image_alone():
     folded = np.random.default_rng(1).standard_normal((2, 2, 16)).astype(np.float32)
     kernel = params["label_out_1"]["kernel"]
     params["label_out_1"] = {"kernel": 0 * kernel, "bias": folded.ravel()}
+    # An embedding that says the same of every example.
+    modulation = params["label_out_emb"]
+    modulation["kernel"] = 0 * modulation["kernel"]
+    scale, shift = np.split(modulation["bias"], 2)
     condition = Condition(x[..., 1:], class_vector)
     output = quick_jit(model.apply)({"params": params}, x[..., :1], t, condition)
     assert output.label_logits.dtype == jnp.float32
     pixels = np.concatenate([np.tile(folded, (2, 8, 8, 1)), x], axis=-1, dtype=np.float64)
     hidden, last = params["label_out_2"], params["label_out_3"]
-    hidden = pixels @ hidden["kernel"] + hidden["bias"]
+    hidden = (pixels @ hidden["kernel"] + hidden["bias"]) * (1 + scale) + shift
     expected = (hidden / (1 + np.exp(-hidden))) @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(output.label_logits, expected, rtol=1e-4, atol=1e-4)
 
