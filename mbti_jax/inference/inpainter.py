@@ -554,6 +554,7 @@ class Inpainter:
         """
         if not self.has_labels:
             raise ValueError("the model has no label head")
+        sampling = self.resolve(sampling)
         process, count, joint = self.pipeline.process, len(images), self.num_channels > 1
         time = np.int32(sampling.timesteps(process.num_timesteps)[-1])
 
