@@ -1,6 +1,6 @@
 r"""The paper's figures 3 to 7, and its scheme 1B as a sixth, on slices of a test split.
 
-    python run.py --config=configs/figures.py --config.num_steps=25
+    python run.py --config=configs/figures.py --config.sampler=unipc --config.num_steps=10
 
 needs no data: it makes phantom subjects that the bundled model has not seen and draws with that model.
 With your own model and data, and the paper's 1000 steps:
@@ -21,6 +21,7 @@ Run again, the same command draws what is missing.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -46,9 +47,11 @@ def get_config() -> ConfigDict:
 
     # Of the sampler, the slices, and the places where figure 1b inserts a tumor.
     config.seed = 0
+    # The paper's; see configs/inpaint.py for others.
     config.num_steps = 1000
-    # Of the timesteps: trailing, or ddim for guided-diffusion's ddimN with N = num_steps.
-    config.spacing = "trailing"
+    config.sampler = "ddim"
+    # Of the timesteps; empty: what suits the sampler.
+    config.spacing = placeholder(str)
     config.guidance_weight = 0.4
     config.eta = 0.0
     # Of figure 6; the paper gives the first and the last.

@@ -13,6 +13,7 @@ lets everybody in without one.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -35,8 +36,8 @@ def get_config() -> ConfigDict:
     config.max_waiting = 16
     # Users whose images are kept. More are refused, unless somebody has done nothing for ten minutes.
     config.max_sessions = 16
-    # Steps that the page offers at first, where the model does not recommend others.
-    config.num_steps = 25
+    # Steps that the page offers at first, where the model does not recommend others. Empty: the default.
+    config.num_steps = placeholder(int)
     config.limits = ConfigDict(
         {
             # Of an uploaded file, and of a NIfTI file after decompression, in 10^6 bytes.

@@ -56,7 +56,7 @@ class ServeSettings:
     host_names: tuple[str, ...]
     max_waiting: Count
     max_sessions: Count
-    num_steps: Count
+    num_steps: Count | None
     limits: Limits
 
     def __post_init__(self):

@@ -27,8 +27,9 @@ from mbti_jax.fields import (
     one_of,
 )
 
-# What a `Sampling` leaves open, where the checkpoint recommends nothing.
-DEFAULTS = {"num_steps": 50, "sampler": "ddim", "spacing": "trailing"}
+# What a `Sampling` leaves open, where the checkpoint recommends nothing. A spacing of None is that of
+# the sampler.
+DEFAULTS = {"num_steps": 50, "sampler": "ddim", "spacing": None}
 
 
 class NonFiniteSampleError(ValueError):
@@ -41,9 +42,11 @@ class Sampling:
 
     Attributes:
         num_steps: steps of the sampler; None for what the checkpoint recommends, or that of `DEFAULTS`.
-        sampler: a key of `samplers.METHODS`; None likewise. Which fit a model, its `Process` says.
+        sampler: a key of `samplers.METHODS`; None likewise, or "ddim" with eta above 0. Which fit a
+            model, its `Process` says.
         spacing: of the timesteps, "trailing", "cubic" or "ddim" (see `schedule.SPACINGS`), or the
-            timesteps themselves, strictly descending; `num_steps` is then their number. None likewise.
+            timesteps themselves, strictly descending; `num_steps` is then their number. None for what
+            the checkpoint recommends, or the `SPACING` of the sampler.
         eta: 0 (deterministic) to 1 (ancestral sampling); above 0 for the sampler "ddim" only.
         guidance: a `Guidance`, or its weight w for classifier-free guidance; None, also as the weight of
             a `Guidance`, for the weight that the checkpoint recommends.
@@ -135,8 +138,13 @@ class Sampling:
             FieldError: the mean in one pass of a model whose first estimate is no mean.
         """
         fits = DEFAULTS["sampler"] in process.samplers
-        defaults = {**DEFAULTS, "sampler": DEFAULTS["sampler"] if fits else process.samplers[0]}
-        known = {**defaults, **(recommended or {})}
+        known = {**DEFAULTS, "sampler": DEFAULTS["sampler"] if fits else process.samplers[0]}
+        known |= recommended or {}
+        if self.eta:
+            known |= {"sampler": "ddim", "spacing": None}
+        sampler = self.sampler or known["sampler"]
+        if sampler != known["sampler"] or not known["spacing"]:
+            known["spacing"] = samplers.method(sampler).SPACING
         if self.mean_passes:
             if not fits:
                 problem = "is not for a model tuned for few steps, whose first estimate is a sample"

@@ -32,7 +32,8 @@ _MAX_PLACES = 32
 _MAX_PREDICTIONS = 100
 
 # Settings that all figures depend on.
-_REQUESTED = ("split", "min_component_area", "seed", "num_steps", "spacing", "eta")
+_REQUESTED = ("split", "min_component_area", "seed")
+_DRAWN = ("num_steps", "sampler", "spacing", "eta")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,7 @@ class FigureSettings:
         split: of the dataset.
         min_component_area: pixels that each component must have in a slice.
         seed: of the sampler, of the choice of slices and of the places where figure 1b inserts a tumor.
-        num_steps, spacing, eta, guidance_weight: of the sampler.
+        num_steps, sampler, spacing, eta, guidance_weight: see `Sampling`.
         weights: guidance weights of figure 6.
         num_seeds: of figure 7.
 
@@ -103,8 +104,9 @@ class FigureSettings:
     split: str
     min_component_area: int
     seed: int
-    num_steps: Count
-    spacing: str
+    num_steps: Count | None
+    sampler: str | None
+    spacing: str | None
     guidance_weight: float
     eta: Share
     weights: Annotated[tuple[float, ...], Interval(0, _MAX_PREDICTIONS)]
@@ -130,8 +132,14 @@ class FigureSettings:
 
     def sampling(self, prediction: Prediction) -> Sampling:
         """How a prediction is sampled."""
-        common = Sampling(self.num_steps, spacing=self.spacing, eta=self.eta, seed=prediction.seed)
-        return dataclasses.replace(common, guidance=prediction.guidance_weight)
+        return Sampling(
+            self.num_steps,
+            self.sampler,
+            self.spacing,
+            eta=self.eta,
+            guidance=prediction.guidance_weight,
+            seed=prediction.seed,
+        )
 
     def _known(self) -> dict[str, Figure]:
         def shown(mode: str, *box: str) -> Prediction:
@@ -188,21 +196,24 @@ def draw_figures(
         FieldError: more steps than the model has timesteps.
         ValueError: a figure that exists belongs to another request, or the split has too few slices.
     """
-    num_timesteps = inpainter.pipeline.process.num_timesteps
-    Sampling(settings.num_steps, spacing=settings.spacing).timesteps(num_timesteps)
+    process = inpainter.pipeline.process
+    drawn = inpainter.resolve(Sampling(*(getattr(settings, name) for name in _DRAWN)))
+    process.check_sampler(drawn.sampler)
+    drawn.timesteps(process.num_timesteps)
     for figure in settings.chosen():
         path, record = (folder / f"figure_{figure.name}.{kind}" for kind in ("png", "json"))
         request = {
             "checkpoint": inpainter.checkpoint,
             "dataset": source.fingerprint,
             **{name: getattr(settings, name) for name in _REQUESTED},
+            **{name: getattr(drawn, name) for name in _DRAWN},
             "predictions": [prediction.record() for prediction in figure.predictions],
         }
         done = " exists"
         if not (is_done(record, request) and path.is_file()):
             content, done = choose(inpainter, source, figure.predictions, settings), ""
             painted = _paint(inpainter, figure, content, settings)
-            _draw(path, inpainter, figure, content, painted, settings.num_steps)
+            _draw(path, inpainter, figure, content, painted, drawn.num_steps)
             # Last, since it says that the figure is complete.
             files.write_json(record, {**_record(inpainter, figure, content), "request": request})
         logging.getLogger(__name__).info("figure %s%s: %s", figure.name, done, path)

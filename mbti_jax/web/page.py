@@ -33,6 +33,7 @@ import gradio as gr
 from gradio import themes
 
 from mbti_jax.diffusion.guidance import KINDS
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.tumors import MODES
@@ -84,13 +85,13 @@ class _Page(gr.Blocks):
             raise gr.Error(html.escape(text), print_exception=False) from error
 
 
-def build(actions: Actions, inpainter: Inpainter, num_steps: int) -> gr.Blocks:
+def build(actions: Actions, inpainter: Inpainter, num_steps: int | None) -> gr.Blocks:
     """The page.
 
     Args:
         actions: what happens on it.
         inpainter: the model, whose note is shown.
-        num_steps: of the sampler, that it offers at first.
+        num_steps: of the sampler, that it offers at first; None for what the model recommends.
     """
     parts = SimpleNamespace()
     with _Page(
@@ -201,7 +202,8 @@ def _paint_section(parts: SimpleNamespace) -> None:
             parts.take = gr.Button("Use this file")
 
 
-def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: int) -> None:
+def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: int | None) -> None:
+    offered = inpainter.resolve(Sampling())
     gr.Markdown("## 3 · Repaint")
     # Scripts may name any; on the page `open` leaves those that there are.
     parts.sequences = gr.CheckboxGroup(list(SEQUENCES), value=[], label="Sequences to repaint")
@@ -210,7 +212,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         seed = gr.Number(0, label="Seed", step=1, minimum=0, min_width=140)
         samples = gr.Slider(1, _MAX_SAMPLES, value=2, step=1, label="Samples", min_width=220)
         # What the model is for goes before what the page offers.
-        value = inpainter.metadata["inference"].get("num_steps", num_steps)
+        value = inpainter.metadata["inference"].get("num_steps", num_steps) or offered.num_steps
         steps = gr.Slider(1, _MAX_STEPS, value=value, step=1, label="Steps", min_width=220)
         weight = gr.Number(
             inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
@@ -224,7 +226,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
     )
     with gr.Accordion("Advanced", open=False), gr.Row():
         choices = list(inpainter.pipeline.process.samplers)
-        sampler = gr.Dropdown(choices, value=choices[0], label="Sampler", min_width=140)
+        sampler = gr.Dropdown(choices, value=offered.sampler, label="Sampler", min_width=140)
         guidance = gr.Dropdown(list(KINDS), value="plain", label="Guidance", min_width=140)
         lowest, highest = (
             gr.Slider(

@@ -13,7 +13,7 @@ from configs.figures import get_config
 from mbti_jax.commands import figures as command
 from mbti_jax.evaluation import figures
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.inpainter import Inpainter, Samples
 from mbti_jax.io import pictures
 from tfds_brats import builder
 from tfds_brats.reading import SliceSource
@@ -69,7 +69,7 @@ def calls(monkeypatch) -> list[SimpleNamespace]:
         painted = np.where(condition.roi, 0.5 + 0.1 * len(made), images)
         masks, classes = condition.roi_masks, condition.class_vector
         made.append(SimpleNamespace(masks=masks, classes=classes, sampling=sampling))
-        return painted[None]
+        return Samples(painted[None], None)
 
     monkeypatch.setattr(Inpainter, "sample", sample)
     return made

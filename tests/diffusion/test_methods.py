@@ -85,7 +85,7 @@ def sampler(process):
 
 
 def draw(process, method, steps, **options):
-    sampling = Sampling(steps, sampler=method, guidance=Unguided(), **options)
+    sampling = Sampling(steps, method, "trailing", guidance=Unguided(), **options)
     x_T = noise().astype(np.float32)
     return sampler(process)((), x_T, 0 * x_T, CONDITION, KEYS, sampling, chunk=1000).x_0
 

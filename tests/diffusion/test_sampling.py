@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from mbti_jax.diffusion import sampling
+from mbti_jax.diffusion.processes import RectifiedFlow
 from mbti_jax.diffusion.sampling import NonFiniteSampleError, Sampling, check_finite
 from mbti_jax.fields import FieldError
 
@@ -52,3 +54,28 @@ def test_records_of_samples_are_those_of_before_there_were_means():
     assert not {"estimate", "mean_passes"} & Sampling().record().keys()
     record = Sampling(50, estimate="mean", mean_passes=1).record()
     assert (record["estimate"], record["mean_passes"], record["num_steps"]) == ("mean", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "recommended", "expected"),
+    [
+        ({}, {}, (7, "unipc", "cubic")),
+        ({"num_steps": 3}, {}, (3, "unipc", "cubic")),
+        ({"sampler": "ddim"}, {}, (7, "ddim", "trailing")),
+        ({"sampler": "heun"}, {}, (7, "heun", "cubic")),
+        ({"sampler": "ddim", "spacing": "cubic"}, {}, (7, "ddim", "cubic")),
+        ({"eta": 0.5}, {}, (7, "ddim", "trailing")),
+        ({}, {"num_steps": 2, "sampler": "euler"}, (2, "euler", "trailing")),
+        ({}, {"spacing": "trailing"}, (7, "unipc", "trailing")),
+        ({"sampler": "dpmpp_2m"}, {"spacing": "trailing"}, (7, "dpmpp_2m", "cubic")),
+        ({"eta": 0.5}, {"sampler": "unipc", "spacing": "cubic"}, (7, "ddim", "trailing")),
+        ({"estimate": "mean", "mean_passes": 1}, {}, (1, "unipc", "trailing")),
+    ],
+)
+def test_what_is_left_open_follows_from_checkpoint_sampler_and_eta(
+    monkeypatch, fields, recommended, expected
+):
+    monkeypatch.setitem(sampling.DEFAULTS, "num_steps", 7)
+    monkeypatch.setitem(sampling.DEFAULTS, "sampler", "unipc")
+    found = Sampling(**fields).resolved(RectifiedFlow(), recommended)
+    assert (found.num_steps, found.sampler, found.spacing) == expected

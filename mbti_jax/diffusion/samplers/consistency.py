@@ -19,6 +19,7 @@ __all__ = ["EVALUATIONS", "TAKES_ETA", "Rows", "start", "step", "table"]
 
 TAKES_ETA = False
 EVALUATIONS = 1
+SPACING = "trailing"
 
 
 def table(process: Process, t: Int[np.ndarray, " n"], eta: float) -> Rows:

@@ -25,6 +25,7 @@ from mbti_jax.diffusion.processes import Process
 
 TAKES_ETA = True
 EVALUATIONS = 1
+SPACING = "trailing"
 
 
 class Rows(NamedTuple):

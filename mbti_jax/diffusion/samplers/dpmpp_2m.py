@@ -36,6 +36,7 @@ from mbti_jax.diffusion.processes import Process
 
 TAKES_ETA = False
 EVALUATIONS = 1
+SPACING = "cubic"
 
 
 class Rows(NamedTuple):

@@ -28,6 +28,7 @@ from mbti_jax.diffusion.samplers import euler
 
 TAKES_ETA = False
 EVALUATIONS = 2
+SPACING = "cubic"
 
 
 class Rows(NamedTuple):

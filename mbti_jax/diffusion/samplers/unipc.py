@@ -39,6 +39,7 @@ from mbti_jax.diffusion.samplers import dpmpp_2m
 
 TAKES_ETA = False
 EVALUATIONS = 1
+SPACING = "cubic"
 
 
 class Rows(NamedTuple):
