@@ -489,7 +489,8 @@ def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The cheapest row of which every measure lies within its interval at the reference, the last row.
 
-    Where a measure has no interval, only the reference itself is within it.
+    Where a measure has no interval, only the reference itself is within it. Of several rows at the same
+    cost the one nearest to the reference is chosen, by its largest distance in lengths of the intervals.
     """
     *others, reference = rows
 
@@ -497,9 +498,18 @@ def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         low, high = reference[name]["low"], reference[name]["high"]
         return low is not None and row[name] is not None and low <= row[name]["mean"] <= high
 
+    def distance(row):
+        lengths = {name: reference[name]["high"] - reference[name]["low"] for name in measures}
+        return max(
+            abs(row[name]["mean"] - reference[name]["mean"]) / (lengths[name] or 1.0)
+            for name in measures
+        )
+
     measures = [name for name in STEPS.measures if reference[name]]
     good = [row for row in others if all(is_within(row, name) for name in measures)]
-    best = min([*good, reference], key=lambda row: (row["network_passes"], row["seconds"]))
+    best = min(good, key=lambda row: (row["network_passes"], distance(row)), default=reference)
+    # A dearer row is no gain over the reference.
+    best = min(best, reference, key=lambda row: row["network_passes"])
     return {
         "sampler": best["group"],
         "evaluations": best["evaluations"],

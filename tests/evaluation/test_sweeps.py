@@ -161,6 +161,9 @@ def test_the_cheapest_setting_within_every_interval_of_the_reference():
     # Without intervals nothing is told from anything.
     unknown = _row("ddim", 250, 500, 0.80, None, 0.20, 0.40, 0.10, half=None)
     assert sweeps.choose_steps([*rows[:-1], unknown])["evaluations"] == 250
+    # At the same cost, the one nearest to the reference.
+    nearer = _row("dpmpp_2m", 10, 20, 0.80, None, 0.21, 0.39, 0.09)
+    assert sweeps.choose_steps([*rows[:-1], nearer, reference])["sampler"] == "dpmpp_2m"
     blind = rows[3] | {"spread": None}
     assert sweeps.choose_steps([blind, reference])["evaluations"] == 250
 
