@@ -61,7 +61,8 @@ def train_step():
 @functools.cache
 def sampler_steps():
     sampler = Sampler(pipeline().apply, pipeline().process)
-    process, sampling = pipeline().process, Sampling(50, eta=1.0)
+    process = pipeline().process
+    sampling = Sampling(50, eta=1.0).resolved(process)
     per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
     request = Request(
         params=param_shapes(pipeline().model),
