@@ -302,6 +302,13 @@ class Consistency(Process):
     derivative in t is taken. Errors count as in the training before, being those of the prediction that
     means f(x_r, r) at x_t: so they are as large as they were for eps, v and x_0.
 
+    All paths hang on the image that they start from. An estimate from eps or v becomes x_t itself as the
+    noise vanishes; one of x_0 is whatever the network says, nothing holds it, and the network drifts. So
+    it is blended there with x_t, as with a measurement of noise sigma / alpha where the estimate has an
+    error of d = 0.05 (the image having a range of 2):
+
+        f = (1 - k) estimate + k x_t / alpha,     k = (alpha d)^2 / ((alpha d)^2 + sigma^2)
+
     The class vector is dropped as in diffusion, and guidance takes two passes, with any weight.
 
     Attributes:
@@ -328,7 +335,16 @@ class Consistency(Process):
         return self.process.target(x_0, eps, t)
 
     def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
-        return self.process.to_x_0(prediction, x_t, t)
+        keep, skip = self._blend(x_t, t)
+        return (1 - keep) * self.process.to_x_0(prediction, x_t, t) + skip * x_t
+
+    def _blend(self, x_t: Image, t: Times) -> tuple[Any, Any]:
+        """k and k / alpha, to broadcast against the image; zeros for eps and v."""
+        a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
+        if self.process.prediction != "x_0":
+            return 0 * a, 0 * a
+        total = (a * _BLEND) ** 2 + s**2
+        return (a * _BLEND) ** 2 / total, a * _BLEND**2 / total
 
     def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
         return self.process.draw_time(key)
@@ -347,12 +363,16 @@ class Consistency(Process):
         r = (1 - gap) * (t + 1).astype(jnp.float32) - 1
         x_r, x_t = self.corrupt(x_0, eps, r, roi), self.corrupt(x_0, eps, t, roi)
         end = jnp.where(like(r, x_0) < 0, x_0, self.to_x_0(predict(x_r, r), x_r, r))
+        # The estimate that, blended, is the end; the image where most of the blend is x_t.
+        keep, skip = self._blend(x_t, t)
+        end = jnp.where(keep < 0.5, (end - skip * x_t) / (1 - keep), x_0)
         a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
         return jax.lax.stop_gradient(self.target(end, (x_t - a * end) / s, t))
 
 
-# Of the gap between the two times of consistency tuning.
+# Of consistency tuning: halvings of the gap between its two times, and the error d of estimates of x_0.
 _MOST_HALVINGS = 8
+_BLEND = 0.05
 
 
 class Regression(Process):

@@ -74,11 +74,19 @@ def test_what_it_trains_towards_is_the_end_of_the_path(name):
     eps = (1.1 - a * x_0) / s
     x_0, eps = (jnp.asarray(x, jnp.float32).reshape(-1, 1, 1, 1) for x in (x_0, eps))
     times, roi = jnp.full(20, 600.0), jnp.ones((20, 1, 1, 1))
-    predict = network(process, root=True)
+    tuned, ends = Consistency(process), network(process, root=True)
+
+    def predict(x_t, t):
+        """What means the end once a prediction of x_0 is blended with x_t."""
+        end = process.to_x_0(ends(x_t, t), x_t, t)
+        if name != "x_0":
+            return ends(x_t, t)
+        a, s = (like(x, x_t) for x in (process.alpha(t), process.sigma(t)))
+        k = (0.05 * a) ** 2 / ((0.05 * a) ** 2 + s**2)
+        return (end - k * x_t / a) / (1 - k)
+
     for step in (2, 3):
-        targets = Consistency(process).training_target(
-            predict, x_0, eps, times, roi, jnp.int32(step)
-        )
+        targets = tuned.training_target(predict, x_0, eps, times, roi, jnp.int32(step))
         mean = float(np.sum(np.asarray(targets).ravel() * weights) / weights.sum())
         errors.append(abs(mean - float(predict(x_t, t).item())))
     # A gap of 1/8, then of 1/16.
@@ -108,6 +116,24 @@ def test_the_gap_is_halved_and_bounded_and_ends_at_the_image():
     np.testing.assert_allclose(first[2], (eps - x_0)[2], rtol=1e-3)
     assert abs(first[0] - (eps - x_0)[0]).item() > 1e-2
     assert target.shape == x_0.shape
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_every_path_hangs_on_its_image(name):
+    """As the noise vanishes x_t itself is the estimate, whatever the network predicts within reason."""
+    process = Consistency(PROCESSES[name])
+    t, x_t = jnp.array([-0.999, 0.0, 900.0]), jnp.full((3, 1, 1, 1), 0.3)
+    first, second = (process.to_x_0(jnp.full_like(x_t, p), x_t, t).ravel() for p in (-1.0, 1.0))
+    reach = np.abs(first - second)
+    assert reach[0] < 0.02
+    assert reach[1] < 0.15
+    assert reach[2] > 0.5
+    if name == "x_0":
+        # A measurement of noise s / a, and an estimate with an error of 0.05, by their precisions.
+        a, s = float(process.alpha(t)[1]), float(process.sigma(t)[1])
+        weights = np.array([(a / s) ** 2, 1 / 0.05**2])
+        wanted = np.average([0.3 / a, 1.0], weights=weights)
+        assert float(second[1]) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_no_gradient_flows_through_the_target():
