@@ -292,7 +292,8 @@ def test_scaled_images_are_float32(case_files, tmp_path):
     session.paint(2, labels, ())
     result = run(session, num_samples=1)
     assert all(values.dtype == np.float32 for values in result.values.values())
-    written = nib.load(result.files[0][-1])
+    (path,) = [path for path in result.files[0] if "-inpainted" in path.name]
+    written = nib.load(path)
     after = np.asarray(written.dataobj.get_unscaled())
     np.testing.assert_array_equal(after[..., [0, 1, 3, 4, 5]], stored[..., [0, 1, 3, 4, 5]])
 
