@@ -171,7 +171,7 @@ def test_from_files_to_download(open_page, tmp_path):
     assert page.locator("#compare img").count() == 2
     samples = page.locator("#samples img")
     sync_api.expect(samples).to_have_count(2)
-    assert page.locator("#uncertainty img").is_visible()
+    sync_api.expect(page.locator("#uncertainty img")).to_be_visible(timeout=PATIENCE_MS)
     samples.nth(1).click()
     sync_api.expect(page.locator("#caption")).to_contain_text("sample 1", timeout=PATIENCE_MS)
 
