@@ -13,30 +13,14 @@ from mbti_jax.inference.load import load_model
 from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.loop import join_cluster, train
-from mbti_jax.training.settings import DataSettings, OptimizerSettings, TrainSettings
+from mbti_jax.training.settings import DataSettings, OptimizerSettings, RunSettings, TrainSettings
 
 _Split = Literal["train", "validation", "test"]
-# Fields that are the training's own, by the same names.
-_OF_TRAINING = (
-    "seed",
-    "ema_decay",
-    "batch_size",
-    "num_steps",
-    "accumulation",
-    "fully_sharded",
-    "multihost",
-    "log_every",
-    "checkpoint_every",
-    "max_to_keep",
-    "validate_every",
-    "validation_batches",
-    "num_pictures",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FewStepSettings:
-    """A run that tunes a model; see `configs/few_step.py`, and `TrainSettings` for what is not here.
+class FewStepSettings(RunSettings):
+    """A run that tunes a model; see `configs/few_step.py`, and `RunSettings` for what is not here.
 
     Attributes:
         init_from: the trained model, see `load_model`.
@@ -56,19 +40,6 @@ class FewStepSettings:
     learning_rate: Positive
     sampling_steps: Count
     remat: bool
-    seed: int
-    ema_decay: Annotated[float, Interval(0, 1, "left")]
-    batch_size: Count
-    num_steps: Count
-    accumulation: Count
-    fully_sharded: bool
-    multihost: bool
-    log_every: Count
-    checkpoint_every: Count
-    max_to_keep: Count
-    validate_every: Count
-    validation_batches: Count
-    num_pictures: Annotated[int, Interval(1, 1024)]
 
     def of_model(self, metadata: Mapping[str, Any], digest: str) -> TrainSettings:
         """The training that continues a model.
@@ -95,7 +66,7 @@ class FewStepSettings:
             problem = f"must be at most {most}, as the model's timesteps, not {self.sampling_steps}"
             raise FieldError("sampling_steps", problem)
         return TrainSettings(
-            **{name: getattr(self, name) for name in _OF_TRAINING},
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(RunSettings)},
             data=DataSettings(
                 dataset=self.dataset,
                 train_split=self.train_split,

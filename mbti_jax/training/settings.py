@@ -128,17 +128,11 @@ class OptimizerSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """A training run.
+class RunSettings:
+    """How a run goes on, whatever it trains.
 
     Attributes:
         seed: of everything that is drawn.
-        data: what it is trained on.
-        model: fields of `UNet`, apart from those that follow from the data.
-        diffusion: the process.
-        tasks: how tasks are drawn.
-        label_weight: of the label head's loss; 0 for a network without label head.
-        optimizer: the optimizer.
         ema_decay: of the moving average of the parameters, in [0, 1).
         batch_size: examples per update, over all devices and microbatches.
         num_steps: updates in all.
@@ -151,21 +145,9 @@ class TrainSettings:
         validate_every: steps between two validations.
         validation_batches: batches that the validation loss is a mean of.
         num_pictures: examples in the picture of samples.
-        picture_steps: steps of the sampler for that picture.
-        guidance_weight: for that picture, and what the checkpoint recommends.
-        started_from: SHA-256 of the weights that the run starts from; empty for random ones.
-
-    Raises:
-        FieldError: a value with which a run would fail late, or silently do something else.
     """
 
     seed: int
-    data: DataSettings
-    model: Mapping[str, Any]
-    diffusion: ProcessSettings
-    tasks: TaskSettings
-    label_weight: LabelWeight
-    optimizer: OptimizerSettings
     ema_decay: Annotated[float, Interval(0, 1, "left")]
     batch_size: Count
     num_steps: Count
@@ -178,6 +160,33 @@ class TrainSettings:
     validate_every: Count
     validation_batches: Count
     num_pictures: Annotated[int, Interval(1, 1024)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(RunSettings):
+    """A training run.
+
+    Attributes:
+        data: what it is trained on.
+        model: fields of `UNet`, apart from those that follow from the data.
+        diffusion: the process.
+        tasks: how tasks are drawn.
+        label_weight: of the label head's loss; 0 for a network without label head.
+        optimizer: the optimizer.
+        picture_steps: steps of the sampler for that picture.
+        guidance_weight: for that picture, and what the checkpoint recommends.
+        started_from: SHA-256 of the weights that the run starts from; empty for random ones.
+
+    Raises:
+        FieldError: a value with which a run would fail late, or silently do something else.
+    """
+
+    data: DataSettings
+    model: Mapping[str, Any]
+    diffusion: ProcessSettings
+    tasks: TaskSettings
+    label_weight: LabelWeight
+    optimizer: OptimizerSettings
     picture_steps: Count
     guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
     started_from: str = ""

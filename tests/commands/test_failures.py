@@ -33,11 +33,17 @@ cli.main()
 """
 
 
+def heed_interrupts() -> None:
+    """In the child: a suite that was started in the background has SIGINT ignored, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_main(body: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", WITH_MAIN.format(body=body)],
         cwd=ROOT,
         env={**os.environ, **environment},
+        preexec_fn=heed_interrupts,
         capture_output=True,
         text=True,
         timeout=120,
@@ -159,6 +165,7 @@ except BaseException as error:
     result = subprocess.run(
         [sys.executable, "run.py", f"--config={tmp_path}/config.py"],
         cwd=ROOT,
+        preexec_fn=heed_interrupts,
         capture_output=True,
         text=True,
         timeout=120,
