@@ -84,8 +84,8 @@ def sampler(process):
     return Sampler(apply, PROCESSES[process])
 
 
-def draw(process, method, steps, **options):
-    sampling = Sampling(steps, method, "trailing", guidance=Unguided(), **options)
+def draw(process, method, steps, spacing="trailing", **options):
+    sampling = Sampling(steps, method, spacing, guidance=Unguided(), **options)
     x_T = noise().astype(np.float32)
     return sampler(process)((), x_T, 0 * x_T, CONDITION, KEYS, sampling, chunk=1000).x_0
 
@@ -327,7 +327,7 @@ def test_what_a_method_remembers_lies_where_the_images_lie(method, caplog):
     four = jax.tree.map(lambda x: np.concatenate([x] * 4), (x_T, 0 * x_T, CONDITION))
     x_T, context, condition = jax.device_put(four, place)
     keys = jax.device_put(jnp.concatenate([KEYS] * 4), place)
-    sampling = Sampling(4, sampler=method, guidance=Unguided())
+    sampling = Sampling(4, method, "trailing", guidance=Unguided())
     with jax.log_compiles(), caplog.at_level(logging.DEBUG):
         out = sampler("flow")((), x_T, context, condition, keys, sampling, chunk=1).x_0
     compiled = [r for r in caplog.records if "XLA compilation of jit(_steps" in r.message]
