@@ -72,7 +72,7 @@ class Problem:
             pipeline,
             unflatten_dict(params),
             _random_inputs(pipeline, settings.batch_size, rng),
-            Sampling(num_steps, guidance=settings.guidance_weight),
+            Sampling(num_steps, "ddim", "trailing", guidance=settings.guidance_weight),
         )
 
     @property
