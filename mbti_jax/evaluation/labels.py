@@ -21,7 +21,7 @@ from mbti_jax.evaluation.overlap import dice
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count
-from mbti_jax.inference.inpainter import Samples
+from mbti_jax.inference.inpainted import Samples
 from mbti_jax.io import pictures
 from mbti_jax.rois import kinds
 from mbti_jax.rois.regions import CLASS_BOX, requested_labels

@@ -18,7 +18,8 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, check_pixels
 from mbti_jax.fields import FieldError, check_fields
-from mbti_jax.inference.inpainter import Inpainter, Samples
+from mbti_jax.inference.inpainted import Samples
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles, find_cases

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mbti_jax.inference.inpainter import InpaintedVolume
+from mbti_jax.inference.inpainted import InpaintedVolume
 from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale
 from tfds_brats.slices import to_slices

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mbti_jax.inference.continuity import describe, measure
-from mbti_jax.inference.inpainter import InpaintedVolume, Inpainter
+from mbti_jax.inference.inpainted import InpaintedVolume
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
 from mbti_jax.inference.requests import (
     RECORD,

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from mbti_jax.diffusion.samplers.driver import Progress
 from mbti_jax.inference import provenance
-from mbti_jax.inference.inpainter import InpaintedVolume, Inpainter
+from mbti_jax.inference.inpainted import InpaintedVolume
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import file_digest
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError

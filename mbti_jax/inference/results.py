@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume
+from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.io import pictures
 from mbti_jax.io.files import distinct_names
 from mbti_jax.io.nifti import write_label_map, write_map, write_nifti_like

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.inference.inpainter import InpaintedVolume, Inpainter
+from mbti_jax.inference.inpainted import InpaintedVolume
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.labels import label_map
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor, painted_labels

@@ -15,7 +15,8 @@ import numpy as np
 from mbti_jax.diffusion.samplers.driver import Cancel, Progress
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
-from mbti_jax.inference.inpainter import InpaintedSlice, InpaintedVolume, Inpainter
+from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import RECORD, case_record, preview_title
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.io import pictures

@@ -13,7 +13,8 @@ from configs.figures import get_config
 from mbti_jax.commands import figures as command
 from mbti_jax.evaluation import figures
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.inference.inpainter import Inpainter, Samples
+from mbti_jax.inference.inpainted import Samples
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io import pictures
 from tfds_brats import builder
 from tfds_brats.reading import SliceSource

@@ -12,7 +12,7 @@ from resynthesized_slices import make_condition, make_slices
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import labels as part
-from mbti_jax.inference.inpainter import Samples
+from mbti_jax.inference.inpainted import Samples
 
 SETTINGS = part.LabelsSettings(num_slices=3, num_steps=2, min_area=2, segmenter=TINY_SEGMENTER)
 
