@@ -103,6 +103,8 @@ SEED = 0  # @param {type:"integer"}
 # @markdown Denoising steps: 25 show what the model does, the paper took 1000.
 NUM_STEPS = 25  # @param {type:"slider", min:1, max:1000, step:1}
 GUIDANCE_WEIGHT = 0.4  # @param {type:"number"}
+# @markdown Millimeters of its surroundings that a removed tumor takes with it.
+DILATE_MM = 3.0  # @param {type:"number"}
 # @markdown The sequence that is shown.
 SEQUENCE = "flair"  # @param ["t1", "t1ce", "t2", "flair"]
 # @markdown Which regions become bounding boxes in the predictions with boxes?
@@ -219,7 +221,7 @@ def boxes_of(*rois):
 def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     """Repaints the slice's own tumor; see `tumors.MODES` for the modes."""
     brain = (image != 0).any(-1)
-    rois = own_tumor(labels[None], brain[None], mode, box, SEED)[0]
+    rois = own_tumor(labels[None], brain[None], mode, box, SEED, dilate_mm=DILATE_MM)[0]
     sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight)
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
         return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)

@@ -72,6 +72,9 @@ def get_config() -> ConfigDict:
     # By how many millimeters grow and shrink change it. The samples are steps of a series then: each
     # starts from the one before.
     config.step_mm = 2.0
+    # How many millimeters ROIs of normal tissue reach beyond what is given. Left open: 3 around a tumor
+    # that is removed or moved, whose blurred rim lies outside its outline, and 0 around ROIs of a file.
+    config.dilate_mm = placeholder(float)
     # ROIs to be treated as bounding boxes: normal, necrotic_core, edema, enhancement, tumor.
     config.box = ()
     # Slices by number; empty for all that have an ROI.

@@ -157,6 +157,9 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
         check_space(folder, settings.num_samples * image.nbytes, "the results")
         labels = parse_labels(settings.roi_labels)
         rois = Rois.of(read_roi(roi), image.shape[:2], settings.box, labels)
+        # The pixels of a slice count as 1 mm.
+        brain = (image != 0).reshape(*rois.union.shape, -1).any(-1)
+        rois = settings.dilated(rois, brain, (1.0, 1.0), roi)
         with progress_bar(name) as progress:
             result = inpainter.inpaint(
                 image,

@@ -1,17 +1,24 @@
 """Settings of the command that inpaints files."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.fields import FieldError, Positive, check_field, one_of, whole_number
+from mbti_jax.fields import (
+    FieldError,
+    NotNegative,
+    Positive,
+    check_field,
+    one_of,
+    whole_number,
+)
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume
-from mbti_jax.rois.regions import Rois, check_names, parse_labels
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois, check_names, parse_labels
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, CaseFiles, search_cases
 from tfds_brats.conventions import CaseError
@@ -35,6 +42,8 @@ class InpaintSettings:
         tumor: ROIs made of the case's own tumor, a key of `rois.tumors.MODES`, or several with their
             shares, see `rois.tumors.parse_shares`.
         step_mm: with tumor "grow" or "shrink", by how much each sample changes the one before.
+        dilate_mm: how far ROIs of normal tissue reach beyond what is given; None for
+            `REMOVAL_MARGIN_MM` around the case's own tumor, and 0 around ROIs of a file.
         box: names of the ROIs that are bounding boxes.
         slices, sequences: which of them; empty for all.
         sampling: how samples are drawn.
@@ -56,6 +65,7 @@ class InpaintSettings:
     roi_labels: str
     tumor: str
     step_mm: Positive
+    dilate_mm: NotNegative | None
     box: tuple[str, ...]
     slices: tuple[int, ...]
     sequences: tuple[str, ...]
@@ -72,6 +82,9 @@ class InpaintSettings:
             problem = "must be sample for the layout nnunet: a mean has not the texture of an image"
             raise FieldError("estimate", problem)
         check_field("step_mm", self.step_mm, Positive)
+        check_field("dilate_mm", self.dilate_mm, NotNegative | None)
+        if self.dilate_mm and self.layout == "brats_inpainting":
+            raise FieldError("dilate_mm", "must be 0 for brats_inpainting, whose masks are given")
         for number in self.slices:
             whole_number("slices", number)
         given = [name for name in ("source", "images", "image") if self._is_given(name)]
@@ -113,6 +126,10 @@ class InpaintSettings:
                     "box",
                     f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes {makes}",
                 )
+            if self.dilate_mm and not any(MODES[share.mode].removes for share in shares):
+                modes = " or ".join(name for name, mode in MODES.items() if mode.removes)
+                problem = f"is for tumor={modes}, which put normal tissue in its place"
+                raise FieldError("dilate_mm", problem)
         if self.intensity_range and not self.image:
             raise FieldError(
                 "intensity_range", "is for a single slice; volumes have their own scale"
@@ -185,22 +202,45 @@ class InpaintSettings:
         """The file that the ROIs of a case come from: its ROI map, or its segmentation."""
         return Path(self.roi.replace(SUBJECT, files.subject)) if self.roi else files.segmentation
 
+    @property
+    def dilation_mm(self) -> float:
+        """How far ROIs of normal tissue reach beyond what is given."""
+        if self.dilate_mm is None:
+            removes = self.tumor and any(MODES[share.mode].removes for share in self.shares)
+            return REMOVAL_MARGIN_MM if removes else 0.0
+        return self.dilate_mm
+
     def rois(self, case: Case, sample: int) -> Rois:
         """The ROIs of a sample of a case.
 
         Raises:
             ValueError: the file or the tumor cannot be used.
         """
+        brain, spacing, wider = to_slices(case.brain), case.spacing[::-1], self.dilation_mm
         if not self.tumor:
-            labels = parse_labels(self.roi_labels)
-            return read_roi_volume(self.roi_path(case.files), case, labels, self.box)
+            path, labels = self.roi_path(case.files), parse_labels(self.roi_labels)
+            rois = read_roi_volume(path, case, labels, self.box)
+            return self.dilated(rois, brain, spacing, path)
         seed = (self.sampling.seed, sample)
-        share, brain = self.share_of(case.subject, sample), to_slices(case.brain)
+        share = self.share_of(case.subject, sample)
         try:
-            box = self.box_of(share)
-            return own_tumor(to_slices(case.segmentation), brain, share.mode, box, seed)
+            box, labels = self.box_of(share), to_slices(case.segmentation)
+            return own_tumor(labels, brain, share.mode, box, seed, dilate_mm=wider, spacing=spacing)
         except ValueError as error:
             raise CaseError(f"{case.subject}: {error}") from error
+
+    def dilated(self, rois: Rois, brain: np.ndarray, spacing: Sequence[float], path: Path) -> Rois:
+        """The ROIs of a file, dilated if that is asked for.
+
+        Raises:
+            CaseError: they cannot be, with the name of the file.
+        """
+        if not self.dilation_mm:
+            return rois
+        try:
+            return rois.dilated(self.dilation_mm, brain, spacing)
+        except ValueError as error:
+            raise CaseError(f"{path}: {error}; set dilate_mm to 0") from error
 
     def record(self, inpainter: Inpainter, *names: str) -> dict[str, Any]:
         """The fields that a result depends on, for its request: sampling, and those of `names`."""
@@ -210,4 +250,6 @@ class InpaintSettings:
         fields = {name: getattr(self, name) for name in names}
         if self.is_series:
             fields["step_mm"] = self.step_mm
+        if self.dilation_mm:
+            fields["dilate_mm"] = self.dilation_mm
         return {**inpainter.resolve(self.sampling).record(), **fields}

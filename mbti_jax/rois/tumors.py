@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
-from scipy.ndimage import distance_transform_edt
 from scipy.signal import fftconvolve
 
 from mbti_jax.rois.kinds import (
@@ -19,7 +18,7 @@ from mbti_jax.rois.kinds import (
     NUM_KINDS,
     TUMOR,
 )
-from mbti_jax.rois.regions import Rois
+from mbti_jax.rois.regions import Rois, rim
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY
 from tfds_brats.slices import bounding_box
@@ -32,27 +31,29 @@ class Mode(NamedTuple):
         meaning: in words.
         kinds: of the ROIs that it makes.
         is_step: whether it changes the tumor by some millimeters, in a free-form ROI.
+        removes: whether normal tissue takes the place of the whole tumor.
     """
 
     meaning: str
     kinds: tuple[str, ...]
     is_step: bool = False
+    removes: bool = False
 
 
 MODES = {
-    "remove": Mode("normal tissue where the tumor is", ("normal",)),
+    "remove": Mode("normal tissue where the tumor is", ("normal",), removes=True),
     "replace": Mode("another tumor of the same components", tuple(COMPONENTS)),
     "random": Mode("a random tumor where the tumor is", ("tumor",)),
     "move": Mode(
-        "normal tissue where the tumor is, and its components elsewhere", ("normal", *COMPONENTS)
+        "normal tissue where the tumor is, and its components elsewhere",
+        ("normal", *COMPONENTS),
+        removes=True,
     ),
     "grow": Mode("its outer component in the tissue around it", tuple(COMPONENTS), is_step=True),
     "shrink": Mode("normal tissue in the rim of the tumor", ("normal",), is_step=True),
 }
 # Components from the outside of a tumor to its inside.
 _OUTER_FIRST = ("edema", "enhancement", "necrotic_core")
-# Distances between voxels are sums of squares and their roots.
-_ROUNDING_MM = 1e-3
 # Share of a moved tumor that must lie in free brain, and how far below the best place others may be.
 _LEAST_INSIDE = 0.9
 _MARGIN = 0.02
@@ -66,6 +67,7 @@ def own_tumor(
     seed: int | tuple[int, ...] = 0,
     *,
     step_mm: float = 0.0,
+    dilate_mm: float = 0.0,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Rois:
     """ROIs made of the tumor in a volume's segmentation.
@@ -87,7 +89,9 @@ def own_tumor(
             fills its box in every slice.
         seed: whole numbers >= 0, of the place in mode "move".
         step_mm: in modes "grow" and "shrink", by how much, in millimeters above 0.
-        spacing: of the voxels along Z, H and W in millimeters, for `step_mm`.
+        dilate_mm: in modes "remove" and "move", how far beyond the tumor the normal tissue that replaces
+            it reaches into the brain, see `Rois.dilated`.
+        spacing: of the voxels along Z, H and W in millimeters, for these two.
 
     Raises:
         ValueError: an unknown mode, no tumor, no place to move it to, or a step that changes nothing.
@@ -102,18 +106,20 @@ def own_tumor(
             raise ValueError(f"tumor mode {mode!r} makes free-form ROIs only, no boxes")
         grows = mode == "grow"
         outer = next(name for name in _OUTER_FIRST if (labels == COMPONENTS[name]).any())
-        rim = _rim(~tumor if grows else tumor, step_mm, spacing)
+        changed = rim(~tumor if grows else tumor, step_mm, spacing)
         if grows:
-            rim &= brain & (labels != CAVITY)
-        if not rim.any():
+            changed &= brain & (labels != CAVITY)
+        if not changed.any():
             raise ValueError(
                 f"the tumor cannot {mode} by {step_mm:g} mm: no voxel is that near, of "
                 f"{' x '.join(f'{size:g}' for size in spacing)} mm"
             )
-        masks[..., CHANNELS.index(outer if grows else "normal")] = rim
+        masks[..., CHANNELS.index(outer if grows else "normal")] = changed
         return Rois(masks)
-    if mode in ("remove", "move"):
+    if MODES[mode].removes:
         masks[..., NORMAL] = tumor
+        if dilate_mm:
+            masks = Rois(masks).dilated(dilate_mm, brain & (labels != CAVITY), spacing).masks
     if mode == "random":
         masks[..., TUMOR] = tumor
     if mode == "move":
@@ -129,14 +135,6 @@ def _check_mode(mode: str) -> None:
     if mode not in MODES:
         choices = ", ".join(f"{name} ({what.meaning})" for name, what in MODES.items())
         raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
-
-
-def _rim(
-    inside: Bool[np.ndarray, "Z H W"], width_mm: float, spacing: Sequence[float]
-) -> Bool[np.ndarray, "Z H W"]:
-    """The voxels of `inside` whose centers are at most `width_mm` from the center of one outside."""
-    distance = distance_transform_edt(inside, sampling=spacing)
-    return inside & (np.asarray(distance) <= width_mm + _ROUNDING_MM)
 
 
 class Share(NamedTuple):

@@ -112,13 +112,16 @@ class Actions:
         if session is not None and value is not None:
             _paint(session, value)
 
-    def set_roi(self, file, labels, box, tumor, step_mm, request: gr.Request):
+    def set_roi(self, file, labels, box, tumor, step_mm, dilate_mm, request: gr.Request):
         session = self._session(request)
         if not file:
             raise ValueError("choose the file of the ROIs first")
         check_names(box)
-        step = _number("the step", step_mm)
-        take_roi(session, file, labels or "", self._visitors.limits, tumor or "", step)
+        step, dilation = _number("the step", step_mm), _number("the rim", dilate_mm)
+        if dilation < 0:
+            raise ValueError(f"the rim must be at least 0 mm, not {dilation:g}")
+        limits = self._visitors.limits
+        take_roi(session, file, labels or "", limits, tumor or "", step, dilation)
         session.box = tuple(box)
         session.uploads = (*session.uploads, Path(file))
         slices = sorted(session.painted)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web.session import Session, new_session_folder, volume_session
 from tfds_brats.cases import Case, find_cases, is_tumor, read_case
@@ -43,5 +44,8 @@ def load_example(title: str, case: Case, inpainter: Inpainter, root: Path) -> Se
     session = volume_session(case, inpainter, new_session_folder(root))
     labels = to_slices(case.segmentation)
     largest = int(is_tumor(labels).sum((1, 2)).argmax())
-    session.paint(largest, own_tumor(labels, session.brain, mode)[largest].label_map(), box)
+    rois = own_tumor(
+        labels, session.brain, mode, dilate_mm=REMOVAL_MARGIN_MM, spacing=case.spacing[::-1]
+    )
+    session.paint(largest, rois[largest].label_map(), box)
     return session

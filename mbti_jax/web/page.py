@@ -5,9 +5,10 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/load(files, convention, sequences)`: NIfTI files of a case, or one PNG or npy; see
   `session.load_files`. Returns a sentence.
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
-- `/set_roi(file, labels, box, tumor, step_mm)`: the ROIs from a file, what its labels mean (see
-  `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of the tumor in a
-  segmentation, a key of `rois.tumors.MODES` and for grow and shrink the millimeters. Returns a sentence.
+- `/set_roi(file, labels, box, tumor, step_mm, dilate_mm)`: the ROIs from a file, what its labels mean
+  (see `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of the tumor in a
+  segmentation, a key of `rois.tumors.MODES`, for grow and shrink the millimeters, and for remove and
+  move how many millimeters of its rim are taken, too. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
   lowest_noise, highest_noise)`: repaints; the last five may be left out. `estimate` is one of
   `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
@@ -36,6 +37,7 @@ from mbti_jax.diffusion.guidance import KINDS
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.files import shipped_text
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import MODES
 from mbti_jax.web import painter, storage
 from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences, title
@@ -199,6 +201,9 @@ def _paint_section(parts: SimpleNamespace) -> None:
                     min_width=240,
                 )
                 parts.step = gr.Number(2.0, label="grow, shrink: mm", minimum=0, min_width=100)
+                parts.dilate = gr.Number(
+                    REMOVAL_MARGIN_MM, label="remove, move: rim, mm", minimum=0, min_width=100
+                )
             parts.take = gr.Button("Use this file")
 
 
@@ -307,7 +312,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     latest = {**silent, "trigger_mode": "always_last"}
     show_results(on(parts.number.input, actions.turn_to, view, parts.board, **latest))
     show_results(on(parts.sequence.input, actions.show_sequence, view, parts.board, **latest))
-    inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step]
+    inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step, parts.dilate]
     open_session(on(parts.take.click, actions.set_roi, inputs, parts.status, api_name="set_roi"))
 
     asked = on(parts.start.click, actions.ask, [parts.board], parts.outcome, **unqueued)

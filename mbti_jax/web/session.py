@@ -252,6 +252,7 @@ def take_roi(
     limits: Limits,
     tumor: str = "",
     step_mm: float = 0.0,
+    dilate_mm: float = 0.0,
 ) -> None:
     """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
 
@@ -260,6 +261,7 @@ def take_roi(
         tumor: a key of `rois.tumors.MODES` if the file is a segmentation of whose tumor ROIs shall be
             made; "" if it holds the ROIs themselves.
         step_mm: for modes "grow" and "shrink"; pixels of a single slice count as 1 mm.
+        dilate_mm: for modes "remove" and "move", likewise.
 
     Raises:
         ValueError: it cannot be used; the message names the file.
@@ -289,7 +291,8 @@ def take_roi(
             )
         session.segmentation = maps
         spacing = source.spacing[::-1] if isinstance(source, Case) else (1.0, 1.0, 1.0)
-        rois = own_tumor(maps, session.brain, tumor, step_mm=step_mm, spacing=spacing)
+        wider = {"dilate_mm": dilate_mm, "spacing": spacing}
+        rois = own_tumor(maps, session.brain, tumor, step_mm=step_mm, **wider)
         maps = rois.label_map()
     session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
 

@@ -14,6 +14,7 @@ from nibabel.orientations import (
     ornt_transform,
 )
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 from tiny_inpainter import WINDOW, make_mask, make_slice, tiny_inpainter, tiny_metadata, tiny_params
 
@@ -42,7 +43,8 @@ def run(workdir: Path, **fields) -> Path:
 
 
 def of_case(source: Path, **fields) -> dict:
-    return {"source": str(source), "convention": "brats2021", "tumor": "remove", **fields}
+    of_case = {"source": str(source), "convention": "brats2021", "tumor": "remove"}
+    return {**of_case, "dilate_mm": 0.0, **fields}
 
 
 def stored(path: Path) -> np.ndarray:
@@ -75,6 +77,27 @@ def test_only_the_roi_changes(source, tmp_path):
     assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
     assert record["sampling"]["spacing"] == record["request"]["spacing"] == "trailing"
     assert Image.open(out / "preview.png").size[0] > 300
+
+
+def test_a_removed_tumor_takes_its_rim_with_it(source, tmp_path):
+    """By 3 mm if nothing else is said, and ROIs of a file where it is asked for."""
+    path = source / f"{SUBJECT}_seg.nii.gz"
+    roi, spacing = stored(path) > 0, nib.load(path).header.get_zooms()
+    brain = np.any([stored(source / f"{SUBJECT}{end}.nii.gz") != 0 for end in SUFFIXES.values()], 0)
+    expected = roi | ((distance_transform_edt(~roi, sampling=spacing) <= 3) & brain)
+    fields = of_case(source, sequences=("t1",), dilate_mm=None)
+    out = run(tmp_path / "own", **fields) / SUBJECT / "sample_000"
+    np.testing.assert_array_equal(stored(out / "rois.nii.gz") > 0, expected)
+    assert (expected != roi).any()
+    assert json.loads((out / "provenance.json").read_text())["request"]["dilate_mm"] == 3
+    nib.save(nib.Nifti1Image(np.where(roi, 5, 0).astype(np.uint8), AFFINE), tmp_path / "roi.nii.gz")
+    fields |= {"tumor": "", "roi": str(tmp_path / "roi.nii.gz"), "dilate_mm": 3.0}
+    out = run(tmp_path / "file", **fields) / SUBJECT / "sample_000"
+    np.testing.assert_array_equal(stored(out / "rois.nii.gz") > 0, expected)
+    with pytest.raises(ValueError, match=r"roi\.nii\.gz: dilation is for ROIs of normal tissue"):
+        run(tmp_path / "edema", **{**fields, "roi_labels": "5:edema"})
+    with pytest.raises(ValueError, match="dilate_mm is for tumor=remove or move"):
+        run(tmp_path / "file", **of_case(source, tumor="replace", dilate_mm=1.0))
 
 
 def test_resumes_where_it_stopped(source, tmp_path, capsys):

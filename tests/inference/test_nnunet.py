@@ -31,7 +31,7 @@ def source(tmp_path) -> Path:
 def run(workdir: Path, source: Path, **fields) -> Path:
     config = get_config()
     config.update({"layout": "nnunet", "source": str(source), "convention": "brats2021"})
-    config.update({"num_steps": 2, **fields})
+    config.update({"num_steps": 2, "dilate_mm": 0.0, **fields})
     inpaint.main(config, str(workdir))
     return workdir
 

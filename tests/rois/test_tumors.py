@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from mbti_jax.rois.kinds import CHANNELS
+from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor, painted_labels, parse_shares
 
 SHAPE = (4, 40, 36)
@@ -130,6 +131,38 @@ def test_shrink_makes_the_rim_normal(labels, brain, spacing):
     expected[tuple(np.argwhere(tumor)[nearest(tumor, ~tumor, spacing) <= 2 + 1e-6].T)] = True
     np.testing.assert_array_equal(channel(rois.masks, "normal"), expected)
     np.testing.assert_array_equal(painted_labels(labels, rois), np.where(expected, 0, labels))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 1.0, 0.5)])
+@pytest.mark.parametrize("mode", ["remove", "move"])
+def test_removal_takes_the_rim(labels, brain, mode, spacing):
+    labels[3, 10:18, 14:16] = 4  # A cavity, which stays.
+    rois = own_tumor(labels, brain, mode, seed=1, dilate_mm=3.0, spacing=spacing)
+    tumor, free = (labels > 0) & (labels < 4), brain & (labels == 0)
+    near = np.argwhere(free)[nearest(free, tumor, spacing) <= 3 + 1e-6]
+    expected = tumor.copy()
+    expected[tuple(near.T)] = True
+    np.testing.assert_array_equal(channel(rois.masks, "normal"), expected)
+    assert len(near)
+    if mode == "move":
+        # It lands beside all of what is repainted.
+        assert not (rois.masks[..., 1:].any(-1) & expected).any()
+    after = painted_labels(labels, rois)
+    np.testing.assert_array_equal(after[expected & ~rois.masks[..., 1:].any(-1)], 0)
+    np.testing.assert_array_equal(after[labels == 4], 4)
+
+
+def test_dilation_spares_other_rois_and_fills_boxes(brain):
+    masks = np.zeros((*SHAPE, len(CHANNELS)), bool)
+    masks[1, 10:14, 10:14, 0] = True
+    masks[1, 10:14, 15:18, CHANNELS.index("edema")] = True
+    wider = Rois(masks).dilated(2.0, brain, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(wider.masks[..., 1:], masks[..., 1:])
+    assert wider.masks[1, 10:14, 14, 0].all() and wider.masks[0, 12, 12, 0]
+    box = Rois(masks * (np.arange(len(CHANNELS)) == 0), ("normal",))
+    assert box.dilated(2.0, brain, (1.0, 1.0, 1.0)).masks[1, 8:16, 8:16, 0].all()
+    with pytest.raises(ValueError, match="there is none"):
+        Rois(masks * (np.arange(len(CHANNELS)) > 0)).dilated(2.0, brain, (1.0, 1.0, 1.0))
 
 
 def test_steps_that_change_nothing_are_refused(labels, brain):

@@ -190,7 +190,7 @@ JUNK = [None, -1, 2.5, 1e308, 10**400, True, "x", [[]], [None], {"a": 1}, {"path
 WANTED = {
     "load": [[], "", []],
     "load_example": ["remove a tumor"],
-    "set_roi": [None, "", [], "", 2.0],
+    "set_roi": [None, "", [], "", 2.0, 3.0],
     "inpaint": INPAINT,
 }
 
