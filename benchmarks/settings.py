@@ -8,7 +8,7 @@ from mbti_jax.training.settings import TrainSettings
 
 
 def load_settings(name: str) -> TrainSettings:
-    """The training settings of `configs/NAME.py`: train or quickstart."""
+    """The training settings of `configs/NAME.py`: train, quickstart, or accelerator_model."""
     config = importlib.import_module(f"configs.{name}").get_config()
     # A quickstart also has settings of what comes before and after its training, and no config sets
     # those fields of a run that say what it continues.

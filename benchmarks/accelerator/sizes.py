@@ -11,6 +11,7 @@ class Sizes:
 
     Attributes:
         needs_accelerator: refuse to run on a CPU.
+        environment: of the stages' processes, where the variables are not set.
         reserve_seconds: of the time given, for ending the last stage and writing the report.
         patience: by which the stages' shares of the time are multiplied.
         network: fields of `configs/train.py` that differ, by their names with dots.
@@ -35,6 +36,7 @@ class Sizes:
     """
 
     needs_accelerator: bool
+    environment: Mapping[str, str]
     reserve_seconds: float
     patience: float
     network: Mapping[str, Any]
@@ -61,6 +63,8 @@ class Sizes:
 SIZES = {
     "full": Sizes(
         needs_accelerator=True,
+        # A program out of the cache would have the operations' paths of the revision that compiled it.
+        environment={"JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true"},
         reserve_seconds=25,
         patience=1,
         network={},
@@ -85,6 +89,14 @@ SIZES = {
     ),
     "tiny": Sizes(
         needs_accelerator=False,
+        # Compiling is nearly all of the work: quickly, and once what stages have in common. A new OUTPUT
+        # holds no programs of other revisions.
+        environment={
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "false",
+            "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+        },
         reserve_seconds=2,
         patience=5,
         network={
@@ -131,7 +143,13 @@ SIZES = {
             "picture_steps": 2,
         },
         training_end_seconds=10,
-        figures={"num_steps": 2, "figures": ("3",), "min_component_area": 1},
-        evaluation={"num_cases": 1, "num_samples": 1, "num_steps": 2, "num_shape_cases": 2},
+        figures={
+            "num_steps": 2,
+            "batch_size": 4,
+            "num_seeds": 1,
+            "figures": ("3",),
+            "min_component_area": 1,
+        },
+        evaluation={"num_cases": 1, "num_samples": 1, "num_steps": 2, "num_shape_cases": 1},
     ),
 }

@@ -25,8 +25,6 @@ _ENVIRONMENT = {
     # PyTorch needs some of the memory, too.
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
-    # A program out of the cache would have the operations' paths of the revision that compiled it.
-    "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "PYTHONUNBUFFERED": "1",
 }
@@ -147,7 +145,7 @@ def _run(stage: Stage, folder: Path, config: str, seconds: float) -> dict[str, A
     with log.open("ab") as output:
         process = subprocess.Popen(
             [*CHILD, *arguments],
-            env=_environment(stage, folder),
+            env=_environment(stage, folder, config),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -187,14 +185,14 @@ def _end(process: subprocess.Popen) -> None:
         _wait(process, 2)
 
 
-def _environment(stage: Stage, folder: Path) -> dict[str, str]:
+def _environment(stage: Stage, folder: Path, config: str) -> dict[str, str]:
     work = folder.resolve() / "work"
     caches = {
         "JAX_COMPILATION_CACHE_DIR": str(work / "xla"),
         "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
         "TRITON_CACHE_DIR": str(work / "triton"),
     }
-    environment = {**_ENVIRONMENT, **caches, **os.environ}
+    environment = {**_ENVIRONMENT, **SIZES[config].environment, **caches, **os.environ}
     machine = read_record(folder, "machine")["units"].get("machine", {})
     if machine.get("platform") != "gpu":
         return environment

@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.textpath import TextPath
 from skimage.segmentation import find_boundaries
 
 from mbti_jax.io.files import replacing
@@ -114,6 +110,11 @@ def figure(
         rows, columns: labels; they are wrapped, as the title is.
         title, footnote: text above and below.
     """
+    # Not with the module: training draws without it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
     inch = 1.9
     # With a gap between the labels of neighboring rows.
     rows = [_fitting(row, 0.9 * inch, points=10) for row in rows]
@@ -166,6 +167,8 @@ def figure(
 
 def _fitting(text: str, inches: float, points: float) -> str:
     """Text in lines that are no longer than that, in matplotlib's font of that size."""
+
+    from matplotlib.textpath import TextPath
 
     def length(line: str) -> float:
         return TextPath((0, 0), line, size=points).get_extents().width / 72
