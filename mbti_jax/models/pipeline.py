@@ -280,7 +280,7 @@ class Pipeline:
 
         def predict(x_t, t):
             seen = dropped
-            if neighbors is not None:
+            if neighbors is not None and eps_around is not None:
                 # Of the same time as x_t, with noise of their own.
                 noised = self.process.corrupt(neighbors.images, eps_around, t, neighbors.roi)
                 noised = dataclasses.replace(neighbors, images=noised)
