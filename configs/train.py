@@ -51,6 +51,9 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0
     config.model.num_groups = 32
     config.model.patch_size = 1
+    # Slices on either side that the network sees, 0 to 2. With some, the slices of a volume are painted
+    # together and fit each other in all three planes; single slices are painted as ever.
+    config.model.neighbors = 0
     config.model.dtype = "bfloat16"
     config.model.remat = False
 

@@ -15,10 +15,12 @@ from typing import Any, SupportsIndex
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from mbti_jax.data.crop import cut_window, window_slices
+from mbti_jax.diffusion.condition import offsets
 from mbti_jax.fields import whole_number
-from tfds_brats.reading import SliceSource
+from tfds_brats.reading import RecordIndex, SliceSource
 
 Batch = dict[str, np.ndarray]
 
@@ -37,6 +39,12 @@ class Examples:
         labels: uint8 [window, window], the canonical label map.
         weight: float32 scalar, 1 (0 only for the padding of a batch).
 
+    With K `neighbors`, also of the 2 K slices around it, bottom to top:
+        neighbor_codes, neighbor_labels: [2 K, window, window, C] and [2 K, window, window]; gain and
+            bias are those of the volume.
+        neighbor_present: float32 [2 K], 0 where the dataset has no such slice (beyond the volume's end,
+            or with too little brain for a record); the arrays are zeros there.
+
     Args:
         source: the split's records.
         sequences: names of the sequences to use, in channel order.
@@ -45,6 +53,7 @@ class Examples:
             padded with background around its center; where it is smaller, it is centered on the
             brain's bounding box in the whole volume, as far as the slice allows.
         tumor_repeats: how often a slice that contains tumor is counted.
+        neighbors: K, how many slices on either side belong to an example.
 
     Raises:
         ValueError: an unknown sequence, or one that is named twice; an empty split; `tumor_repeats` or
@@ -59,6 +68,7 @@ class Examples:
         joint: bool,
         window: int,
         tumor_repeats: int = 1,
+        neighbors: int = 0,
     ):
         unknown = [name for name in sequences if name not in source.sequences]
         if unknown or not sequences:
@@ -71,6 +81,7 @@ class Examples:
             raise ValueError("the split holds no slices")
         whole_number("tumor_repeats", tumor_repeats, least=1)
         whole_number("window", window, least=1)
+        whole_number("neighbors", neighbors)
         # Every record has the box of its subject's whole brain. In training, one that does not fit might
         # be drawn only after hours.
         for record in np.unique(source.index.subject, return_index=True)[1]:
@@ -85,6 +96,7 @@ class Examples:
         with_tumor = np.flatnonzero(source.index.tumor_area > 0)
         repeated = np.repeat(with_tumor, tumor_repeats - 1)
         self._records = np.concatenate([np.arange(len(source)), repeated])
+        self._neighbors = neighbor_records(source.index, neighbors)
 
     @property
     def num_channels(self) -> int:
@@ -121,13 +133,43 @@ class Examples:
         record, sequences = self.locate(index)
         content = self._source.read(record, sequences)
         rows, columns = window_slices(content["labels"].shape, content["brain_box"], self._window)
-        return {
+        example = {
             "codes": cut_window(content["codes"], rows, columns),
             "gain": content["gain"],
             "bias": content["bias"],
             "labels": cut_window(content["labels"], rows, columns),
             "weight": np.ones((), np.float32),
         }
+        around = self._neighbors[record]
+        if not len(around):
+            return example
+        present = around >= 0
+        codes = np.zeros((len(around), *example["codes"].shape), np.uint16)
+        labels = np.zeros((len(around), *example["labels"].shape), np.uint8)
+        for place in np.flatnonzero(present):
+            content = self._source.read(int(around[place]), sequences)
+            codes[place] = cut_window(content["codes"], rows, columns)
+            labels[place] = cut_window(content["labels"], rows, columns)
+        return example | {
+            "neighbor_codes": codes,
+            "neighbor_labels": labels,
+            "neighbor_present": present.astype(np.float32),
+        }
+
+
+def neighbor_records(index: RecordIndex, neighbors: int) -> Int[np.ndarray, "N 2*{neighbors}"]:
+    """Numbers of the records around each one, int [N, 2 K], bottom to top; -1 where there is none.
+
+    Neighbors are slices of the same subject whose numbers in the volume differ by 1 ... K.
+    """
+    subjects = np.unique(index.subject, return_inverse=True)[1]
+    places = list(zip(subjects.tolist(), np.asarray(index.slice_index).tolist(), strict=True))
+    numbers = {place: number for number, place in enumerate(places)}
+    around = [
+        [numbers.get((subject, k + offset), -1) for offset in offsets(neighbors)]
+        for subject, k in places
+    ]
+    return np.array(around, int).reshape(len(places), 2 * neighbors)
 
 
 @dataclasses.dataclass(frozen=True)

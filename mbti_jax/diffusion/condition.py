@@ -15,6 +15,33 @@ import numpy as np
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Neighbors:
+    """The K slices below and the K above each example; or those of a single one (no leading axis).
+
+    Attributes:
+        images: float32 [B, 2 K, H, W, C], bottom to top (see `offsets`): x_t of the same time as the
+            example's own. Inside their ROIs they are noised like it, outside they are what they are.
+        roi_masks: [B, 2 K, H, W, R], 0 / 1, their own ROIs.
+        present: float32 [B, 2 K], 1 or 0. Networks see nothing of a neighbor that is not there.
+    """
+
+    images: Any
+    roi_masks: Any
+    present: Any
+
+    @property
+    def roi(self) -> Any:
+        """Their ROIs: bool [B, 2 K, H, W, 1]."""
+        return (self.roi_masks > 0).any(axis=-1, keepdims=True)
+
+
+def offsets(neighbors: int) -> tuple[int, ...]:
+    """How many slices above an example its neighbors lie: -K, ..., -1, 1, ..., K."""
+    return tuple(offset for offset in range(-neighbors, neighbors + 1) if offset)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Condition:
     """What to paint where, for a batch of examples or for a single one (no leading axis).
 
@@ -22,10 +49,13 @@ class Condition:
         roi_masks: [B, H, W, K], 0 / 1, one channel per kind of ROI (`rois.kinds`).
         class_vector: float32 [B, K]: 1 empty channel, 2 free-form, 3 bounding box. All zeros is the null
             condition of guidance.
+        neighbors: the slices around; None where there are none, which to a network that may see them is
+            the same as neighbors of which none is present.
     """
 
     roi_masks: Any
     class_vector: Any
+    neighbors: Neighbors | None = None
 
     def __len__(self) -> int:
         return len(self.class_vector)
@@ -40,7 +70,7 @@ class Condition:
         return (self.roi_masks > 0).any(axis=-1, keepdims=True)
 
     def null(self) -> "Condition":
-        """The null condition: the same masks, and zeros for the class vector."""
+        """The null condition: the same masks and neighbors, and zeros for the class vector."""
         return dataclasses.replace(self, class_vector=jnp.zeros_like(self.class_vector))
 
     @staticmethod

@@ -24,7 +24,7 @@ _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
 
 # Layers that start at zero, so that every residual block starts as the identity and the network as 0.
-ZERO_INIT = frozenset({"out_layers_3", "proj_out", "out_2", "label_out_3"})
+ZERO_INIT = frozenset({"out_layers_3", "proj_out", "out_2", "label_out_3", "neighbors_in"})
 
 
 def kernel_init(name: str) -> nn.initializers.Initializer:
@@ -197,9 +197,9 @@ def conv3x3(channels: int, dtype, name: str, strides: int = 1) -> nn.Conv:
     )
 
 
-def dense(channels: int, dtype, name: str) -> nn.Dense:
+def dense(channels: int, dtype, name: str, bias: bool = True) -> nn.Dense:
     """A linear layer over the last axis; on an image, a 1x1 convolution."""
-    return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init(name), name=name)
+    return nn.Dense(channels, use_bias=bias, dtype=dtype, kernel_init=kernel_init(name), name=name)
 
 
 class GroupNorm(nn.Module):

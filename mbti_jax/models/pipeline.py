@@ -14,7 +14,7 @@ from jaxtyping import Float, Integer, Key
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
 from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
-from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
@@ -22,7 +22,7 @@ from mbti_jax.fields import FieldError, Interval, check_field, check_names, fiel
 from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
 from mbti_jax.rois.kinds import COMPONENTS, NUM_KINDS, NUM_LABELS
 from mbti_jax.rois.regions import CLASS_BOX, requested_labels
-from mbti_jax.rois.tasks import TaskSettings, sample_task
+from mbti_jax.rois.tasks import TaskSettings, sample_stack, sample_task
 
 T = TypeVar("T", ProcessSettings, TaskSettings)
 
@@ -43,6 +43,10 @@ class _Data:
 QUARTERS = 4
 Quarters = Float[AnyArray, "4"]
 
+# Shares of training examples whose neighbors are all left out, so that the network paints single slices
+# too; and of the single neighbors that are left out of others, as at a volume's end.
+_ALONE, _ONE_ABSENT = 0.2, 0.05
+
 LabelWeight = Annotated[float, Interval(0, 1000)]
 
 
@@ -51,7 +55,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         x_0: float32 [B, H, W, C], the image.
-        condition: what to paint where.
+        condition: what to paint where. The images of its neighbors are not noised.
         labels: uint8 [B, H, W], canonical; None where no label head needs them.
     """
 
@@ -175,31 +179,55 @@ class Pipeline:
         Returns:
             float32 [B, S, S, C] in model units, background -1; uint8 [B, S, S].
         """
+        return jax.vmap(self._resized)(
+            batch["codes"], batch["labels"], batch["gain"], batch["bias"]
+        )
+
+    def _resized(self, codes, labels, gain, bias):
+        """`resized` of a slice."""
         size = (self.image_size, self.image_size)
-
-        def one(codes, gain, bias, labels):
-            return area_resize(decode(codes, gain, bias), size), nearest_resize(labels, size)
-
-        return jax.vmap(one)(batch["codes"], batch["gain"], batch["bias"], batch["labels"])
+        return area_resize(decode(codes, gain, bias), size), nearest_resize(labels, size)
 
     def prepare(self, batch: Mapping[str, AnyArray], keys: Keys, *, augmented: bool) -> Inputs:
-        """Scales, resizes, augments and draws a task for every example.
+        """Scales, resizes, augments and draws a task for every example, its neighbors included.
 
         Args:
             batch: arrays, see `data.loader.Examples`, with a leading batch axis.
             keys: typed keys [B].
-            augmented: flip and rotate.
+            augmented: flip and rotate, and leave neighbors out at random.
         """
         images, labels = self.resized(batch)
 
-        def one(key, image, labels):
+        def one(key, image, labels, around):
             augment_key, task_key = jax.random.split(key)
             if augmented:
                 image, labels = augment(augment_key, image, labels)
-            condition = sample_task(task_key, image, labels, self.tasks)
-            return Inputs(image, condition, labels if self.model.label_head else None)
+            targets = labels if self.model.label_head else None
+            if around is None:
+                return Inputs(image, sample_task(task_key, image, labels, self.tasks), targets)
+            neighbors, labels_around = around
+            if augmented:
+                move = jax.vmap(augment, (None, 0, 0))
+                moved, labels_around = move(augment_key, neighbors.images, labels_around)
+                kept = _kept(jax.random.fold_in(key, 0), len(moved))
+                neighbors = Neighbors(moved, None, neighbors.present * kept)
+            condition, masks = sample_stack(task_key, image, labels, labels_around, self.tasks)
+            neighbors = dataclasses.replace(neighbors, roi_masks=masks)
+            return Inputs(image, dataclasses.replace(condition, neighbors=neighbors), targets)
 
-        return jax.vmap(one)(keys, images, labels)
+        return jax.vmap(one)(keys, images, labels, self._neighbors(batch))
+
+    def _neighbors(
+        self, batch: Mapping[str, AnyArray]
+    ) -> tuple[Neighbors, Integer[AnyArray, "B N S S"]] | None:
+        """Images of the neighbors, as yet without ROIs, and their label maps; None if none are seen."""
+        if not self.model.neighbors:
+            return None
+        resized = jax.vmap(jax.vmap(self._resized, (0, 0, None, None)))
+        images, labels = resized(
+            batch["neighbor_codes"], batch["neighbor_labels"], batch["gain"], batch["bias"]
+        )
+        return Neighbors(images, None, batch["neighbor_present"]), labels
 
     def no_terms(self) -> Terms:
         """What `loss_terms` returns of no example."""
@@ -233,23 +261,35 @@ class Pipeline:
             (sum, terms): what is to be divided by `terms.counts.sum()`, and the terms.
         """
 
+        x_0, condition, labels = inputs
+        neighbors = condition.neighbors
+
         def draw(key):
             time_key, noise_key, drop_key = jax.random.split(key, 3)
             t = self.process.draw_time(time_key)
-            return t, jax.random.normal(noise_key, inputs.x_0.shape[1:]), drop_key
+            eps_around = None
+            if neighbors is not None:
+                around_key = jax.random.fold_in(noise_key, 0)
+                eps_around = jax.random.normal(around_key, neighbors.images.shape[1:])
+            return t, jax.random.normal(noise_key, x_0.shape[1:]), drop_key, eps_around
 
-        x_0, condition, labels = inputs
-        t, eps, drop_keys = jax.vmap(draw)(keys)
+        t, eps, drop_keys, eps_around = jax.vmap(draw)(keys)
         roi = condition.roi
         x_t = self.process.corrupt(x_0, eps, t, roi)
         dropped = drop_condition(drop_keys, condition, self.drop_rate)
 
         def predict(x_t, t):
+            seen = dropped
+            if neighbors is not None and eps_around is not None:
+                # Of the same time as x_t, with noise of their own.
+                noised = self.process.corrupt(neighbors.images, eps_around, t, neighbors.roi)
+                noised = dataclasses.replace(neighbors, images=noised)
+                seen = dataclasses.replace(dropped, neighbors=noised)
             output = self.model.apply(
                 {"params": params},
                 x_t,
                 t,
-                dropped,
+                seen,
                 deterministic=dropout_key is None,
                 rngs=None if dropout_key is None else {"dropout": dropout_key},
             )
@@ -268,6 +308,12 @@ class Pipeline:
         label_terms = _label_terms(logits, labels, condition, weight, quarter)
         total += self.label_weight * x_0.shape[-1] * label_terms.cross_entropy.sum()
         return total, terms._replace(labels=label_terms)
+
+
+def _kept(key: Key[jax.Array, ""], count: int) -> Float[jax.Array, " {count}"]:
+    """Which neighbors of an example training leaves in their place: 1 or 0."""
+    alone, single = jax.random.uniform(key, (2, count))
+    return ((alone[0] >= _ALONE) & (single >= _ONE_ABSENT)).astype(jnp.float32)
 
 
 def example_keys(

@@ -5,6 +5,7 @@ Nichol 2021, arXiv 2105.05233) whose label embedding takes a real-valued vector,
 checkpoints can be used; 2-D only.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Key
 
 from mbti_jax.diffusion.arrays import AnyArray, Numbers
-from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.diffusion.output import Output
 from mbti_jax.fields import FieldError, Interval
 from mbti_jax.models import blocks
@@ -34,6 +35,8 @@ Channels = Annotated[int, Interval(1, 2**16)]
 OrNone = Annotated[int, Interval(-1, 2**16)]
 PatchSize = Annotated[int, Interval(1, 64)]
 Multiple = Annotated[float, Interval(0, 1024, "right")]
+# The most slices on either side that a network may see.
+MAX_NEIGHBORS = 2
 # Of the label head: features per pixel, and the width of its hidden layer.
 _LABEL_FEATURES, _LABEL_WIDTH = 16, 32
 
@@ -66,6 +69,11 @@ class UNet(nn.Module):
             a p^2 times cheaper network. The published network has 1.
         label_head: return logits of what lies in every pixel, too. They are read off the last features
             and the network's own input. The published network has no such head.
+        neighbors: K, how many slices on either side the network may see: their images, ROI masks and a
+            plane of ones are further channels of its input, all of them zeros where a neighbor is not
+            there. They enter through a 1x1 convolution of their own (of patches, so that it is cheap in
+            networks that fold many pixels), which starts at zero: a new network, and any network whose
+            neighbors are not there, is one for single slices. The published network sees none.
         dtype: compute dtype, "float32" or "bfloat16".
         remat: recompute residual and attention blocks in the backward pass to save memory.
     """
@@ -89,6 +97,7 @@ class UNet(nn.Module):
     num_groups: Channels = 32
     patch_size: PatchSize = 1
     label_head: bool = False
+    neighbors: Annotated[int, Interval(0, MAX_NEIGHBORS)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
@@ -101,8 +110,9 @@ class UNet(nn.Module):
         Args:
             x: [B, H, W, C], the noisy image. With the ROI masks it has `in_channels` channels.
             t: [B] timesteps, integer or float.
-            condition: ROI masks [B, H, W, K], which are further channels of the image, and class vector
-                [B, num_classes], of which zeros are the null condition.
+            condition: ROI masks [B, H, W, R], which are further channels of the image; class vector
+                [B, num_classes], of which zeros are the null condition; and neighbors, or None where
+                there are none.
             deterministic: no dropout. When False, `apply` needs a "dropout" key.
 
         Returns:
@@ -151,6 +161,9 @@ class UNet(nn.Module):
 
         h = space_to_depth(x, self.patch_size).astype(dtype)
         h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
+        if condition.neighbors is not None:
+            around = space_to_depth(self._planes(condition.neighbors, x), self.patch_size)
+            h += blocks.dense(widths[0], dtype, "neighbors_in", bias=False)(around.astype(dtype))
         skips = [h]
         for level, width in enumerate(widths):
             for _ in range(self.num_res_blocks):
@@ -191,6 +204,25 @@ class UNet(nn.Module):
         image = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(image)
         image = jnp.asarray(depth_to_space(image, self.patch_size), jnp.float32)
         return Output(image, self._label_logits(h, x, embedding) if self.label_head else None)
+
+    def _planes(self, neighbors: Neighbors, x: jax.Array) -> jax.Array:
+        """[B, H, W, 2 K (C + R + 1)]: images, masks and ones of neighbors that are there, else zeros.
+
+        Args:
+            x: [B, H, W, C + R], image and masks of the examples.
+        """
+        images, masks = neighbors.images, neighbors.roi_masks.astype(x.dtype)
+        expected = (len(x), 2 * self.neighbors, *x.shape[1:])
+        found = (*images.shape[:-1], images.shape[-1] + masks.shape[-1])
+        if not self.neighbors or found != expected or neighbors.present.shape != expected[:2]:
+            raise ValueError(
+                f"neighbors and their ROI masks have shape {found}, the model wants {expected}"
+                if self.neighbors
+                else "the model sees no neighboring slices, and the condition has some"
+            )
+        planes = jnp.concatenate([images, masks, jnp.ones_like(images[..., :1])], axis=-1)
+        planes *= neighbors.present[..., None, None, None].astype(x.dtype)
+        return jnp.moveaxis(planes, 1, 3).reshape(*x.shape[:3], -1)
 
     def _label_logits(self, h, x, embedding):
         """float32 [B, H, W, 4] of features [B, H/p, W/p, C] and the network's input [B, H, W, C].
@@ -289,6 +321,10 @@ def param_shapes(model: UNet) -> dict:
     def init(key: jax.Array) -> Any:
         x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
         condition = Condition(x[..., :0], jnp.zeros((1, model.num_classes)))
+        if model.neighbors:
+            stack = jnp.zeros((1, 2 * model.neighbors, *x.shape[1:]))
+            neighbors = Neighbors(stack, stack[..., :0], stack[..., 0, 0, 0])
+            condition = dataclasses.replace(condition, neighbors=neighbors)
         return model.init(key, x, jnp.zeros(1), condition)
 
     return jax.eval_shape(init, jax.random.key(0))["params"]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Integer, Key
 
 from mbti_jax.diffusion.arrays import AnyArray
-from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.condition import Condition, offsets
 from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, KINDS, NORMAL, NUM_KINDS, TUMOR
 from mbti_jax.rois.regions import fill_boxes, make_condition
@@ -103,20 +103,38 @@ def sample_task(
     labels: Integer[AnyArray, "H W"],
     config: TaskSettings,
 ) -> Condition:
-    """Draws a training task for one slice, after augmentation.
+    """Draws a training task for one slice that is seen without its neighbors; see `sample_stack`."""
+    return sample_stack(key, image, labels, labels[None][:0], config)[0]
+
+
+def sample_stack(
+    key: Key[jax.Array, ""],
+    image: Float[AnyArray, "H W C"],
+    labels: Integer[AnyArray, "H W"],
+    around: Integer[AnyArray, "N H W"],
+    config: TaskSettings,
+) -> tuple[Condition, Float[jax.Array, "N H W K"]]:
+    """Draws a training task for a slice and its neighbors, after augmentation.
 
     Tumor in channels 1-3 or 4 and normal tissue in channel 0 are drawn independently, but one of
     them is always there: the ROI is never empty. Channel 0 shares no pixel with tumor, a resection
     cavity or an ROI of tumor. Only a box around tumor may contain a cavity.
 
+    The neighbors have what an ROI of the volume would show there. Which kinds there are and which of
+    them are boxes is drawn once for all, and a box is filled slice by slice, as `regions.Rois` does.
+    Tumor is each slice's own, so that its ROI ends where the tumor does. ROIs of normal tissue are cuts
+    through ellipsoids or cuboids of random depth, and shrink in each slice until they hold no tumor.
+
     Args:
         key: typed PRNG key of this example.
         image: float32 [H, W, C]; brain is where any sequence differs from -1.
         labels: uint8 [H, W]: 0, 1 necrotic core, 2 edema, 3 enhancement, 4 resection cavity.
+        around: uint8 [N, H, W], the same of N = 2 K neighbors, bottom to top; their ROIs may be empty.
         config: probabilities and sizes.
 
     Returns:
-        The `Condition` of one example. Without brain outside tumor and cavity (a slice no dataset
+        (condition, masks): the `Condition` of one example, and the neighbors' ROI masks, float32
+        [N, H, W, K]. Without brain outside tumor and cavity (a slice no dataset
         should hold) channel 0 falls back to background, and to anything at all if there is none.
     """
     choices_key, shapes_key = jax.random.split(key)
@@ -130,32 +148,40 @@ def sample_task(
     draw_tumor, draw_normal, mixed = choices[:3]
     box = choices[3:]
 
-    components = {channel: labels == KINDS[channel].label for channel in COMPONENT_CHANNELS}
-    tumor = functools.reduce(jnp.logical_or, components.values())
-    cavity = labels == CAVITY
+    def rois_of_tumor(labels, drawn):
+        """Their masks [..., H, W, K]; the tumor; all that no ROI of normal tissue may hold."""
+        components = {channel: labels == KINDS[channel].label for channel in COMPONENT_CHANNELS}
+        tumor = functools.reduce(jnp.logical_or, components.values())
+        nothing = jnp.zeros_like(tumor)
+        masks = [components.get(channel, nothing) & ~mixed for channel in range(NUM_KINDS)]
+        masks[TUMOR] = tumor & mixed
+        rois = jnp.asarray(fill_boxes(drawn & jnp.stack(masks, axis=-1), box))
+        return rois, tumor, tumor | (labels == CAVITY) | rois.any(axis=-1)
+
     brain = (image != BACKGROUND).any(axis=-1)
+    # There has to be something to paint.
+    healthy = brain & (labels == 0)
+    draw_tumor |= ~healthy.any()
+    tumor_rois, tumor, taken = rois_of_tumor(labels, draw_tumor)
+    tumor_rois_around, _, taken_around = rois_of_tumor(around, draw_tumor)
 
-    use_tumor = tumor.any() & (draw_tumor | ~(brain & ~tumor & ~cavity).any())
-    nothing = jnp.zeros_like(tumor)
-    masks = [components.get(channel, nothing) & ~mixed for channel in range(NUM_KINDS)]
-    masks[TUMOR] = tumor & mixed
-    masks = use_tumor & jnp.stack(masks, axis=-1)
-    tumor_rois = fill_boxes(masks, box)
-
-    free = ~(tumor | cavity | tumor_rois.any(axis=-1))
-    use_normal = ~use_tumor | (draw_normal & (brain & free).any())
-    normal_roi = use_normal & _sample_shapes(shapes_key, brain, free, box[NORMAL], config)
-    masks = jnp.asarray(tumor_rois).at[..., NORMAL].set(normal_roi)
-    return make_condition(masks, box)
+    use_normal = ~(tumor.any() & draw_tumor) | (draw_normal & (brain & ~taken).any())
+    normal, normal_around = _sample_shapes(
+        shapes_key, brain, ~taken, ~taken_around, box[NORMAL], config
+    )
+    condition = make_condition(tumor_rois.at[..., NORMAL].set(use_normal & normal), box)
+    masks_around = tumor_rois_around.at[..., NORMAL].set(use_normal & normal_around)
+    return condition, masks_around.astype(jnp.float32)
 
 
 def _sample_shapes(
     key: Key[jax.Array, ""],
     brain: Bool[jax.Array, "H W"],
     free: Bool[jax.Array, "H W"],
+    free_around: Bool[jax.Array, "N H W"],
     box: Bool[jax.Array, ""],
     config: TaskSettings,
-) -> Bool[jax.Array, "H W"]:
+) -> tuple[Bool[jax.Array, "H W"], Bool[jax.Array, "N H W"]]:
     """Draws one rectangle or up to `max_circles` circles, disjoint from what is not `free`.
 
     Every candidate has its center in free brain, and shrinks about it until it touches neither a
@@ -163,15 +189,20 @@ def _sample_shapes(
     size and mostly brain. The first valid ones are taken. If none is, the candidates shrink further,
     until they hold nothing but free brain, and the largest is taken; it still holds its center.
 
+    A circle is the cut through an ellipsoid, a rectangle that through a cuboid. Half of its depth is 1/2
+    to 2 times the radius, counted in slices (slices being about as far apart as pixels), and at least 1;
+    the slice lies anywhere in it. A cut has at most twice the radius of the slice's own.
+
     Args:
         key: typed PRNG key.
         brain: bool [H, W].
         free: bool [H, W], pixels that the shapes may contain.
+        free_around: bool [N, H, W], the same of the neighbors.
         box: bool, rectangle or circles.
         config: sizes and counts.
 
     Returns:
-        bool [H, W], with at least one pixel.
+        bool [H, W], with at least one pixel, and the cuts [N, H, W] in the neighbors.
     """
     candidates_key, count_key = jax.random.split(key)
     height, width = brain.shape
@@ -200,11 +231,13 @@ def _sample_shapes(
     to_border_x = jnp.minimum(center_x + 1, width - center_x) / half_width
     border_gauge = jnp.square(jnp.minimum(to_border_y, to_border_x))
 
-    def limit_within(allowed: Bool[jax.Array, "H W"]) -> Float[jax.Array, " N"]:
+    def limit_within(
+        allowed: Bool[jax.Array, "H W"], most: Float[AnyArray, "*N"] | float = 1.0
+    ) -> Float[jax.Array, " N"]:
         """Gauge [N] at which each candidate stays inside the image and inside `allowed`."""
         nearest_other = jnp.where(allowed, jnp.inf, gauge).min(axis=(1, 2))
         # A little less, for the comparisons with it may round differently.
-        return jnp.minimum(1.0, (1 - 1e-4) * jnp.minimum(nearest_other, border_gauge))
+        return jnp.minimum(most, (1 - 1e-4) * jnp.minimum(nearest_other, border_gauge))
 
     limit_in_free = limit_within(free)
     shapes_in_free = gauge <= limit_in_free[:, None, None]
@@ -222,7 +255,21 @@ def _sample_shapes(
         valid.any(), first_valid, jnp.arange(config.num_candidates) == largest_in_pool
     )
     limit = jnp.where(valid.any(), limit_in_free, limit_in_pool)
-    return ((gauge <= limit[:, None, None]) & chosen[:, None, None]).any(axis=0)
+
+    def union(limit: Float[jax.Array, " N"], chosen: Bool[jax.Array, " N"]):
+        return ((gauge <= limit[:, None, None]) & chosen[:, None, None]).any(axis=0)
+
+    depth, place = jax.random.uniform(jax.random.fold_in(key, 0), (2, config.num_candidates))
+    half_depth = jnp.maximum(radius * jnp.exp2(2 * depth - 1), 1.0)
+    # Of the slice in the depth, from -1 to 1, where nothing is left of an ellipsoid.
+    place = 2 * place - 1
+    around = []
+    for offset, allowed in zip(offsets(len(free_around) // 2), free_around, strict=True):
+        height = jnp.abs(place + offset / half_depth)
+        growth = jnp.where(box, height <= 1, (1 - height**2) / (1 - place**2))
+        cut = limit_within(allowed, limit * jnp.clip(growth, 0.0, 4.0))
+        around.append(union(cut, chosen & (cut > 0)))
+    return union(limit, chosen), jnp.array(around, bool).reshape(free_around.shape)
 
 
 def _choose_pixels(

@@ -149,8 +149,9 @@ def train(
 def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None) -> bool:
     mesh = sharding.make_mesh()
     data = settings.data
-    examples = data.examples(SliceSource(data.dataset, data.train_split))
     pipeline = settings.pipeline()
+    neighbors = pipeline.model.neighbors
+    examples = data.examples(SliceSource(data.dataset, data.train_split), neighbors)
     root = jax.random.key(settings.seed)
 
     optimizer = optax.adam(settings.optimizer.learning_rate)
@@ -198,7 +199,8 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params 
     out_shardings = (shardings, sharding.replicated(mesh))
     train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     padded_size = sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation)
-    _check_memory(settings, padded_size // jax.process_count() * examples.num_channels)
+    images = padded_size // jax.process_count() * examples.num_channels * (1 + 2 * neighbors)
+    _check_memory(settings, images)
     batches = loader.training_batches(
         examples,
         seed=settings.seed,
@@ -212,7 +214,7 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params 
     validation = Validation(
         settings,
         pipeline,
-        data.examples(SliceSource(data.dataset, data.validation_split)),
+        data.examples(SliceSource(data.dataset, data.validation_split), neighbors),
         mesh,
         jax.random.fold_in(root, _VALIDATE),
         x_0_bounds,

@@ -98,8 +98,8 @@ class DataSettings:
             )
         return sum(spacing) / 2
 
-    def examples(self, source: SliceSource) -> Examples:
-        """The examples of a split.
+    def examples(self, source: SliceSource, neighbors: int = 0) -> Examples:
+        """The examples of a split, with as many neighbors on either side.
 
         Raises:
             ValueError: see `Examples`.
@@ -110,6 +110,7 @@ class DataSettings:
             joint=self.joint,
             window=self.window,
             tumor_repeats=self.tumor_repeats,
+            neighbors=neighbors,
         )
 
 
@@ -227,6 +228,9 @@ class TrainSettings(RunSettings):
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
+        if not fields["model"].get("neighbors"):
+            # As in contracts that are older than neighbors.
+            fields["model"].pop("neighbors", None)
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]

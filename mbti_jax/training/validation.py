@@ -1,5 +1,6 @@
 """Validation: the loss on fixed examples with fixed noise, and a picture of samples."""
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -70,7 +71,10 @@ class Validation:
         self._num_pictures = int(pictured["weight"].sum())
         keys = jax.random.split(jax.random.fold_in(key, 0), len(pictured["weight"]))
         prepare = jax.jit(functools.partial(pipeline.prepare, augmented=False))
-        self._pictured = jax.device_get(prepare(pictured, keys))
+        inputs = jax.device_get(prepare(pictured, keys))
+        # Samples of single slices: neighbors would have to be sampled too.
+        alone = dataclasses.replace(inputs.condition, neighbors=None)
+        self._pictured = inputs._replace(condition=alone)
         self._sampler = Sampler(pipeline.apply, pipeline.process)
         drawn = Sampling(settings.picture_steps, guidance=settings.guidance_weight)
         self._sampling = drawn.resolved(pipeline.process)

@@ -334,3 +334,34 @@ def test_another_dataset_has_another_fingerprint(built):
         for split in ("train", "validation", "test")
     }
     assert len(set(prints.values())) == 3
+
+
+def test_neighbors_are_the_slices_around_of_the_same_subject(built):
+    source = SliceSource(built, "train")
+    assert len({*source.index.subject.tolist()}) > 1
+    examples = loader.Examples(source, ("t2", "t1"), joint=False, window=28, neighbors=2)
+    alone = loader.Examples(source, ("t2", "t1"), joint=False, window=28)
+    number_of = {
+        (content["subject"], content["slice_index"]): i
+        for i in range(len(source))
+        for content in [source.read(i, ("t1",))]
+    }
+    absent = 0
+    for number in range(len(examples)):
+        example, record = examples[number], examples.locate(number)[0]
+        for name, value in alone[number].items():
+            np.testing.assert_array_equal(example[name], value)
+        content = source.read(record, ("t1",))
+        for place, offset in enumerate((-2, -1, 1, 2)):
+            other = number_of.get((content["subject"], content["slice_index"] + offset))
+            found = {name: example[f"neighbor_{name}"][place] for name in ("codes", "labels")}
+            assert example["neighbor_present"][place] == (other is not None)
+            if other is None:
+                absent += 1
+                assert not found["codes"].any() and not found["labels"].any()
+                continue
+            group = number % 2
+            for name, values in found.items():
+                np.testing.assert_array_equal(values, alone[2 * other + group][name])
+    # A synthetic brain has records of four slices: 6 of 16 places are beyond the ends.
+    assert absent == 6 * len(examples) // 4

@@ -1,5 +1,6 @@
 """The UNet against the authors' published network (goldens) and against its own contract."""
 
+import dataclasses
 import functools
 import json
 
@@ -20,7 +21,7 @@ from unet_cases import (
     small_unet,
 )
 
-from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
 from mbti_jax.models.blocks import group_norm, timestep_embedding
 from mbti_jax.models.choices import override
@@ -174,6 +175,59 @@ def test_label_head_adds_logits_and_leaves_the_image_alone():
     np.testing.assert_allclose(
         quick_jit(run)(published, x, t, class_vector), output.image, rtol=1e-5, atol=1e-6
     )
+
+
+def test_neighbors_are_further_channels_of_the_published_network():
+    """Its first kernel's middle is that of the neighbors, and all else of it is zero for them."""
+    small = dict(patch_size=2, channel_mult=(1,), attention_resolutions=())
+    model = small_unet(**small, neighbors=1)
+    params, (x, t, class_vector) = random_params(model), random_inputs(model)
+    rng = np.random.default_rng(1)
+    images, masks = rng.standard_normal((2, 2, 16, 16, 1)), rng.integers(0, 2, (2, 2, 16, 16, 5))
+    # Of the second example the slice below is not there.
+    present = np.array([[1, 1], [0, 1]], np.float32)
+    neighbors = Neighbors(np.float32(images), masks, present)
+    condition = Condition(x[..., 1:], class_vector, neighbors)
+    run = quick_jit(lambda p, c: model.apply({"params": p}, x[..., :1], t, c).image)
+    found = run(params, condition)
+
+    planes = (
+        np.concatenate([images, masks, np.ones_like(images)], -1) * present[..., None, None, None]
+    )
+    wide = np.concatenate([x, planes[:, 0], planes[:, 1]], axis=-1).astype(np.float32)
+    published = {name: leaf for name, leaf in params.items() if name != "neighbors_in"}
+    first = params["input_blocks_0_0"]
+    added = np.pad(params["neighbors_in"]["kernel"][None, None], [(1, 1), (1, 1), (0, 0), (0, 0)])
+    # Folded, the channels of a patch follow each other: those of the image come first in every pixel.
+    own, more = (k.reshape(3, 3, 4, -1, 16) for k in (first["kernel"], added))
+    kernel = np.concatenate([own, more], axis=3).reshape(3, 3, -1, 16)
+    published["input_blocks_0_0"] = {**first, "kernel": kernel}
+    plain = small_unet(**small, in_channels=6 + 14)
+    assert published.keys() == param_shapes(plain).keys()
+    expected = quick_jit(functools.partial(run_unet, plain))(published, wide, t, class_vector)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    # Where none is there, whatever the arrays hold, the network is one for single slices.
+    alone = run(params, dataclasses.replace(condition, neighbors=None))
+    absent = dataclasses.replace(neighbors, present=np.zeros((2, 2), np.float32))
+    np.testing.assert_array_equal(
+        run(params, dataclasses.replace(condition, neighbors=absent)), alone
+    )
+    assert np.abs(found - alone).max() > 0.01
+    fresh = quick_jit(lambda key: init_params(model, key))(jax.random.key(0))
+    assert not np.any(fresh["neighbors_in"]["kernel"])
+
+
+def test_neighbors_that_do_not_fit_are_named():
+    model = small_unet()
+    neighbors = Neighbors(
+        jnp.zeros((1, 2, 16, 16, 1)), jnp.zeros((1, 2, 16, 16, 5)), jnp.ones((1, 2))
+    )
+    x, key = jnp.zeros((1, 16, 16, 1)), jax.random.key(0)
+    condition = Condition(jnp.zeros((1, 16, 16, 5)), jnp.zeros((1, 5)), neighbors)
+    for seen, message in [(0, "sees no neighboring slices"), (2, r"wants \(1, 4, 16, 16, 6\)")]:
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model.clone(neighbors=seen).init, key, x, jnp.zeros(1), condition)
 
 
 def test_init_params_has_the_modules_distribution():

@@ -14,7 +14,7 @@ from skimage.measure import regionprops
 from mbti_jax.data.augment import augment
 from mbti_jax.data.preprocess import area_resize, nearest_resize
 from mbti_jax.rois.regions import Rois, fill_boxes, make_condition
-from mbti_jax.rois.tasks import TaskSettings, sample_task
+from mbti_jax.rois.tasks import TaskSettings, sample_stack, sample_task
 
 EMPTY, FREE_FORM, BOX = 1, 2, 3
 
@@ -214,6 +214,70 @@ def test_probabilities_are_those_of_the_config():
     image, labels = _brain_slice(tumor=False)
     _, classes = _draw(image, labels, config, 4000)
     assert (classes[:, 0] != EMPTY).all() and (classes[:, 1:] == EMPTY).all()
+
+
+_sample_stacks = jax.jit(
+    jax.vmap(sample_stack, in_axes=(0, None, None, None, None)),
+    static_argnums=4,
+    compiler_options={"xla_backend_optimization_level": 0},
+)
+
+
+def test_a_stack_has_the_task_of_a_slice_and_its_neighbors_what_a_volume_would_show():
+    image, labels = _brain_slice()
+    _, without = _brain_slice(tumor=False)
+    # One below with the core alone, one above with a cavity, two above without tumor.
+    core, cavity = np.where(labels == 1, 1, 0), np.where(labels == 2, 4, labels)
+    around = np.stack([labels, core, cavity, without]).astype(np.uint8)
+    keys = jax.random.split(jax.random.key(0), 400)
+    task, masks = jax.device_get(_sample_stacks(keys, image, labels, around, _CONFIG))
+    alone = jax.device_get(
+        _sample_batch(keys, *(np.stack([a] * 400) for a in (image, labels)), _CONFIG)
+    )
+    jax.tree.map(np.testing.assert_array_equal, task, alone)
+    ended = 0
+    for own, classes, drawn in zip(task.roi_masks, task.class_vector, masks, strict=True):
+        for of_slice, rois in zip(around, drawn, strict=True):
+            mixed, tumor = classes[4] != EMPTY, np.isin(of_slice, (1, 2, 3))
+            drawn_tumor = (classes[1:] != EMPTY).any()
+            for channel in range(1, 5):
+                region = tumor if channel == 4 else of_slice == channel
+                region = region & drawn_tumor & (mixed == (channel == 4))
+                box = classes[channel] == BOX
+                np.testing.assert_array_equal(
+                    rois[..., channel], _filled_box(region) if box else region
+                )
+            normal = rois[..., 0] > 0
+            assert not (normal & ((of_slice > 0) | rois[..., 1:].any(-1))).any()
+            if classes[0] == BOX:
+                np.testing.assert_array_equal(normal, _filled_box(normal))
+            if classes[0] == EMPTY:
+                assert not normal.any()
+            ended += classes[0] != EMPTY and not normal.any()
+        # Of one ellipsoid or cuboid the cuts lie over each other.
+        if classes[0] != EMPTY and drawn[-1, ..., 0].any():
+            assert (own[..., 0] * drawn[-1, ..., 0]).any()
+    assert ended > 20
+
+
+def test_cuts_through_ellipsoids_shrink_towards_their_ends():
+    image, labels = _brain_slice(64, _BRAIN_RADIUS, tumor=False)
+    config = TaskSettings(max_circles=1, min_radius=0.2, max_radius=0.25)
+    keys = jax.random.split(jax.random.key(1), 300)
+    around = np.stack([labels] * 4)
+    task, masks = jax.device_get(_sample_stacks(keys, image, labels, around, config))
+    box = task.class_vector[:, 0] == BOX
+    stacks = np.concatenate([masks[:, :2], task.roi_masks[:, None], masks[:, 2:]], axis=1)[..., 0]
+    areas = stacks.sum((2, 3))
+    # A cuboid has one cut, wherever it is.
+    assert all(set(row) <= {0, row[2]} for row in areas[box])
+    # An ellipsoid's squared radius is a parabola of the height: pi r^2, to the pixels of the outline.
+    for row in areas[~box]:
+        if (row > 0).all() and row.max() < 3 * row[2]:
+            second = np.diff(row, 2)
+            assert np.ptp(second) < 4 * np.sqrt(row.max()) and second.mean() < np.sqrt(row.max())
+    # Ends on either side, about as often.
+    assert min((areas[:, 0] == 0).sum(), (areas[:, 4] == 0).sum()) > 15
 
 
 _BRAIN_RADIUS = 28.0

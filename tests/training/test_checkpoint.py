@@ -293,6 +293,7 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("data.window", 72),
         ("data.image_size", 32),
         ("model.model_channels", 16),
+        ("model.neighbors", 1),
         ("model.dtype", "bfloat16"),
         ("tasks.prob_box", 0.1),
         ("diffusion.schedule", "cosine"),
@@ -301,6 +302,8 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("optimizer.learning_rate", 1.0),
     ]:
         assert contract_of(change(config, path, value)) != reference, path
+    # Older contracts have no neighbors.
+    assert "neighbors" not in reference["model"]
     for path, value in [
         ("num_steps", 5),
         ("log_every", 7),

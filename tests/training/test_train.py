@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 from tiny import tiny_examples, tiny_settings
 
 from mbti_jax import sharding
@@ -316,3 +317,65 @@ def test_validation_uses_the_same_noise_every_time():
     assert abs(sums.sum() / counts.sum() - 1) < 5 * np.sqrt(2 / counts.sum())
     # Of four labels it knows nothing either.
     np.testing.assert_allclose(labels.cross_entropy, np.log(4) * labels.pixels, rtol=1e-5)
+
+
+def test_neighbors_move_with_their_slice_and_are_noised_like_it():
+    """Neighbors that are copies of the slice stay copies; noise of the same t comes into their ROIs."""
+    batch, tiny = 64, tiny_settings()
+    model = {**tiny.model, "neighbors": 1}
+    seeing = Pipeline.of(vars(tiny.data), model, tiny.diffusion, tiny.tasks)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(1, 1000, (batch, 40, 40, 1)).astype(np.uint16)
+    labels = np.zeros((batch, 40, 40), np.uint8)
+    labels[::2, 16:24, 12:24] = 2
+    present = np.ones((batch, 2), np.float32)
+    present[0, 1] = 0
+    examples = {
+        "codes": codes,
+        "labels": labels,
+        "weight": np.ones(batch, np.float32),
+        "gain": np.full((batch, 1), 2e-3, np.float32),
+        "bias": np.full((batch, 1), -1, np.float32),
+        "neighbor_codes": np.stack([codes, codes], axis=1),
+        "neighbor_labels": np.stack([labels, labels], axis=1),
+        "neighbor_present": present,
+    }
+    keys = jax.random.split(jax.random.key(0), batch)
+    inputs = jit(functools.partial(seeing.prepare, augmented=True))(examples, keys)
+    neighbors = inputs.condition.neighbors
+    assert neighbors is not None
+    tumor = inputs.condition.roi_masks[..., 1:]
+    for place in range(2):
+        np.testing.assert_array_equal(neighbors.images[:, place], inputs.x_0)
+        # What is healthy may end, or grow.
+        np.testing.assert_array_equal(neighbors.roi_masks[:, place, ..., 1:], tumor)
+    assert (neighbors.present <= present).all()
+    # 20% alone, and 5% of the others.
+    assert 0.1 < 1 - np.mean(neighbors.present) < 0.4
+
+    seen = []
+
+    class Spy:
+        """A network that returns its image, and notes what it was given."""
+
+        label_head = False
+
+        def apply(self, variables, x_t, t, condition, **options):
+            seen.append((x_t, t, condition.neighbors.images))
+            return Output(x_t)
+
+    spied = dataclasses.replace(seeing, model=Spy())
+    spied.loss_terms({}, inputs, jnp.ones(batch), keys)
+    ((x_t, t, noised),) = jax.device_get(seen)
+    stack = np.concatenate([x_t[:, None], noised], axis=1)
+    x_0 = np.stack([inputs.x_0] * 3, axis=1)
+    own = np.asarray(inputs.condition.roi)[:, None]
+    roi = np.broadcast_to(np.concatenate([own, neighbors.roi], axis=1), stack.shape)
+    np.testing.assert_array_equal(stack[~roi], x_0[~roi])
+    a, s = (f(t)[:, None, None, None, None] for f in (seeing.process.alpha, seeing.process.sigma))
+    eps = (stack - a * x_0) / s
+    assert stats.kstest(eps[:, 1:][roi[:, 1:]], "norm").pvalue > 1e-3
+    # Independent of each other, and of the slice's own.
+    shared = roi.all(1)
+    correlations = np.corrcoef([eps[:, place][shared] for place in range(3)])
+    assert np.abs(correlations - np.eye(3)).max() < 5 / np.sqrt(shared.sum())
