@@ -29,8 +29,9 @@ from benchmarks.data_rivals import (
 from benchmarks.settings import load_settings
 from benchmarks.timing import Timing, describe_machine, interleaved
 from mbti_jax.training.settings import TrainSettings
-from tfds_brats.cases import CaseFiles, find_cases
+from tfds_brats.cases import CaseFiles
 from tfds_brats.phantom import write_phantoms
+from tfds_brats.search import find_cases
 
 MAX_BUILD_RATIO = 2.0
 MIN_LOADER_RATE = 600.0

@@ -157,8 +157,9 @@ print(f"{inpainter.image_size} x {inpainter.image_size} pixels, sequences", *inp
 import numpy as np
 
 from mbti_jax.io import pictures
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.phantom import write_phantoms
+from tfds_brats.search import find_cases
 from tfds_brats.slices import bounding_box, to_slices
 
 PHANTOM_SEED = 1  # @param {type:"integer"}

@@ -13,7 +13,8 @@ from configs.serve import get_config
 from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
 from mbti_jax.inference.inpainter import Inpainter
-from tfds_brats.cases import Case, find_cases, read_case
+from tfds_brats.cases import Case, read_case
+from tfds_brats.search import find_cases
 
 
 def tiny_example(folder: Path) -> Case:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tfds_brats.cases import CaseFiles, find_cases, survey_case
+from tfds_brats.cases import CaseFiles, survey_case
 from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings, write_phantoms
@@ -36,6 +36,7 @@ from tfds_brats.reading import (
     read_summary,
 )
 from tfds_brats.records import SubjectRecords, encode_subject
+from tfds_brats.search import find_cases
 from tfds_brats.space import check_space
 from tfds_brats.splits import SPLITS, split_patients
 from tfds_brats.table import format_table

@@ -11,6 +11,8 @@ import numpy as np
 
 # The four sequences, in the one order used everywhere (records, channels, tables).
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
+# The role of a segmentation beside them.
+LABELS = "labels"
 
 # Canonical labels, uint8, of every record.
 BACKGROUND, NECROTIC_CORE, EDEMA, ENHANCEMENT, CAVITY = range(5)
@@ -47,6 +49,18 @@ class Convention:
     label_suffix: str = ""
     stray_labels: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+
+    def file_name(self, subject: str, role: str) -> str:
+        """How a compressed file of a case is named.
+
+        Args:
+            subject: name of the case.
+            role: a sequence, or `LABELS`.
+        """
+        if self.channels:
+            return f"{'labelsTr' if role == LABELS else 'imagesTr'}/{subject}.nii.gz"
+        suffix = self.label_suffix if role == LABELS else self.suffixes[role]
+        return f"{subject}{suffix}.nii.gz"
 
     def on_disk(self, labels: np.ndarray) -> np.ndarray:
         """Canonical labels in the numbers of this release, uint8 of the same shape.

@@ -12,8 +12,9 @@ from mbti_jax.fields import FieldError, Name, check_fields
 from mbti_jax.inference.provenance import digest
 from mbti_jax.inference.requests import RECORD, is_done
 from mbti_jax.io.files import file_digest, new_folder, write_json
-from tfds_brats.cases import CaseFiles, find_cases, for_each_case, read_case
+from tfds_brats.cases import CaseFiles, read_case
 from tfds_brats.locking import only_process_in
+from tfds_brats.search import find_cases, for_each_case
 
 
 @dataclasses.dataclass(frozen=True)

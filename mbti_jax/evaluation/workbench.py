@@ -22,8 +22,9 @@ from mbti_jax.inference.inpainted import Samples
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from tfds_brats.builder import BuiltDataset
-from tfds_brats.cases import CaseFiles, find_cases
+from tfds_brats.cases import CaseFiles
 from tfds_brats.reading import SliceSource, read_summary
+from tfds_brats.search import find_cases
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ from mbti_jax.inference.requests import RECORD, case_record, is_done, make_reque
 from mbti_jax.inference.results import draw_case, write_case
 from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
-from tfds_brats.cases import CaseFiles, for_each_case, read_case
+from tfds_brats.cases import CaseFiles, read_case
+from tfds_brats.search import for_each_case
 from tfds_brats.space import check_space
 
 _log = logging.getLogger(__name__)

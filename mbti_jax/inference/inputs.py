@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mbti_jax.rois.regions import Rois
-from tfds_brats.cases import Case, CaseFiles, read_label_volume, search_cases
+from tfds_brats.cases import Case, CaseFiles, read_label_volume
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
+from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
 from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry, split_ending
 

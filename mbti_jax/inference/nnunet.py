@@ -28,8 +28,9 @@ from mbti_jax.io.files import write_json
 from mbti_jax.io.nifti import write_label_map
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tumors import painted_labels
-from tfds_brats.cases import CaseFiles, for_each_case, read_case
+from tfds_brats.cases import CaseFiles, read_case
 from tfds_brats.conventions import CAVITY, SEQUENCES, CaseError
+from tfds_brats.search import for_each_case
 from tfds_brats.slices import from_slices, to_slices
 from tfds_brats.space import check_space
 from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry

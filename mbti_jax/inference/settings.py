@@ -20,8 +20,9 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois, check_names, parse_labels
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
-from tfds_brats.cases import Case, CaseFiles, search_cases
+from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import CaseError
+from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
 
 LAYOUTS = ("files", "brats_inpainting", "nnunet")

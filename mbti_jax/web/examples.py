@@ -6,8 +6,9 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web.session import Session, new_session_folder, volume_session
-from tfds_brats.cases import Case, find_cases, is_tumor, read_case
+from tfds_brats.cases import Case, is_tumor, read_case
 from tfds_brats.phantom import write_phantoms
+from tfds_brats.search import find_cases
 from tfds_brats.slices import to_slices
 
 # Title -> (what is made of the phantom's own tumor, names of the boxes).

@@ -23,9 +23,10 @@ from mbti_jax.rois.regions import Rois, check_names, parse_labels
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web import uploads
 from mbti_jax.web.uploads import Limits
-from tfds_brats.cases import Case, CaseFiles, find_cases, read_case
+from tfds_brats.cases import Case, CaseFiles, read_case
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.scale import IntensityScale
+from tfds_brats.search import find_cases
 from tfds_brats.slices import to_slices
 
 

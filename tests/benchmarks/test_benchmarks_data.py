@@ -14,7 +14,7 @@ from configs.train import get_config
 from mbti_jax.commands.settings import from_config
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.settings import TrainSettings
-from tfds_brats.cases import find_cases
+from tfds_brats.search import find_cases
 
 DUMMY_DATA = Path(__file__).resolve().parent.parent.parent / "tfds_brats" / "dummy_data"
 

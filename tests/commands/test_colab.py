@@ -16,8 +16,9 @@ from conftest import ROOT
 from tiny_inpainter import tiny_inpainter
 
 from mbti_jax.inference.inpainter import Inpainter
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.conventions import SEQUENCES
+from tfds_brats.search import find_cases
 from tfds_brats.slices import to_slices
 
 NOTEBOOK = ROOT / "colab" / "inpaint.ipynb"

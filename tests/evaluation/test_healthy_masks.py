@@ -18,8 +18,9 @@ from mbti_jax.evaluation import healthy_masks as hm
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.conventions import CaseError
+from tfds_brats.search import find_cases
 
 
 def some_shapes():

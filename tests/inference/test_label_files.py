@@ -16,8 +16,9 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.series import follow_up
 from mbti_jax.io.slices import read_slice, write_slice
 from mbti_jax.rois.kinds import COMPONENTS
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.conventions import CONVENTIONS, CaseError
+from tfds_brats.search import find_cases
 
 SUBJECT = "BraTS2021_00001"
 HYPHEN = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f"}

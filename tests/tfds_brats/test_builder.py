@@ -23,11 +23,12 @@ from synthetic_cases import make_arrays, write_case, write_volume
 from configs.data import get_config
 from mbti_jax.commands import data as command
 from tfds_brats import builder
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.locking import only_process_in
 from tfds_brats.reading import SliceSource
 from tfds_brats.records import encode_subject
+from tfds_brats.search import find_cases
 from tfds_brats.splits import SPLITS
 from tfds_brats.table import count_split, format_table
 from tfds_brats.workers import Workers

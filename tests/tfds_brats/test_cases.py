@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 
-from tfds_brats.cases import find_cases, for_each_case, read_case, search_cases, survey_case
+from tfds_brats.cases import read_case, survey_case
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError
+from tfds_brats.search import find_cases, for_each_case, search_cases
 
 HYPHEN = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f"}
 UPENN = {"t1": "_T1", "t1ce": "_T1GD", "t2": "_T2", "flair": "_FLAIR"}

@@ -10,8 +10,9 @@ import pytest
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 
 from tfds_brats.builder import _content_digest
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.conventions import CaseError
+from tfds_brats.search import find_cases
 from tfds_brats.volumes import read_geometry, read_volume
 
 SUBJECT = "BraTS2021_00001"

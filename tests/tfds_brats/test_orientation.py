@@ -9,8 +9,9 @@ import pytest
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from synthetic_cases import AFFINE, SUFFIXES, write_case, write_volume
 
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
 from tfds_brats.records import encode_case
+from tfds_brats.search import find_cases
 
 SUBJECT = "BraTS2021_00000"
 ORIENTATIONS = [
