@@ -4,7 +4,7 @@ r"""Tunes a trained model towards one to four steps.
         --config.dataset=DIR --workdir=runs/few_step
 
 Continues any trained model - predicting eps, v or x_0, a Gaussian process or a flow; a training run's
-folder, an exported model, or "phantom" - as a consistency model (`diffusion.processes.Consistency`). It
+folder, an exported model, or "phantom" - as a consistency model (`diffusion/consistency.py`). It
 takes neither a teacher nor a derivative in time: an update costs a training update and a forward pass.
 Network, process, tasks, sequences and window are the model's; what is set here is the run. It resumes
 and repeats exactly, like all training, and writes a checkpoint like any other, which samples with the

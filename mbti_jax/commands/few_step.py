@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
-from mbti_jax.diffusion.processes import ProcessSettings
+from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Name, Positive
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.provenance import weights_digest
@@ -25,7 +25,7 @@ class FewStepSettings(RunSettings):
     Attributes:
         init_from: the trained model, see `load_model`.
         dataset, train_split, validation_split, num_threads: see `DataSettings`.
-        halve_every: see `processes.Consistency`.
+        halve_every: see `consistency.Consistency`.
         learning_rate: of Adam.
         sampling_steps: that the result is meant for.
         remat: recompute blocks in the backward pass to save memory.

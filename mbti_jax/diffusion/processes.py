@@ -21,7 +21,7 @@ A sampler asks a process for alpha, sigma and x_0 only (`Process.to_x_0`), so it
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Float, Int, Key, Num, Shaped
 
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
-from mbti_jax.diffusion.schedule import Schedule, make_schedule
-from mbti_jax.fields import FieldError, Interval, Share, check_fields
+from mbti_jax.diffusion.schedule import Schedule
+from mbti_jax.fields import FieldError
 
 # Images [B, H, W, C] or [H, W, C], all of one shape; the times and ROIs that go with them.
 Image = Float[AnyArray, "*image"]
@@ -285,96 +285,6 @@ class RectifiedFlow(NetworkProcess):
         return (t + 1).astype(number) / number(self.num_timesteps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Consistency(Process):
-    """Training towards one to four steps: consistency tuning (Geng et al. 2024, arXiv:2406.14548).
-
-    A diffusion model is tuned into a consistency model (Song et al. 2023, arXiv:2303.01469): its
-    estimate f(x_t, t) of x_0, by any kind of prediction, shall be the same all along a path of the
-    process, and so the image in which the path ends. It is trained to agree with itself at an earlier
-    time r of the same x_0 and noise:
-
-        f(x_t, t) -> f(x_r, r) without a gradient,     r + 1 = (1 - gap) (t + 1),
-        f(x_r, r) = x_0 for r < 0, where no noise is left.
-
-    With gap = 1 that is the training of the diffusion model, so its weights are where tuning starts; gap
-    is 1/2 then and is halved every `halve_every` updates, down to 1/256. No teacher is kept, and no
-    derivative in t is taken. Errors count as in the training before, being those of the prediction that
-    means f(x_r, r) at x_t: so they are as large as they were for eps, v and x_0.
-
-    All paths hang on the image that they start from. An estimate from eps or v becomes x_t itself as the
-    noise vanishes; one of x_0 is whatever the network says, nothing holds it, and the network drifts. So
-    it is blended there with x_t, as with a measurement of noise sigma / alpha where the estimate has an
-    error of d = 0.05 (the image having a range of 2):
-
-        f = (1 - k) estimate + k x_t / alpha,     k = (alpha d)^2 / ((alpha d)^2 + sigma^2)
-
-    The class vector is dropped as in diffusion, and guidance takes two passes, with any weight.
-
-    Attributes:
-        process: that of the diffusion model.
-        halve_every: updates from one gap to the next.
-    """
-
-    process: NetworkProcess
-    halve_every: int = 1
-
-    samplers = ("consistency",)
-
-    @property
-    def num_timesteps(self) -> int:
-        return self.process.num_timesteps
-
-    def alpha(self, t: Any) -> Any:
-        return self.process.alpha(t)
-
-    def sigma(self, t: Any) -> Any:
-        return self.process.sigma(t)
-
-    def target(self, x_0: Image, eps: Image, t: Times) -> Image:
-        return self.process.target(x_0, eps, t)
-
-    def to_x_0(self, prediction: Image, x_t: Image, t: Times) -> Image:
-        keep, skip = self._blend(x_t, t)
-        return (1 - keep) * self.process.to_x_0(prediction, x_t, t) + skip * x_t
-
-    def _blend(self, x_t: Image, t: Times) -> tuple[Any, Any]:
-        """k and k / alpha, to broadcast against the image; zeros for eps and v."""
-        a, s = like(self.alpha(t), x_t), like(self.sigma(t), x_t)
-        if self.process.prediction != "x_0":
-            return 0 * a, 0 * a
-        total = (a * _BLEND) ** 2 + s**2
-        return (a * _BLEND) ** 2 / total, a * _BLEND**2 / total
-
-    def draw_time(self, key: Key[jax.Array, ""]) -> Num[jax.Array, ""]:
-        return self.process.draw_time(key)
-
-    def training_target(
-        self,
-        predict: Callable[[Images, Numbers], jax.Array],
-        x_0: Images,
-        eps: Images,
-        t: Numbers,
-        roi: Roi,
-        step: Any = None,
-    ) -> Images:
-        halvings = _MOST_HALVINGS if step is None else 1 + step // self.halve_every
-        gap = jnp.exp2(-jnp.minimum(halvings, _MOST_HALVINGS).astype(jnp.float32))
-        r = (1 - gap) * (t + 1).astype(jnp.float32) - 1
-        x_r, x_t = self.corrupt(x_0, eps, r, roi), self.corrupt(x_0, eps, t, roi)
-        end = jnp.where(like(r, x_0) < 0, x_0, self.to_x_0(predict(x_r, r), x_r, r))
-        # The estimate that, blended, is the end; the image where most of the blend is x_t.
-        keep, skip = self._blend(x_t, t)
-        end = jnp.where(keep < 0.5, (end - skip * x_t) / (1 - keep), x_0)
-        a, s = like(self.alpha(t), x_0), like(self.sigma(t), x_0)
-        return jax.lax.stop_gradient(self.target(end, (x_t - a * end) / s, t))
-
-
-# Of consistency tuning: halvings of the gap between its two times, and the error d of estimates of x_0.
-_MOST_HALVINGS = 8
-_BLEND = 0.05
-
-
 class Regression(Process):
     """A plain regressor in the place of a diffusion process: the network paints the ROI at once.
 
@@ -406,84 +316,6 @@ class Regression(Process):
 
     def start(self, x_T: Image, context: Image, roi: Roi) -> Image:
         return jnp.where(roi, 0.0, context)
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessSettings:
-    """Which process a run trains.
-
-    Attributes:
-        process: "gaussian", "flow" or "regression".
-        schedule: of a Gaussian process, see `make_schedule`.
-        num_timesteps: T; 1 for a regression.
-        prediction: see `Gaussian` and `RectifiedFlow`; "x_0" for a regression.
-        drop_condition: share of class vectors replaced by the null condition in training; 0 for a
-            regression.
-        zero_terminal_snr: whether the schedule of a Gaussian process ends in noise alone, see
-            `Schedule.with_zero_terminal_snr`.
-        time_sampling: of a flow, see `RectifiedFlow`.
-        objective: "consistency" tunes a trained model towards few steps, see `Consistency`.
-        halve_every: see `Consistency`; 0 for the other objective.
-
-    Raises:
-        FieldError: a field has no such value.
-    """
-
-    process: Literal["gaussian", "flow", "regression"] = "gaussian"
-    schedule: Literal["linear", "cosine"] = "linear"
-    # Its tables have an entry per timestep.
-    num_timesteps: Annotated[int, Interval(1, 100_000)] = 1000
-    prediction: Literal["eps", "v", "x_0"] = "eps"
-    drop_condition: Share = 0.1
-    zero_terminal_snr: bool = False
-    time_sampling: TimeSampling = "uniform"
-    objective: Literal["diffusion", "consistency"] = "diffusion"
-    halve_every: int = 0
-
-    def __post_init__(self):
-        check_fields(self)
-        if (self.objective == "consistency") != (self.halve_every > 0):
-            problem = f"is at least 1 for consistency and 0 for diffusion, not {self.halve_every}"
-            raise FieldError("halve_every", problem)
-        if self.zero_terminal_snr and self.process != "gaussian":
-            raise FieldError(
-                "zero_terminal_snr", f"is of Gaussian schedules, not of a {self.process}"
-            )
-        if self.time_sampling != "uniform" and self.process != "flow":
-            problem = f"is {self.time_sampling} for flows only, not for a {self.process} process"
-            raise FieldError("time_sampling", problem)
-        if self.schedule != "linear" and self.process == "flow":
-            problem = f"is of Gaussian processes: leave it linear for a flow, not {self.schedule}"
-            raise FieldError("schedule", problem)
-        self.make()
-
-    def make(self) -> Process:
-        """The process."""
-        process = self._make()
-        if self.objective == "diffusion":
-            return process
-        if not isinstance(process, NetworkProcess):
-            raise FieldError("objective", f"consistency is not for a {self.process}")
-        return Consistency(process, self.halve_every)
-
-    def _make(self) -> Process:
-        if self.process == "gaussian":
-            try:
-                schedule = make_schedule(self.schedule, self.num_timesteps)
-                if self.zero_terminal_snr:
-                    schedule = schedule.with_zero_terminal_snr()
-            except ValueError as error:
-                raise FieldError("num_timesteps", f"is {self.num_timesteps}: {error}") from error
-            return Gaussian(schedule, self.prediction)
-        if self.process == "flow":
-            return RectifiedFlow(self.prediction, self.time_sampling, self.num_timesteps)
-        if self.num_timesteps != 1:
-            raise FieldError("num_timesteps", f"is 1 for a regressor, not {self.num_timesteps}")
-        if self.prediction != "x_0":
-            raise FieldError("prediction", f"is x_0 for a regressor, not {self.prediction!r}")
-        if self.drop_condition:
-            raise FieldError("drop_condition", "is 0 for a regressor, which has no null condition")
-        return Regression()
 
 
 def squared_error_terms(

@@ -17,7 +17,8 @@ from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.diffusion.guidance import drop_condition
 from mbti_jax.diffusion.output import Output
-from mbti_jax.diffusion.processes import Process, ProcessSettings, squared_error_terms
+from mbti_jax.diffusion.process_settings import ProcessSettings
+from mbti_jax.diffusion.processes import Process, squared_error_terms
 from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
 from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
 from mbti_jax.rois.kinds import COMPONENTS, NUM_KINDS, NUM_LABELS

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
-from mbti_jax.diffusion.processes import ProcessSettings
+from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
 from mbti_jax.models.pipeline import LabelWeight, Pipeline
 from mbti_jax.models.unet import ImageSize

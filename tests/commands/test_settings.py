@@ -28,7 +28,7 @@ from mbti_jax.commands import (
 from mbti_jax.commands.serve import ServeSettings
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.guidance import ClassifierFree, Limited, Projected
-from mbti_jax.diffusion.processes import ProcessSettings
+from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import (
     Count,

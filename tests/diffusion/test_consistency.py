@@ -13,9 +13,11 @@ import optax
 import pytest
 
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.consistency import Consistency
 from mbti_jax.diffusion.guidance import Unguided
 from mbti_jax.diffusion.output import Output
-from mbti_jax.diffusion.processes import Consistency, Gaussian, ProcessSettings, RectifiedFlow, like
+from mbti_jax.diffusion.process_settings import ProcessSettings
+from mbti_jax.diffusion.processes import Gaussian, RectifiedFlow, like
 from mbti_jax.diffusion.samplers.driver import Sampler
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.diffusion.schedule import make_schedule

@@ -16,9 +16,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.consistency import Consistency
 from mbti_jax.diffusion.guidance import ClassifierFree, Unguided
 from mbti_jax.diffusion.output import Output
-from mbti_jax.diffusion.processes import Consistency, Gaussian, RectifiedFlow, like
+from mbti_jax.diffusion.processes import Gaussian, RectifiedFlow, like
 from mbti_jax.diffusion.samplers import ddim, dpmpp_2m, heun, unipc
 from mbti_jax.diffusion.samplers.driver import Sampler
 from mbti_jax.diffusion.sampling import Sampling

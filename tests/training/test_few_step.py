@@ -17,7 +17,7 @@ from configs import few_step as shipped
 from mbti_jax.commands import few_step
 from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
-from mbti_jax.diffusion.processes import Consistency
+from mbti_jax.diffusion.consistency import Consistency
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter

@@ -16,7 +16,8 @@ from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.output import Output
-from mbti_jax.diffusion.processes import ProcessSettings, Regression
+from mbti_jax.diffusion.process_settings import ProcessSettings
+from mbti_jax.diffusion.processes import Regression
 from mbti_jax.models.pipeline import Inputs, Pipeline, losses
 from mbti_jax.training.settings import TrainSettings
 
