@@ -13,6 +13,7 @@ training, and only the test split is scored.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -41,7 +42,7 @@ def get_config() -> ConfigDict:
     config.healthy.num_samples = 8
     config.healthy.num_steps = 20
     config.healthy.slices_per_case = 8
-    config.healthy.z_sigma_mm = 2.0
+    config.healthy.z_sigma_mm = placeholder(float)
     # Training cases whose tumors give the shapes.
     config.healthy.num_shape_cases = 48
     # Folder of a run of `configs/baseline.py` on the same data; empty for none.

@@ -14,7 +14,9 @@ IMAGE_SIZE = 16
 WINDOW = 32
 
 
-def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), joint=False, label_head=False) -> dict:
+def tiny_metadata(
+    sequences=("t1", "t1ce", "t2", "flair"), joint=False, label_head=False, neighbors=0
+) -> dict:
     config = tiny_config()
     config.data.sequences = sequences
     config.data.joint = joint
@@ -22,6 +24,7 @@ def tiny_metadata(sequences=("t1", "t1ce", "t2", "flair"), joint=False, label_he
     config.data.image_size = IMAGE_SIZE
     config.diffusion.prediction = "v"
     contract = {name: config[name].to_dict() for name in ("data", "model", "diffusion", "tasks")}
+    contract["model"]["neighbors"] = neighbors
     if label_head:
         contract["label_weight"] = 0.1
     inference = {"x_0_bounds": [-1.0, 3.0], "guidance_weight": 0.4, "note": "random weights"}
@@ -36,10 +39,13 @@ def tiny_params(metadata: dict):
 
 
 @functools.cache
-def tiny_inpainter(num_sequences: int = 1, batch_size: int = 4, label_head=False) -> Inpainter:
+def tiny_inpainter(
+    num_sequences: int = 1, batch_size: int = 4, label_head=False, neighbors=0
+) -> Inpainter:
     joint = num_sequences > 1
     names = ("t1", "t1ce", "t2", "flair")
-    metadata = tiny_metadata(names[:num_sequences] if joint else names, joint, label_head)
+    chosen = names[:num_sequences] if joint else names
+    metadata = tiny_metadata(chosen, joint, label_head, neighbors)
     return Inpainter(tiny_params(metadata), metadata, batch_size, "runs/tiny")
 
 

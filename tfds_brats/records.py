@@ -88,7 +88,7 @@ def encode_case(case: Case) -> SubjectRecords:
     code_slope, code_offset, gain, bias = np.array(scaling, np.float64).T
     gain, bias = gain.astype(np.float32), bias.astype(np.float32)
 
-    slice_index = np.flatnonzero(_box_areas(brain) >= MIN_BRAIN_BOX_AREA).astype(np.int32)
+    slice_index = np.flatnonzero(box_areas(brain) >= MIN_BRAIN_BOX_AREA).astype(np.int32)
     if slice_index.size == 0:
         raise CaseError(
             f"{case.subject}: no axial slice has a brain of {MIN_BRAIN_BOX_AREA} pixels or more"
@@ -150,7 +150,7 @@ def _contiguous_slices(volume: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(to_slices(volume))
 
 
-def _box_areas(brain: np.ndarray) -> np.ndarray:
+def box_areas(brain: np.ndarray) -> np.ndarray:
     """[Z, H, W] bool -> [Z] area in pixels of each slice's bounding box."""
     return _extent(np.any(brain, axis=2)) * _extent(np.any(brain, axis=1))
 

@@ -52,7 +52,7 @@ class Sampling:
             a `Guidance`, for the weight that the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
-            for independent slices.
+            for independent slices; None for what fits the model (see `Inpainter.resolve`).
         estimate: what is made of the samples: "sample" for each of them, one of the images that could be
             there, or "mean" for their mean, which has the least squared error and less texture than any
             image.
@@ -71,7 +71,7 @@ class Sampling:
     eta: float = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0
-    z_sigma_mm: Annotated[float, Interval(0, 1000)] = 0.0
+    z_sigma_mm: Annotated[float, Interval(0, 1000)] | None = 0.0
     estimate: Literal["sample", "mean"] = "sample"
     mean_passes: int | None = None
 

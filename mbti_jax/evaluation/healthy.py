@@ -66,7 +66,7 @@ class HealthySettings(PartSettings):
     num_samples: Count
     num_steps: Count
     slices_per_case: Count
-    z_sigma_mm: Annotated[float, Interval(0, 1000)]
+    z_sigma_mm: Annotated[float, Interval(0, 1000)] | None
     num_shape_cases: Count
     regressor: str
 

@@ -63,7 +63,7 @@ def paint_sample(
     samples = range(settings.num_samples) if settings.is_mean else [sample]
     kind = f"mean of {len(samples)}" if settings.is_mean else f"sample {sample}"
 
-    def paint(z_sigma_mm: float, name: str) -> InpaintedVolume:
+    def paint(z_sigma_mm: float | None, name: str) -> InpaintedVolume:
         with progress_bar(f"{case.subject}, {name}") as progress:
             (result,) = inpainter.inpaint_volume(
                 case,

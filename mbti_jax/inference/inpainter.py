@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,13 +15,15 @@ from mbti_jax.diffusion.arrays import Images
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.guidance import ClassifierFree, with_weight
 from mbti_jax.diffusion.noise import start_noise
-from mbti_jax.diffusion.samplers.driver import Cancel, Progress, Sampler
+from mbti_jax.diffusion.output import Denoised
+from mbti_jax.diffusion.samplers.driver import Batch, Cancel, Progress, Sampler, Surroundings
 from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.fields import whole_number
 from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume, Samples
 from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.load import load_model
+from mbti_jax.inference.stacks import neighbor_rows, seen_slices
 from mbti_jax.inference.window import Window
 from mbti_jax.io.quantize import mean_and_deviation, paste, standard_deviation
 from mbti_jax.models.pipeline import Pipeline
@@ -33,6 +35,8 @@ from tfds_brats.conventions import CaseError
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
+# Of volumes that a model for single slices paints.
+_Z_SIGMA_MM = 2.0
 _STD_RECORD = {"std": "over the samples, n - 1 in the denominator, in the units of the input"}
 
 
@@ -120,12 +124,25 @@ class Inpainter:
         return self.pipeline.model.label_head
 
     @property
+    def neighbors(self) -> int:
+        """K, how many slices on either side the model sees when it paints a volume."""
+        return self.pipeline.model.neighbors
+
+    @property
     def default_guidance_weight(self) -> float:
         """The guidance weight that the checkpoint recommends."""
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with what the checkpoint recommends, and weight 0 for `mean_passes`."""
+        """`sampling` with what the checkpoint recommends, and weight 0 for `mean_passes`.
+
+        Slices that see each other are painted from independent noise, as in training, and single ones
+        from noise that they share along z, unless it says otherwise.
+        """
+        if sampling.z_sigma_mm is None:
+            sampling = dataclasses.replace(
+                sampling, z_sigma_mm=0.0 if self.neighbors else _Z_SIGMA_MM
+            )
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
         sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
@@ -261,7 +278,7 @@ class Inpainter:
         self,
         case: Case,
         rois: Rois,
-        sampling: Sampling = Sampling(z_sigma_mm=2.0),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(z_sigma_mm=None),  # noqa: B008 (frozen)
         *,
         samples: Sequence[int] = (0,),
         sequences: Sequence[str] = (),
@@ -270,6 +287,9 @@ class Inpainter:
         cancel: Cancel | None = None,
     ) -> list[InpaintedVolume]:
         """Repaints the ROIs in samples of a case, which share the inpainter's batches, or in their mean.
+
+        A model that sees neighbors paints all slices together: step by step, each seeing those around it
+        as far as they are, and slices that are not repainted as they are.
 
         Args:
             case: the images, and the segmentation if it was read, which the label maps then have outside
@@ -298,25 +318,28 @@ class Inpainter:
         window = self._place_window(
             brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
         )
-        values = np.stack([to_slices(case.values(name))[numbers] for name in sequences], axis=-1)
+        # Of those that are not repainted, but seen, nothing is taken.
+        chosen, seen = rois.only(numbers), seen_slices(brain, numbers, self.neighbors)
+        values = np.stack([to_slices(case.values(name))[seen] for name in sequences], axis=-1)
         sampling = self.resolve(sampling)
         sampling.check_num_samples(len(samples))
         painted = self._through_window(
             values,
-            brain[numbers],
-            rois[numbers],
+            brain[seen],
+            chosen[seen],
             scales,
             window,
             sampling,
             samples=samples,
-            slice_indices=numbers,
+            slice_indices=seen,
             slice_distance=case.spacing[2],
+            volume=True,
             progress=progress,
             cancel=cancel,
         )
         together = self.num_channels > 1
         passes = self._sampler.passes(sampling)
-        chosen = rois.only(numbers)
+        values = values[np.isin(seen, numbers)]
         details = {
             "slices": numbers.tolist(),
             "rois": chosen.record(brain),
@@ -378,6 +401,7 @@ class Inpainter:
         samples: Sequence[int] = (0,),
         slice_indices: Sequence[int] | np.ndarray | None = None,
         slice_distance: float = 1.0,
+        volume: bool = False,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Samples:
@@ -395,12 +419,15 @@ class Inpainter:
                 sample, slice index, position).
             slice_indices: ints [N]; default 0.
             slice_distance: of neighboring slices in millimeters, for `sampling.z_sigma_mm`.
+            volume: whether the examples are slices of one volume, each with a number of its own. A model
+                that sees neighbors paints them together then, and slices without ROI may be among them,
+                which are seen and come back as they are. Otherwise every slice is painted as if alone.
             progress: called with (steps done, steps in all) over all batches.
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
 
         Raises:
-            ValueError: shapes do not fit the model, an empty ROI, or a sampling that the model does not
-                know.
+            ValueError: shapes do not fit the model, an empty ROI, a sampling that the model does not
+                know, or two slices of a volume with one number.
             SamplingCancelled: `cancel` returned true.
         """
         sampling = self.resolve(sampling)
@@ -412,64 +439,103 @@ class Inpainter:
             images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
         if images.shape[1:] != expected[1:]:
             raise ValueError(f"images have shape {images.shape}, the model wants {expected}")
-        if not condition.roi.any(axis=(1, 2, 3)).all():
+        indices = (
+            np.zeros(num_examples, int) if slice_indices is None else np.asarray(slice_indices)
+        )
+        has_roi = np.asarray(condition.roi.any(axis=(1, 2, 3)))
+        together = volume and self.neighbors > 0
+        if not (has_roi.any() if together else has_roi.all()):
             raise ValueError("an example has an empty ROI: there is nothing to inpaint")
-        # Row by row of the result: sample, example, sequence.
-        count = len(samples) * len(images)
-        image_of = np.tile(np.arange(len(images)), len(samples))
-        example_of = image_of // (len(images) // num_examples)
-        sample_of = np.repeat(np.asarray(samples), len(images))
-        indices = np.zeros(num_examples, int) if slice_indices is None else slice_indices
-        slice_of = np.asarray(indices)[example_of]
+        per_example = len(images) // num_examples
+        is_sampled = np.repeat(has_roi, per_example)
+        # Row by row of what is sampled: sample, example, sequence.
+        image_of = np.tile(np.flatnonzero(is_sampled), len(samples))
+        example_of = image_of // per_example
+        sample_of = np.repeat(np.asarray(samples), is_sampled.sum())
+        # The padding repeats the first row of a batch; what becomes of it is thrown away.
+        count = len(image_of)
+        starts = np.arange(0, count, self.batch_size)[:, None]
+        padded = starts + np.arange(self.batch_size)
+        padded = np.where(padded < count, padded, starts)
+
+        def batch(rows: np.ndarray) -> Batch:
+            noise, keys = start_noise(
+                sampling.seed,
+                sample_of[rows],
+                indices[example_of[rows]],
+                expected[1:],
+                (sampling.z_sigma_mm or 0.0) / slice_distance,
+            )
+            made = Batch(noise, images[image_of[rows]], condition[example_of[rows]], keys)
+            return jax.device_put(made, sharding.batch_sharding(self._mesh))
+
+        low, high = self.metadata["inference"]["x_0_bounds"]
+        options: dict[str, Any] = {"clip": (low, high), "cancel": cancel}
+        if together:
+            around = neighbor_rows(
+                indices,
+                has_roi,
+                self.neighbors,
+                per_slice=per_example,
+                num_samples=len(samples),
+                first_still=padded.size,
+            )
+            surroundings = Surroundings(around[padded.ravel()], images[~is_sampled])
+            batches = [batch(rows) for rows in padded]
+            made = iter(
+                self._sampler.together(
+                    self._params, batches, surroundings, sampling, progress=progress, **options
+                )
+            )
+        else:
+            made = self._one_by_one(map(batch, padded), len(padded), sampling, progress, options)
         out = np.empty((count, *expected[1:]), np.float32)
         labeled = self.has_labels
         probabilities = np.empty((count * labeled, *expected[1:3], NUM_LABELS), np.float32)
-        starts = range(0, count, self.batch_size)
-        for number, first in enumerate(starts):
-            rows = np.arange(first, min(first + self.batch_size, count))
-            # The padding repeats the first row; what becomes of it is thrown away.
-            padded = np.concatenate([rows, np.full(self.batch_size - len(rows), rows[0])])
-            noise, keys = start_noise(
-                sampling.seed,
-                sample_of[padded],
-                slice_of[padded],
-                expected[1:],
-                sampling.z_sigma_mm / slice_distance,
-            )
-            batch = (noise, images[image_of[padded]], condition[example_of[padded]], keys)
+        for first, result in zip(starts[:, 0], made, strict=True):
+            rows = slice(first, min(first + self.batch_size, count))
+            out[rows] = jax.device_get(result.x_0)[: rows.stop - first]
+            if labeled:
+                shares = jax.nn.softmax(result.label_logits)
+                probabilities[rows] = jax.device_get(shares)[: rows.stop - first]
+
+        def whole(sampled: np.ndarray, others: Any) -> np.ndarray:
+            """[samples, examples, sequences, ...] with what is sampled, and the others."""
+            full = np.empty((len(samples), len(images), *sampled.shape[1:]), np.float32)
+            full[:, is_sampled] = sampled.reshape(len(samples), -1, *sampled.shape[1:])
+            full[:, ~is_sampled] = others
+            return full.reshape(len(samples), num_examples, per_example, *sampled.shape[1:])
+
+        # Either there is one sequence per example, or one channel per image.
+        full = whole(check_finite(out, sampling), images[~is_sampled])
+        painted = np.moveaxis(full, 2, -1).reshape(*full.shape[:2], *expected[1:3], num_sequences)
+        if not labeled:
+            return Samples(painted, None)
+        return Samples(painted, whole(check_finite(probabilities, sampling), 0.0).mean(2))
+
+    def _one_by_one(
+        self,
+        batches: Iterable[Batch],
+        count: int,
+        sampling: Sampling,
+        progress: Progress | None,
+        options: Mapping[str, Any],
+    ) -> Iterator[Denoised]:
+        """Samples `count` batches one after the other."""
+        for number, batch in enumerate(batches):
 
             def report(done: int, total: int, number: int = number) -> None:
                 if progress is not None:
-                    progress(number * total + done, len(starts) * total)
+                    progress(number * total + done, count * total)
 
-            noise, context, conditions, keys = jax.device_put(
-                batch, sharding.batch_sharding(self._mesh)
-            )
-            low, high = self.metadata["inference"]["x_0_bounds"]
-            result = self._sampler(
+            yield self._sampler(
                 self._params,
-                noise,
-                context,
-                conditions,
-                keys,
+                *batch,
                 sampling,
-                clip=(low, high),
                 chunk=self._report_every,
                 progress=report,
-                cancel=cancel,
+                **options,
             )
-            out[rows] = jax.device_get(result.x_0)[: len(rows)]
-            if labeled:
-                shares = jax.nn.softmax(result.label_logits)
-                probabilities[rows] = jax.device_get(shares)[: len(rows)]
-        # Either there is one sequence per example, or one channel per image.
-        out = check_finite(out, sampling).reshape(len(samples), num_examples, -1, *out.shape[1:])
-        painted = np.moveaxis(out, 2, -1).reshape(*out.shape[:2], *out.shape[3:5], num_sequences)
-        if not labeled:
-            return Samples(painted, None)
-        probabilities = check_finite(probabilities, sampling)
-        by_sequence = probabilities.reshape(*out.shape[:3], *probabilities.shape[1:])
-        return Samples(painted, by_sequence.mean(2))
 
     def labels_of(self, images: np.ndarray, condition: Condition, sampling: Sampling) -> np.ndarray:
         """What the label head says of slices as they are, for measuring how well it is calibrated.
@@ -591,7 +657,7 @@ class Inpainter:
         Args:
             values: [N, H, W, Q].
             brain: bool [N, H, W].
-            rois: [N, H, W], none empty.
+            rois: [N, H, W]. Of slices without any, nothing is returned.
             scales: one for each sequence.
             window: of all slices.
             sampling, **options: see `sample`.
@@ -601,25 +667,28 @@ class Inpainter:
         )
         condition = Condition.stack([window.condition(rois[n]) for n in range(len(values))])
         painted, probabilities = self.sample(images, condition, sampling, **options)
+        repainted = np.flatnonzero(rois.union.any((1, 2)))
 
         def in_units() -> Iterator[np.ndarray]:
             for slices in painted:
-                out = np.empty(values.shape, np.float64)
-                for n, image in enumerate(slices):
-                    back = window.to_slice(image)
+                out = np.empty((len(repainted), *values.shape[1:]), np.float64)
+                for place, n in enumerate(repainted):
+                    back = window.to_slice(slices[n])
                     for c, scale in enumerate(scales):
-                        out[n, ..., c] = scale.to_values(back[..., c])
+                        out[place, ..., c] = scale.to_values(back[..., c])
                 yield out
 
         shares = None
         if probabilities is not None:
-            shares = np.zeros((len(painted), *values.shape[:-1], NUM_LABELS), np.float32)
-            for sample, n in np.ndindex(*shares.shape[:2]):
+            shape = (len(painted), len(repainted), *values.shape[1:-1], NUM_LABELS)
+            shares = np.zeros(shape, np.float32)
+            for sample, place in np.ndindex(*shape[:2]):
+                n = repainted[place]
                 roi = condition.roi[n, ..., 0]
                 back = window.probabilities_to_slice(probabilities[sample, n], roi)
-                shares[sample, n] = np.where(rois.union[n][..., None], back, 0)
+                shares[sample, place] = np.where(rois.union[n][..., None], back, 0)
         if sampling.estimate == "sample":
-            out = np.empty((len(painted), *values.shape), np.float64)
+            out = np.empty((len(painted), len(repainted), *values.shape[1:]), np.float64)
             for sample, slices in enumerate(in_units()):
                 out[sample] = slices
             return _Painted(out, None, shares)

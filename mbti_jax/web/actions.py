@@ -168,7 +168,7 @@ class Actions:
                 sampler=sampler,
                 guidance=make_guidance(guidance, weight, interval),
                 seed=_whole("the seed", seed),
-                z_sigma_mm=results.Z_SIGMA_MM,
+                z_sigma_mm=None,
                 estimate="sample" if estimate == "samples" else "mean",
                 mean_passes=1 if in_one_pass else None,
             ),

@@ -29,8 +29,6 @@ from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
 from tfds_brats.slices import bounding_box, from_slices
 
-# As the default of configs/inpaint.py: how far along z neighboring slices share their noise.
-Z_SIGMA_MM = 2.0
 # Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
 _LEAST_SIDE, _MARGIN = 480, 6
 _MOST_PIXELS = 2**22

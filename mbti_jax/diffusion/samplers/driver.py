@@ -15,11 +15,16 @@ scan of fixed length would evaluate the network for masked rows too; the price i
 be unrolled or differentiated, which sampling does not need. Python only splits the rows into chunks,
 so that it can report progress or stop between them; the image stays on its devices.
 Label logits are those of the last row.
+
+Networks that see neighboring slices sample the slices of a volume together: row by row of the table, and
+in each row batch by batch, every slice being shown its neighbors as they were before that row. So what a
+slice becomes does not depend on how the slices are put into batches.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -29,7 +34,7 @@ import numpy as np
 
 from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.arrays import AnyArray
-from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.diffusion.guidance import Apply, Guidance, Unguided
 from mbti_jax.diffusion.output import Denoised
 from mbti_jax.diffusion.processes import Process
@@ -60,6 +65,28 @@ class Request(NamedTuple):
     guidance: Guidance
     bounds: np.ndarray
     table: Any
+
+
+class Batch(NamedTuple):
+    """Examples on their devices: x_T, context, condition and keys of `Sampler.__call__`."""
+
+    x_T: AnyArray
+    context: AnyArray
+    condition: Condition
+    keys: jax.Array
+
+
+class Surroundings(NamedTuple):
+    """What lies around the examples of several batches.
+
+    Attributes:
+        around: int [examples of all batches, 2 K], the neighbors of each, bottom to top, by number:
+            examples are counted through the batches, then come those that are `still`; -1 is none.
+        still: float32 [M, H, W, C], slices that are not sampled.
+    """
+
+    around: np.ndarray
+    still: np.ndarray
 
 
 class Sampler:
@@ -118,23 +145,10 @@ class Sampler:
             ValueError: an argument's shape or value is not as above.
             SamplingCancelled: `cancel` returned true.
         """
-        method, table = self._method(sampling)
-        total, low, high = len(table.t), *clip
-        _check(x_T, context, condition, keys)
-        if not low < high:
-            raise ValueError(f"clip must be (low, high) with low < high, got {clip}.")
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}.")
-        guidance = jax.tree.map(
-            lambda x: np.broadcast_to(np.asarray(x, np.float32), (len(context),)),
-            self._guidance(sampling),
-        )
-        bounds = np.array([low, high], np.float32)
-        # Always as many rows, so that the number of steps compiles nothing.
-        rows = max(method.EVALUATIONS * self.process.num_timesteps, total)
-        table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
-
-        request = Request(params, context, condition, keys, guidance, bounds, table)
+        batch = Batch(x_T, context, condition, keys)
+        method, total, request = self._request(params, batch, sampling, clip)
         # Not compiled, so that what it makes of x_T lies where x_T lies.
         carry = method.start(x_T)
         x_t = self._start(x_T, context, condition.roi)
@@ -150,6 +164,91 @@ class Sampler:
             running = done
         _report(progress, running, total)
         return Denoised(x_t, label_logits)
+
+    def together(
+        self,
+        params: Any,
+        batches: Sequence[Batch],
+        surroundings: Surroundings,
+        sampling: Sampling,
+        *,
+        clip: tuple[float, float] = (-math.inf, math.inf),
+        progress: Progress | None = None,
+        cancel: Cancel | None = None,
+    ) -> list[Denoised]:
+        """Makes the images of several batches of one size, which show each other how far they are.
+
+        On the devices lie x_t of all batches twice, what the method carries, and what the batches hold.
+
+        Args:
+            params, sampling, clip: as in `__call__`.
+            batches: the examples.
+            surroundings: which of them are neighbors.
+            progress: called with (evaluations done, evaluations in all), counting those of each batch.
+            cancel: asked before each evaluation of a batch; true ends the sampling.
+
+        Returns:
+            As `__call__`, of each batch.
+
+        Raises:
+            ValueError, SamplingCancelled: as there.
+        """
+        made = [self._request(params, batch, sampling, clip) for batch in batches]
+        method, num_rows, _ = made[0]
+        requests = [request for *_, request in made]
+        carries = [method.start(batch.x_T) for batch in batches]
+        x_ts = [self._start(b.x_T, b.context, b.condition.roi) for b in batches]
+        masks = [batch.condition.roi_masks for batch in batches]
+        empty = np.zeros((*surroundings.still.shape[:-1], masks[0].shape[-1]), np.float32)
+        masks = _concatenate(masks, empty)
+        around = np.split(surroundings.around, len(batches))
+        outputs: list[Any] = [None] * len(batches)
+        total = num_rows * len(batches)
+        shown = running = None
+        for number in range(total):
+            row, b = divmod(number, len(batches))
+            if cancel is not None and cancel():
+                raise SamplingCancelled(f"Cancelled before step {row + 1} of {num_rows}.")
+            if b == 0:
+                shown = _concatenate(x_ts, surroundings.still)
+            neighbors = _neighbors(shown, masks, around[b], batches[b].context)
+            condition = dataclasses.replace(batches[b].condition, neighbors=neighbors)
+            carries[b], x_ts[b], outputs[b], done = self._steps(
+                requests[b]._replace(condition=condition),
+                carries[b],
+                x_ts[b],
+                np.array([row, row + 1], np.int32),
+                method=method,
+            )
+            # Wait for the evaluation before this one, so that the device always has work queued.
+            if number:
+                jax.block_until_ready(running)
+                _report(progress, number, total)
+            running = done
+        jax.block_until_ready(running)
+        _report(progress, total, total)
+        return [Denoised(*ended) for ended in zip(x_ts, outputs, strict=True)]
+
+    def _request(
+        self, params: Any, batch: Batch, sampling: Sampling, clip: tuple[float, float]
+    ) -> tuple[ModuleType, int, Request]:
+        """The method, how many rows it has, and what stays the same over all of them."""
+        method, table = self._method(sampling)
+        total, low, high = len(table.t), *clip
+        _check(*batch)
+        if not low < high:
+            raise ValueError(f"clip must be (low, high) with low < high, got {clip}.")
+        guidance = jax.tree.map(
+            lambda x: np.broadcast_to(np.asarray(x, np.float32), (len(batch.context),)),
+            self._guidance(sampling),
+        )
+        bounds = np.array([low, high], np.float32)
+        # Always as many rows, so that the number of steps compiles nothing.
+        rows = max(method.EVALUATIONS * self.process.num_timesteps, total)
+        table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
+        _, context, condition, keys = batch
+        request = Request(params, context, condition, keys, guidance, bounds, table)
+        return method, total, request
 
     def passes(self, sampling: Sampling) -> dict[str, int]:
         """What a sample of one image costs.
@@ -177,6 +276,24 @@ class Sampler:
             raise ValueError("sampling.guidance must be given, with its weight")
         # With w = 0 the null pass has no effect.
         return Unguided() if sampling.mean_passes and _is_unguided(guidance) else guidance
+
+
+def _neighbors(shown, masks, around, context):
+    """What the examples of a batch see around them, on the batch's devices."""
+    numbers = np.maximum(around, 0)
+    present = (around >= 0).astype(np.float32)
+    neighbors = Neighbors(_take(shown, numbers), _take(masks, numbers), present)
+    return jax.device_put(neighbors, getattr(context, "sharding", None))
+
+
+@jax.jit
+def _concatenate(parts, still):
+    return jnp.concatenate([*parts, still])
+
+
+@jax.jit
+def _take(array, numbers):
+    return array[numbers]
 
 
 def _is_unguided(guidance):
