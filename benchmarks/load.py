@@ -347,7 +347,7 @@ class _Client:
 
     async def run(self, steps: int) -> None:
         """Asks for a run, waits for it, and fetches its archive."""
-        settings = [random.randrange(2**31), 1, steps, 0.4, "samples", "ddim", "plain", 0, 1]
+        settings = [random.randrange(2**31), 1, steps, 0.4, "samples", "ddim", "plain", 0, 1, True]
         _, files = await self._call("inpaint", [[], *settings])
         answer = await self._http.get(f"file={files[0]['path']}")
         answer.raise_for_status()

@@ -105,6 +105,8 @@ NUM_STEPS = 25  # @param {type:"slider", min:1, max:1000, step:1}
 GUIDANCE_WEIGHT = 0.4  # @param {type:"number"}
 # @markdown Millimeters of its surroundings that a removed tumor takes with it.
 DILATE_MM = 3.0  # @param {type:"number"}
+# @markdown Does normal tissue go over into its surroundings without a step?
+BLEND = True  # @param {type:"boolean"}
 # @markdown The sequence that is shown.
 SEQUENCE = "flair"  # @param ["t1", "t1ce", "t2", "flair"]
 # @markdown Which regions become bounding boxes in the predictions with boxes?
@@ -223,7 +225,7 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     """Repaints the slice's own tumor; see `tumors.MODES` for the modes."""
     brain = (image != 0).any(-1)
     rois = own_tumor(labels[None], brain[None], mode, box, SEED, dilate_mm=DILATE_MM)[0]
-    sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight)
+    sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight, blend=BLEND)
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
         return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)
 
@@ -380,7 +382,7 @@ with progress_bar("your slice") as progress:
     result = inpainter.inpaint(
         own_image,
         Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ()),
-        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT, estimate=ESTIMATE),
+        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT, estimate=ESTIMATE, blend=BLEND),
         num_samples=NUM_SAMPLES,
         progress=progress,
         **own_volume,

@@ -75,6 +75,9 @@ def get_config() -> ConfigDict:
     # How many millimeters ROIs of normal tissue reach beyond what is given. Left open: 3 around a tumor
     # that is removed or moved, whose blurred rim lies outside its outline, and 0 around ROIs of a file.
     config.dilate_mm = placeholder(float)
+    # Whether normal tissue goes over into its surroundings without a step: a smooth function is added
+    # inside the ROI (Poisson blending). Left open: where a tumor is removed or moved.
+    config.blend = placeholder(bool)
     # ROIs to be treated as bounding boxes: normal, necrotic_core, edema, enhancement, tumor.
     config.box = ()
     # Slices by number; empty for all that have an ROI.

@@ -59,6 +59,8 @@ class Sampling:
         mean_passes: of the mean. None for the mean of several samples; 1 for the first estimate of x_0
             alone, from noise at the last timestep: one pass of the network, and two with a guidance
             weight other than 0, which then is the default. `num_steps` becomes 1.
+        blend: whether normal tissue goes over into its surroundings without a step, see
+            `inference.blending`. Nothing outside the ROI changes.
 
     Raises:
         FieldError: a field is not as above.
@@ -74,6 +76,7 @@ class Sampling:
     z_sigma_mm: Annotated[float, Interval(0, 1000)] | None = 0.0
     estimate: Literal["sample", "mean"] = "sample"
     mean_passes: int | None = None
+    blend: bool = False
 
     def __post_init__(self):
         if self.mean_passes is not None:
@@ -185,6 +188,8 @@ class Sampling:
         if self.estimate == "sample":
             # As in records that are older than means.
             del record["estimate"], record["mean_passes"]
+        if not self.blend:
+            del record["blend"]
         if not isinstance(self.spacing, str | None):
             record["spacing"] = [int(t) for t in self.spacing]
         return record | guidance_record(record.pop("guidance"))

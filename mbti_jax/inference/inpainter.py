@@ -20,6 +20,7 @@ from mbti_jax.diffusion.samplers.driver import Batch, Cancel, Progress, Sampler,
 from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.fields import whole_number
 from mbti_jax.inference import checks, provenance
+from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume, Samples
 from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.load import load_model
@@ -32,7 +33,7 @@ from mbti_jax.rois.kinds import NUM_LABELS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError
-from tfds_brats.scale import IntensityScale, fit_scale
+from tfds_brats.scale import BACKGROUND, IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
 # Of volumes that a model for single slices paints.
@@ -434,6 +435,7 @@ class Inpainter:
         self._check_sampling(sampling, samples)
         num_examples, *_, num_sequences = images.shape
         expected = (num_examples, self.image_size, self.image_size, self.num_channels)
+        given = images
         if self.num_channels == 1:
             # Sequences become examples: [N, S, S, Q] -> [N Q, S, S, 1].
             images = np.moveaxis(images, -1, 1).reshape(-1, *images.shape[1:3], 1)
@@ -509,6 +511,13 @@ class Inpainter:
         # Either there is one sequence per example, or one channel per image.
         full = whole(check_finite(out, sampling), images[~is_sampled])
         painted = np.moveaxis(full, 2, -1).reshape(*full.shape[:2], *expected[1:3], num_sequences)
+        if sampling.blend:
+            size = self._window_mm / self.image_size
+            for sample, n in np.ndindex(*painted.shape[:2]):
+                masks = condition.roi_masks[n] > 0
+                painted[sample, n] = blend_normal_tissue(
+                    painted[sample, n], given[n], masks, (size, size)
+                )
         if not labeled:
             return Samples(painted, None)
         return Samples(painted, whole(check_finite(probabilities, sampling), 0.0).mean(2))
@@ -624,6 +633,12 @@ class Inpainter:
                 "not for a mean, and a guidance weight of 0"
             )
 
+    @property
+    def _window_mm(self) -> float:
+        data = self.metadata["contract"]["data"]
+        # In training it counts pixels; where their size is not recorded, it was 1 mm.
+        return data["window"] * (data.get("pixel_size_mm") or 1)
+
     def _place_window(
         self,
         shape: tuple[int, int],
@@ -631,13 +646,11 @@ class Inpainter:
         roi_box: Sequence[int],
         pixel_size: float | Sequence[float],
     ) -> Window:
-        data = self.metadata["contract"]["data"]
         return Window.place(
             shape,
             brain_box,
             roi_box,
-            # In training it counts pixels; where their size is not recorded, it was 1 mm.
-            window=data["window"] * (data.get("pixel_size_mm") or 1),
+            window=self._window_mm,
             image_size=self.image_size,
             pixel_size=checks.pixel_sizes(pixel_size),
         )
@@ -666,14 +679,24 @@ class Inpainter:
             [window.to_model(v, b, scales) for v, b in zip(values, brain, strict=True)]
         )
         condition = Condition.stack([window.condition(rois[n]) for n in range(len(values))])
-        painted, probabilities = self.sample(images, condition, sampling, **options)
+        # Blended at the slices' own resolution, below.
+        drawn = dataclasses.replace(sampling, blend=False)
+        painted, probabilities = self.sample(images, condition, drawn, **options)
         repainted = np.flatnonzero(rois.union.any((1, 2)))
+
+        def to_slice(image: np.ndarray, n: int) -> np.ndarray:
+            back = window.to_slice(image)
+            if not sampling.blend:
+                return back
+            context = np.stack([s.to_model(values[n, ..., c]) for c, s in enumerate(scales)], -1)
+            context = np.where(brain[n, ..., None], context, BACKGROUND)
+            return blend_normal_tissue(back, context, rois.masks[n], window.pixel_size)
 
         def in_units() -> Iterator[np.ndarray]:
             for slices in painted:
                 out = np.empty((len(repainted), *values.shape[1:]), np.float64)
                 for place, n in enumerate(repainted):
-                    back = window.to_slice(slices[n])
+                    back = to_slice(slices[n], int(n))
                     for c, scale in enumerate(scales):
                         out[place, ..., c] = scale.to_values(back[..., c])
                 yield out

@@ -45,6 +45,8 @@ class InpaintSettings:
         step_mm: with tumor "grow" or "shrink", by how much each sample changes the one before.
         dilate_mm: how far ROIs of normal tissue reach beyond what is given; None for
             `REMOVAL_MARGIN_MM` around the case's own tumor, and 0 around ROIs of a file.
+        blend: whether normal tissue is blended into its surroundings (see `Sampling`); None for yes
+            where the case's own tumor is removed or moved, and else no.
         box: names of the ROIs that are bounding boxes.
         slices, sequences: which of them; empty for all.
         sampling: how samples are drawn.
@@ -67,6 +69,7 @@ class InpaintSettings:
     tumor: str
     step_mm: Positive
     dilate_mm: NotNegative | None
+    blend: bool | None
     box: tuple[str, ...]
     slices: tuple[int, ...]
     sequences: tuple[str, ...]
@@ -127,7 +130,7 @@ class InpaintSettings:
                     "box",
                     f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes {makes}",
                 )
-            if self.dilate_mm and not any(MODES[share.mode].removes for share in shares):
+            if self.dilate_mm and not self.removes:
                 modes = " or ".join(name for name, mode in MODES.items() if mode.removes)
                 problem = f"is for tumor={modes}, which put normal tissue in its place"
                 raise FieldError("dilate_mm", problem)
@@ -135,7 +138,15 @@ class InpaintSettings:
             raise FieldError(
                 "intensity_range", "is for a single slice; volumes have their own scale"
             )
+        check_field("blend", self.blend, bool | None)
+        blend = self.removes if self.blend is None else self.blend
+        object.__setattr__(self, "sampling", dataclasses.replace(self.sampling, blend=blend))
         parse_labels(self.roi_labels)
+
+    @property
+    def removes(self) -> bool:
+        """Whether normal tissue takes the place of the case's own tumor."""
+        return bool(self.tumor) and any(MODES[share.mode].removes for share in self.shares)
 
     @property
     def is_mean(self) -> bool:
@@ -207,8 +218,7 @@ class InpaintSettings:
     def dilation_mm(self) -> float:
         """How far ROIs of normal tissue reach beyond what is given."""
         if self.dilate_mm is None:
-            removes = self.tumor and any(MODES[share.mode].removes for share in self.shares)
-            return REMOVAL_MARGIN_MM if removes else 0.0
+            return REMOVAL_MARGIN_MM if self.removes else 0.0
         return self.dilate_mm
 
     def rois(self, case: Case, sample: int) -> Rois:

@@ -40,12 +40,14 @@ class Window:
         shape: (H, W) of the slice.
         rows, columns: the window in the slice's pixel numbers; those outside the slice are padding.
         image_size: S.
+        pixel_size: height and width of a pixel of the slice in mm.
     """
 
     shape: tuple[int, int]
     rows: range
     columns: range
     image_size: int
+    pixel_size: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def place(
@@ -70,9 +72,9 @@ class Window:
         """
         sides = [max(1, round(window / size)) for size in pixel_size]
         both = [*np.minimum(brain_box, roi_box)[:2], *np.maximum(brain_box, roi_box)[2:]]
-        placed = cls(shape, *_spans(shape, brain_box, sides), image_size)
+        placed = cls(shape, *_spans(shape, brain_box, sides), image_size, pixel_size)
         if not placed._holds(roi_box):
-            placed = cls(shape, *_spans(shape, both, sides), image_size)
+            placed = cls(shape, *_spans(shape, both, sides), image_size, pixel_size)
         return placed
 
     def _holds(self, box: Sequence[int]) -> bool:

@@ -147,6 +147,7 @@ class Actions:
         guidance,
         lowest_noise,
         highest_noise,
+        blend,
         request: gr.Request,
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
@@ -171,6 +172,7 @@ class Actions:
                 z_sigma_mm=None,
                 estimate="sample" if estimate == "samples" else "mean",
                 mean_passes=1 if in_one_pass else None,
+                blend=bool(blend),
             ),
             # One pass has no samples.
             "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),

@@ -10,7 +10,7 @@ Scripts use it through `gradio_client`; the endpoints are
   segmentation, a key of `rois.tumors.MODES`, for grow and shrink the millimeters, and for remove and
   move how many millimeters of its rim are taken, too. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
-  lowest_noise, highest_noise)`: repaints; the last five may be left out. `estimate` is one of
+  lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. `estimate` is one of
   `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
   first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
@@ -229,6 +229,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         info="A sample is one of the brains that could be there. The mean is nearest to the truth, and "
         "smoother than any brain; a single pass of the network estimates it without samples.",
     )
+    blend = gr.Checkbox(True, label="Blend normal tissue into its surroundings")
     with gr.Accordion("Advanced", open=False), gr.Row():
         choices = list(inpainter.pipeline.process.samplers)
         sampler = gr.Dropdown(choices, value=offered.sampler, label="Sampler", min_width=140)
@@ -240,6 +241,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
             for value, side in ((0.0, "from"), (1.0, "to"))
         )
     parts.settings = [seed, samples, steps, weight, estimate, sampler, guidance, lowest, highest]
+    parts.settings.append(blend)
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)

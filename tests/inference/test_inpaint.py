@@ -5,14 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from tiny_inpainter import make_mask, make_slice, tiny_inpainter, tiny_params
+from tiny_inpainter import WINDOW, make_mask, make_slice, tiny_inpainter, tiny_params
 
 from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.inference import checks
+from mbti_jax.inference.blending import blended
 from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.rois.kinds import CHANNELS
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.state import TrainState
 
@@ -128,6 +130,43 @@ def test_a_model_of_several_sequences():
     assert (result.images[0][make_mask()] != image[make_mask()]).all(-1).mean() > 0.8
     with pytest.raises(ValueError, match="4 sequences, but this model paints 2 together: t1, t1ce"):
         inpaint(make_slice(channels=4), {"tumor": make_mask()}, inpainter=inpainter, **STEPS)
+
+
+def test_blending_is_of_normal_tissue_alone():
+    shape = (40, 36)
+    image = np.zeros(shape, np.float32)
+    image[2:38, 2:34] = 300
+    image[2:38, 10:12] = 320  # So that the scale is not that of one number.
+    normal, edema = np.zeros(shape, bool), np.zeros(shape, bool)
+    normal[8:20, 14:28] = edema[26:34, 14:28] = True
+    rois = {"normal": normal, "edema": edema}
+    options = {"intensity_range": (0.0, 400.0), "num_samples": 2, **STEPS}
+    plain, made = (inpaint(image, rois, blend=blend, **options) for blend in (False, True))
+    units = [out[..., None] / 200 - 1 for out in (image, *plain.images)]
+    for before, after, fill in zip(plain.images, made.images, units[1:], strict=True):
+        np.testing.assert_array_equal(after[~normal], before[~normal])
+        tissue = normal & (fill[..., 0] > -0.98)
+        expected = blended(fill, normal, (image > 0) & ~normal & ~edema, tissue)
+        np.testing.assert_allclose(after / 200 - 1, expected[..., 0], atol=1e-5)
+        assert np.abs(after - before)[normal].max() > 1
+    assert made.provenance["sampling"]["blend"] is True
+    assert "blend" not in plain.provenance["sampling"]
+    # On the network's own grid the same, where nothing is resampled.
+    inpainter = tiny_inpainter()
+    size = inpainter.image_size
+    context = np.full((1, size, size, 1), 0.2, np.float32)
+    masks = np.zeros((size, size, len(CHANNELS)), bool)
+    masks[4:12, 5:12, 0] = True
+    condition = Condition.stack([Rois(masks).condition()])
+    out = [
+        inpainter.sample(context, condition, Sampling(3, blend=blend)).images[0, 0]
+        for blend in (False, True)
+    ]
+    roi, size_mm = masks[..., 0], WINDOW / size
+    np.testing.assert_array_equal(out[1][~roi], context[0][~roi])
+    tissue = roi & (out[0][..., 0] > -0.98)
+    expected = blended(out[0], roi, ~roi, tissue, (size_mm, size_mm))
+    np.testing.assert_allclose(out[1][roi], expected[roi], atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [None, 2])

@@ -18,7 +18,7 @@ from tiny_server import running  # noqa: E402 (it needs Gradio)
 from mbti_jax.web.gate import Door, Refused  # noqa: E402
 
 PATIENCE = 60
-INPAINT = [["t1"], 0, 1, 1, 0.4, "samples", "ddim", "plain", 0, 1]
+INPAINT = [["t1"], 0, 1, 1, 0.4, "samples", "ddim", "plain", 0, 1, True]
 
 
 # Whom requests come from.
@@ -292,7 +292,7 @@ def wait_for(condition, patience=PATIENCE):
         time.sleep(0.02)
 
 
-LONG = [["t1"], 0, 16, 1000, 0.4, "samples", "ddim", "plain", 0, 1]
+LONG = [["t1"], 0, 16, 1000, 0.4, "samples", "ddim", "plain", 0, 1, True]
 
 
 def begin_long_run(client, server, session):
