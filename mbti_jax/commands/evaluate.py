@@ -57,7 +57,7 @@ PARTS: dict[str, Part] = {
 
 _RESULT = "result.json"
 # Counts what results hold and how intervals are made, so that results of different kinds do not mix.
-_REPORT = 3
+_REPORT = 4
 
 
 @dataclasses.dataclass(frozen=True)

@@ -108,6 +108,13 @@ def test_the_methods_see_nothing_of_what_was_cut_out(workbench, regressor):
     assert voided.labels is None
 
 
+def voided_scale(voided):
+    """The intensity scale as ARCHITECTURE.md states it."""
+    brain = voided[voided != 0]
+    low, high = np.percentile(brain, (0.1, 99.5))
+    return min(0, low), high
+
+
 def test_fills_go_slice_by_slice():
     rng = np.random.default_rng(0)
     values = rng.uniform(100, 900, (20, 18, 4))
@@ -144,6 +151,20 @@ def test_a_table_of_constructed_numbers():
     assert found["score"]["a"]["sd"] == pytest.approx(np.std(a, ddof=1))
     expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvwx"), 4), 0)
     assert found["score"]["c"]["minus"]["a"] == expected
+
+
+def test_numbers_that_are_missing_are_left_out_of_means_and_pairs():
+    """The difference is 1 in the four patients that both have; a method without any has no row."""
+    rows = []
+    for number, subject in enumerate("tuvwx"):
+        a = None if subject == "t" else float(number**2)
+        values = {"a": a, "b": float(number**2 + 1), "c": None}
+        rows += [{"subject": subject, "method": m, "score": v} for m, v in values.items()]
+    found = healthy.compared(rows, ["a", "c"], seed=0)["score"]
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["count"], found["b"]["count"]) == (4, 5)
+    assert found["a"]["mean"] == pytest.approx((1 + 4 + 9 + 16) / 4)
+    assert found["b"]["minus"] == {"a": pytest.approx({"mean": 1, "low": 1, "high": 1})}
 
 
 def test_timepoints_of_a_patient_are_no_further_patients():
@@ -192,6 +213,11 @@ def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(workbench, re
     row = found["values"]["official_3d"][0]
     assert (row["subject"], row["method"]) == (case.subject, "surrounding mean")
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    row = found["values"]["region"][0]
+    outside = mask.healthy & (t1 == 0)
+    low, high = voided_scale(voided)
+    expected = np.mean(filled[outside] > low + 0.1 * (high - low)) if outside.any() else None
+    assert row["false_brain"] == pytest.approx(expected)
     row = found["values"]["axial_2d"][1]
     alone = np.zeros_like(mask.healthy)
     alone[..., row["slice"]] = mask.healthy[..., row["slice"]]
@@ -260,14 +286,17 @@ def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
     found = json.loads(json.dumps(found, allow_nan=False))
     text = healthy.tables(found)
     for method in found["methods"]:
-        assert len(re.findall(rf"^\| {re.escape(method)} \|", text, re.MULTILINE)) == 6
-    official, axial = text.split("### ")[1:]
+        assert len(re.findall(rf"^\| {re.escape(method)} \|", text, re.MULTILINE)) == 7
+    official, axial, region = text.split("### ")[1:]
     assert "| `ssim` |" in official
     assert "ssim_axial" not in official
     assert "| `ssim_axial` |" in axial
     assert "not comparable" in axial
     value = found["official_3d"]["ssim"]["Telea"]
     assert f"| Telea | {value['mean']:.3f} |" in official  # Two patients have no interval.
+    seam, false = (found["region"][name]["Telea"]["mean"] for name in ("seam", "false_brain"))
+    texture = found["region"]["texture"]["Telea"]["mean"]
+    assert f"| Telea | {texture:.2f} | {seam:.2f} | {false:.2f} |" in region
     pictures = re.findall(r"!\[.*\]\(healthy/(.*)\)", text)
     assert pictures == ["slices.png"]
     assert (folder / pictures[0]).is_file()
