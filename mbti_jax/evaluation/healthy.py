@@ -7,7 +7,6 @@ the healthy mask is scored. All methods fill the same voxels.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,6 @@ from tqdm import tqdm
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import (
     baselines,
-    cache,
     coherence,
     healthy_masks,
     metrics,
@@ -26,12 +24,12 @@ from mbti_jax.evaluation import (
     statistics,
 )
 from mbti_jax.evaluation.healthy_masks import HealthyMask
+from mbti_jax.evaluation.repainted import repainted
 from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, Interval
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
-from mbti_jax.io import files, pictures
+from mbti_jax.io import pictures
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.conventions import CaseError
@@ -169,13 +167,23 @@ def load_regressor(path: str, inpainter: Inpainter) -> Inpainter:
     Raises:
         ValueError: it is not a regressor, or was trained on other data.
     """
-    regressor = Inpainter.load(path)
+    regressor = load_rival(path, inpainter)
     if regressor.pipeline.process.is_stochastic:
         raise ValueError(f"{path}: is not a regressor; train one with configs/baseline.py")
-    ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, regressor))
+    return regressor
+
+
+def load_rival(path: str, inpainter: Inpainter) -> Inpainter:
+    """Another model that was trained on the data of a model.
+
+    Raises:
+        ValueError: it was trained on other data.
+    """
+    rival = Inpainter.load(path)
+    ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, rival))
     if ours["fingerprint"] != theirs["fingerprint"]:
         raise ValueError(f"{path}: was trained on other data than the model that is evaluated")
-    return regressor
+    return rival
 
 
 def voided_case(case: Case, mask: HealthyMask) -> Case:
@@ -315,13 +323,14 @@ def tables(result: Mapping[str, Any]) -> str:
         on_background=share,
         left_out=left_out,
         result=result,
-        official=_metric_tables(result["official_3d"], result["references"]),
-        axial=_metric_tables(result["axial_2d"], result["references"]),
+        official=metric_tables(result["official_3d"], result["references"]),
+        axial=metric_tables(result["axial_2d"], result["references"]),
         region=_region_table(result["region"], result["methods"]),
     )
 
 
-def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:
+def metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:
+    """A table for each metric of `compared`, with the differences from the references."""
     out, minus = [], [f"minus {reference}" for reference in references]
     for metric, digits in _SHOWN.items():
         rows = []
@@ -348,31 +357,12 @@ def _inpainted(
     sampling: Sampling,
     num_samples: int,
 ) -> Iterator[np.ndarray]:
-    """T1 of each sample, float64 [X, Y, Z]; those sampled before are read from the folder."""
-    sequences = inpainter.sequences_of(voided, () if inpainter.num_channels > 1 else ("t1",))
-    sampling = inpainter.resolve(sampling)
-    request = {
-        "weights": inpainter.checkpoint["weights_sha256"],
-        "subject": voided.subject,
-        "inputs": [files.file_digest(voided.files.images[name]) for name in sequences],
-        "roi": cache.array_digest(roi),
-        "sampling": sampling.record(),
-    }
+    """T1 of each sample, float64 [X, Y, Z]."""
     rois = Rois.of({"normal": to_slices(roi)}, to_slices(roi).shape)
-    inpaint = functools.partial(
-        inpainter.inpaint_volume, voided, rois, sampling, sequences=sequences
-    )
-    for sample in range(num_samples):
-
-        def compute(sample: int = sample) -> dict[str, np.ndarray]:
-            name = f"{voided.subject}, sample {sample}"
-            with progress_bar(name, leave=False) as progress:
-                (volume,) = inpaint(samples=(sample,), progress=progress)
-            return {"t1": from_slices(volume.values["t1"])[roi].astype(np.float32)}
-
-        out, numbered = np.zeros(roi.shape), {**request, "sample": sample}
-        out[roi] = cache.cached(workbench.folder, "healthy", numbered, compute)["t1"]
-        yield out
+    sequences = () if inpainter.num_channels > 1 else ("t1",)
+    options = {"num_samples": num_samples, "sequences": sequences}
+    for values in repainted(workbench, inpainter, voided, rois, sampling, **options):
+        yield from_slices(values["t1"])
 
 
 def _cells(
