@@ -68,7 +68,7 @@ class VolumesSettings(PartSettings):
         num_shape_cases: of the training split, whose tumors give the shapes of healthy regions.
         passes: of the network, that a slice of a result may cost; a guided evaluation takes two.
         num_samples: of a mean, which share the passes; 1 for no means.
-        z_sigma_mm: see `Sampling`. The means have the first one's noise.
+        z_sigma_mm: see `Sampling`; None for each model's own. The means have the first one's noise.
         tumors: ways to make ROIs of the case's own tumor, as "replace" or "random box", see `MODES`;
             empty for none.
         models: further models, trained on the same data.
@@ -79,7 +79,7 @@ class VolumesSettings(PartSettings):
     num_shape_cases: Count
     passes: Annotated[tuple[Count, ...], Interval(1)]
     num_samples: Count
-    z_sigma_mm: Annotated[tuple[Annotated[float, Interval(0, 1000)], ...], Interval(1)]
+    z_sigma_mm: Annotated[tuple[Annotated[float, Interval(0, 1000)] | None, ...], Interval(1)]
     tumors: tuple[str, ...]
     models: tuple[str, ...]
     regressor: str
@@ -405,5 +405,7 @@ def _by(
     return {value: compared(group, references, seed) for value, group in groups.items()}
 
 
-def _noise(z_sigma_mm: float) -> str:
+def _noise(z_sigma_mm: float | None) -> str:
+    if z_sigma_mm is None:
+        return "own noise"
     return f"noise along {z_sigma_mm:g} mm" if z_sigma_mm else "independent noise"

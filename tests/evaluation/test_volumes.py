@@ -21,7 +21,7 @@ SETTINGS = {
     "num_shape_cases": 99,
     "passes": (4,),
     "num_samples": 2,
-    "z_sigma_mm": (2.0, 0.0),
+    "z_sigma_mm": (None, 0.0),
     "tumors": ("replace", "random box"),
     "models": (),
     "regressor": "",
@@ -58,21 +58,23 @@ def test_rivals_cost_the_same():
     records = {rival.name: rival.record() for rival in volumes.rivals(models, settings)}
     assert len(records) == 2 * (2 * 3 + 1)
     steps = {name: (r["num_steps"], r["network_passes"]) for name, r in records.items()}
-    assert steps["a: sample, noise along 2 mm, 8 passes"] == (4, 8)
-    assert steps["a: mean of 2, noise along 2 mm, 8 passes"] == (2, 8)
+    assert steps["a: sample, own noise, 8 passes"] == (4, 8)
+    assert steps["a: mean of 2, own noise, 8 passes"] == (2, 8)
     assert steps["b: sample, independent noise, 8 passes"] == (2, 6)
     assert steps["b: sample, independent noise, 13 passes"] == (3, 10)
-    assert steps["b: mean of 2, noise along 2 mm, 8 passes"] == (1, 4)
+    assert steps["b: mean of 2, own noise, 8 passes"] == (1, 4)
     # What does not divide is not exceeded.
-    assert steps["a: sample, noise along 2 mm, 13 passes"] == (6, 12)
-    assert steps["a: mean in one pass, noise along 2 mm"] == (1, 1)
+    assert steps["a: sample, own noise, 13 passes"] == (6, 12)
+    assert steps["a: mean in one pass, own noise"] == (1, 1)
     (alone, *_) = volumes.rivals({"a": models["a"]}, settings)
-    assert alone.name == "sample, noise along 2 mm, 8 passes"
+    assert alone.name == "sample, own noise, 8 passes"
+    # What a model of slices without neighbors has where nothing is said.
+    assert alone.record()["z_sigma_mm"] == 2
 
 
 def test_all_methods_fill_the_same_regions_in_all_sequences(result):
-    settings = ("sample, noise along 2 mm, 4 passes", "sample, independent noise, 4 passes")
-    means = ("mean of 2, noise along 2 mm, 4 passes", "mean in one pass, noise along 2 mm")
+    settings = ("sample, own noise, 4 passes", "sample, independent noise, 4 passes")
+    means = ("mean of 2, own noise, 4 passes", "mean in one pass, own noise")
     own = [f"{model}: {name}" for model in ("tiny", "twin") for name in settings + means]
     assert result["methods"] == ["Telea", "biharmonic", "U-Net regressor", *own]
     assert list(result["healthy"]) == ["t1", "t1ce", "t2", "flair"]
@@ -112,7 +114,7 @@ def test_the_numbers_are_those_of_the_fill_done_again(workbench, result):
 
 def test_a_model_and_its_twin_differ_in_nothing(result):
     """The same weights by another name: every paired difference is 0; of two kinds of noise not."""
-    sample = "sample, noise along 2 mm, 4 passes"
+    sample = "sample, own noise, 4 passes"
     for found in (result["official_3d"], *result["healthy"].values()):
         for metric in found.values():
             if f"twin: {sample}" in metric:
@@ -144,7 +146,7 @@ def test_a_second_run_samples_nothing_anew(workbench, result, tmp_path, monkeypa
 
     monkeypatch.setattr(Inpainter, "inpaint_volume", fail)
     again = volumes.run(workbench, volumes.VolumesSettings(**SETTINGS), tmp_path)
-    sample = "sample, noise along 2 mm, 4 passes"
+    sample = "sample, own noise, 4 passes"
     ssim = again["official_3d"]["ssim"][sample]["mean"]
     assert ssim == result["official_3d"]["ssim"][f"tiny: {sample}"]["mean"]
     assert "One model was measured." in volumes.tables(again)
