@@ -48,6 +48,23 @@ def get_config() -> ConfigDict:
     # Folder of a run of `configs/baseline.py` on the same data; empty for none.
     config.healthy.regressor = ""
 
+    # How whole volumes hold together in all planes: healthy regions and painted tumors, models compared
+    # at equal passes of the network, of which a guided step takes two.
+    config.volumes = ConfigDict()
+    config.volumes.num_cases = 6
+    config.volumes.num_shape_cases = 48
+    config.volumes.passes = (40,)
+    # Of means, which share the passes; 1 for none.
+    config.volumes.num_samples = 4
+    # Over how many millimeters slices share their noise: None for what suits the model (2, or 0 for one
+    # that sees neighbors), nearly everywhere, nowhere. Means have the first.
+    config.volumes.z_sigma_mm = (None, 60.0, 0.0)
+    # Modes as in configs/inpaint.py; empty for no tumors.
+    config.volumes.tumors = ("replace", "random box")
+    # Further models that were trained on the same data, and a regressor.
+    config.volumes.models = ()
+    config.volumes.regressor = ""
+
     # Samples of the same request compared with each other, for each of six tasks. Areas of brain are
     # minima in slices without tumor, in the dataset's pixels.
     config.diversity = ConfigDict()

@@ -17,6 +17,7 @@ from mbti_jax.evaluation import (
     healthy,
     labels,
     memorization,
+    volumes,
 )
 from mbti_jax.evaluation.report import header, machine, write_report
 from mbti_jax.evaluation.sweeps import GUIDANCE, STEPS, GuidanceSettings, StepsSettings
@@ -45,6 +46,7 @@ class Part(Protocol):
 # In the order of the report.
 PARTS: dict[str, Part] = {
     "healthy": healthy,
+    "volumes": volumes,
     "control": control,
     "labels": labels,
     "guidance": GUIDANCE,
@@ -57,7 +59,7 @@ PARTS: dict[str, Part] = {
 
 _RESULT = "result.json"
 # Counts what results hold and how intervals are made, so that results of different kinds do not mix.
-_REPORT = 3
+_REPORT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ class EvaluateSettings:
     data_dir: str
     parts: tuple[str, ...]
     healthy: healthy.HealthySettings
+    volumes: volumes.VolumesSettings
     control: control.ControlSettings
     labels: labels.LabelsSettings
     guidance: GuidanceSettings
@@ -94,8 +97,8 @@ class EvaluateSettings:
 
     def __post_init__(self):
         check_fields(self)
-        # Each case of the part "healthy" has a seed of its own.
-        most = 2**31 - self.healthy.num_cases
+        # Each case of the parts "healthy" and "volumes" has a seed of its own.
+        most = 2**31 - max(self.healthy.num_cases, self.volumes.num_cases)
         if self.seed > most:
             raise FieldError("seed", f"must be at most {most}, not {self.seed}")
         unknown = sorted(set(self.parts) - PARTS.keys())

@@ -7,7 +7,6 @@ the healthy mask is scored. All methods fill the same voxels.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +15,21 @@ import numpy as np
 from tqdm import tqdm
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import baselines, cache, healthy_masks, metrics, report, statistics
+from mbti_jax.evaluation import (
+    baselines,
+    coherence,
+    healthy_masks,
+    metrics,
+    report,
+    statistics,
+)
 from mbti_jax.evaluation.healthy_masks import HealthyMask
+from mbti_jax.evaluation.repainted import repainted
 from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, Interval
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
-from mbti_jax.io import files, pictures
+from mbti_jax.io import pictures
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.conventions import CaseError
@@ -43,9 +49,11 @@ ONE_PASS = "diffusion, mean in one pass"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
-_NOT_MEASURED = ("subject", "patient", "method", "slice")
+_NOT_MEASURED = ("subject", "patient", "method", "slice", "sequence", "request")
 # Metric -> its digits in the tables.
 _SHOWN = {"ssim": 3, "ssim_axial": 3, "psnr": 2, "mse": 4}
+# Measures of `coherence` in slices -> what they are called.
+_REGION = {"texture": "texture", "seam": "seam", "false_brain": "false brain"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,7 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
     shapes = healthy_masks.read_shapes(donors)
     joint = [name for model in models if model.num_channels > 1 for name in model.sequences]
     sequences = tuple(dict.fromkeys(["t1", *joint]))
-    volumes, slices, labels, cells, painted = [], [], [], [], {}
+    volumes, slices, regions, labels, cells, painted = [], [], [], [], [], {}
     masks, left_out = [], []
     cases = spread(workbench.cases("test"), settings.num_cases)
     for number, case_files in enumerate(tqdm(cases, desc="healthy tissue", unit="case")):
@@ -107,11 +115,16 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         masks.append({"subject": case.subject, **counts})
         seed = workbench.seed + number
         painted = paint(workbench, voided, mask, settings, seed, regressor)
-        area = (mask.healthy & (t1 != 0)).sum((0, 1))
+        area, scale = (mask.healthy & (t1 != 0)).sum((0, 1)), voided.scale("t1")
+        level = scale.low + coherence.BRAIN_LEVEL * (scale.high - scale.low)
         for method, values in painted.items():
             arrays = (np.where(mask.whole, values, t1), t1, voided.values("t1"), mask.healthy)
             row = {"subject": case.subject, "patient": case.patient, "method": method}
             volumes.append({**row, **metrics.brats_inpainting_metrics(*arrays)})
+            after = np.where(mask.healthy, values, t1)
+            fits = map(to_slices, (t1, after, mask.healthy, t1 != 0))
+            found = coherence.measures(*fits, spacing=case.spacing[::-1], level=level)
+            regions.append({**row, **{name: found[name] for name in _REGION}})
             by_slice = metrics.axial_slice_metrics(*arrays)
             large = [k for k in by_slice if area[k] >= _MIN_AREA] or [int(area.argmax())]
             for k in spread(large, settings.slices_per_case):
@@ -143,7 +156,8 @@ def run(workbench: Workbench, settings: HealthySettings, folder: Path) -> dict[s
         },
         "official_3d": compared(volumes, references, workbench.seed),
         "axial_2d": compared(slices, references, workbench.seed),
-        "values": {"official_3d": volumes, "axial_2d": slices},
+        "region": compared(regions, references, workbench.seed),
+        "values": {"official_3d": volumes, "axial_2d": slices, "region": regions},
     }
 
 
@@ -153,13 +167,23 @@ def load_regressor(path: str, inpainter: Inpainter) -> Inpainter:
     Raises:
         ValueError: it is not a regressor, or was trained on other data.
     """
-    regressor = Inpainter.load(path)
+    regressor = load_rival(path, inpainter)
     if regressor.pipeline.process.is_stochastic:
         raise ValueError(f"{path}: is not a regressor; train one with configs/baseline.py")
-    ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, regressor))
+    return regressor
+
+
+def load_rival(path: str, inpainter: Inpainter) -> Inpainter:
+    """Another model that was trained on the data of a model.
+
+    Raises:
+        ValueError: it was trained on other data.
+    """
+    rival = Inpainter.load(path)
+    ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, rival))
     if ours["fingerprint"] != theirs["fingerprint"]:
         raise ValueError(f"{path}: was trained on other data than the model that is evaluated")
-    return regressor
+    return rival
 
 
 def voided_case(case: Case, mask: HealthyMask) -> Case:
@@ -233,14 +257,15 @@ def compared(
     """Summaries of every method and metric, and their differences from the references.
 
     Args:
-        rows: `subject`, `patient` (default: the subject), `method` and, by name, numbers; all methods in
-            the same order of subjects.
+        rows: `subject`, `patient` (default: the subject), `method` and, by name, numbers, or None where
+            there is none; all methods in the same order of subjects.
         references: names of methods.
         seed: of the intervals.
 
     Returns:
         Metric -> method -> `mean`, `median`, `sd`, `count`, `low`, `high`, and `minus`: reference ->
-        `mean`, `low`, `high` of the paired difference method - reference.
+        `mean`, `low`, `high` of the paired difference method - reference. Methods without any number
+        are left out.
     """
     of_method = collections.defaultdict(list)
     for row in rows:
@@ -249,20 +274,30 @@ def compared(
     patients = np.array([row.get("patient", row["subject"]) for row in first])
     out: dict[str, dict[str, Any]] = {}
     for metric in (name for name in rows[0] if name not in _NOT_MEASURED):
-        values = {m: np.array([row[metric] for row in of_method[m]]) for m in of_method}
+        values = {m: np.array([row[metric] for row in of_method[m]], float) for m in of_method}
+        values = {m: mine for m, mine in values.items() if not np.isnan(mine).all()}
         out[metric] = {
             method: {
-                **statistics.summary(mine),
+                **statistics.summary(mine[~np.isnan(mine)]),
                 **(statistics.mean_with_interval(mine, patients, seed) or {}),
                 "minus": {
-                    name: statistics.paired_difference(mine, values[name], patients, seed)
+                    name: statistics.paired_difference(*pairs, seed)
                     for name in references
-                    if name != method
+                    if name != method and name in values
+                    if (pairs := _pairs(mine, values[name], patients))
                 },
             }
             for method, mine in values.items()
         }
     return out
+
+
+def _pairs(
+    a: np.ndarray, b: np.ndarray, patients: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The numbers that both have, and their patients; None without any."""
+    both = ~(np.isnan(a) | np.isnan(b))
+    return (a[both], b[both], patients[both]) if both.any() else None
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -288,12 +323,14 @@ def tables(result: Mapping[str, Any]) -> str:
         on_background=share,
         left_out=left_out,
         result=result,
-        official=_metric_tables(result["official_3d"], result["references"]),
-        axial=_metric_tables(result["axial_2d"], result["references"]),
+        official=metric_tables(result["official_3d"], result["references"]),
+        axial=metric_tables(result["axial_2d"], result["references"]),
+        region=_region_table(result["region"], result["methods"]),
     )
 
 
-def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:
+def metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str:
+    """A table for each metric of `compared`, with the differences from the references."""
     out, minus = [], [f"minus {reference}" for reference in references]
     for metric, digits in _SHOWN.items():
         rows = []
@@ -307,6 +344,11 @@ def _metric_tables(results: Mapping[str, Any], references: Sequence[str]) -> str
     return "\n\n".join(out)
 
 
+def _region_table(results: Mapping[str, Any], methods: Sequence[str]) -> str:
+    rows = [[method, *(results[name].get(method) for name in _REGION)] for method in methods]
+    return report.table(["T1", *_REGION.values()], rows)
+
+
 def _inpainted(
     workbench: Workbench,
     inpainter: Inpainter,
@@ -315,31 +357,12 @@ def _inpainted(
     sampling: Sampling,
     num_samples: int,
 ) -> Iterator[np.ndarray]:
-    """T1 of each sample, float64 [X, Y, Z]; those sampled before are read from the folder."""
-    sequences = inpainter.sequences_of(voided, () if inpainter.num_channels > 1 else ("t1",))
-    sampling = inpainter.resolve(sampling)
-    request = {
-        "weights": inpainter.checkpoint["weights_sha256"],
-        "subject": voided.subject,
-        "inputs": [files.file_digest(voided.files.images[name]) for name in sequences],
-        "roi": cache.array_digest(roi),
-        "sampling": sampling.record(),
-    }
+    """T1 of each sample, float64 [X, Y, Z]."""
     rois = Rois.of({"normal": to_slices(roi)}, to_slices(roi).shape)
-    inpaint = functools.partial(
-        inpainter.inpaint_volume, voided, rois, sampling, sequences=sequences
-    )
-    for sample in range(num_samples):
-
-        def compute(sample: int = sample) -> dict[str, np.ndarray]:
-            name = f"{voided.subject}, sample {sample}"
-            with progress_bar(name, leave=False) as progress:
-                (volume,) = inpaint(samples=(sample,), progress=progress)
-            return {"t1": from_slices(volume.values["t1"])[roi].astype(np.float32)}
-
-        out, numbered = np.zeros(roi.shape), {**request, "sample": sample}
-        out[roi] = cache.cached(workbench.folder, "healthy", numbered, compute)["t1"]
-        yield out
+    sequences = () if inpainter.num_channels > 1 else ("t1",)
+    options = {"num_samples": num_samples, "sequences": sequences}
+    for values in repainted(workbench, inpainter, voided, rois, sampling, **options):
+        yield from_slices(values["t1"])
 
 
 def _cells(

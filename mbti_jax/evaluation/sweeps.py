@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.ndimage import binary_erosion, laplace
 from scipy.stats import wasserstein_distance
 
 from mbti_jax.diffusion import samplers
@@ -22,6 +21,7 @@ from mbti_jax.diffusion.guidance import KINDS, Guidance, make_guidance
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import control_tasks, report, resynthesis, segmenter, statistics
+from mbti_jax.evaluation.coherence import roughness
 from mbti_jax.evaluation.control_tasks import ControlTask, ControlTaskSettings
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import Workbench
@@ -372,10 +372,9 @@ def healthy_scores(
     """
     errors, textures = [], []
     for real, after, roi in zip(slices.images, painted, condition.roi[..., 0], strict=True):
-        inner = np.asarray(binary_erosion(roi), bool)
         for before, now in zip(np.moveaxis(real, -1, 0), np.moveaxis(after, -1, 0), strict=True):
             errors.append(np.abs(now - before)[roi].mean(dtype=np.float64) / 2)
-            rough, now_rough = (np.abs(laplace(image))[inner] for image in (before, now))
+            rough, now_rough = (roughness(image[None], roi[None]) for image in (before, now))
             textures.append(now_rough.mean() / rough.mean() if rough.any() else np.nan)
     patients = np.repeat(slices.patients, slices.images.shape[-1])
     return {"mae": (np.array(errors), patients), "texture": (np.array(textures), patients)}

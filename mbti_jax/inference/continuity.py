@@ -11,20 +11,25 @@ from tfds_brats.slices import to_slices
 
 
 def z_continuity(values: np.ndarray, roi: np.ndarray, scale: IntensityScale) -> float | None:
-    """Mean absolute difference of neighboring slices inside the ROI, as a share of the scale's range.
+    """`mean_step` as a share of the scale's range."""
+    step = mean_step(values, roi)
+    return None if step is None else step / (scale.high - scale.low)
+
+
+def mean_step(values: np.ndarray, inside: np.ndarray) -> float | None:
+    """Mean absolute difference of neighboring slices inside a region.
 
     Args:
         values: [Z, H, W].
-        roi: bool [Z, H, W]; voxels count whose upper neighbor is inside, too.
+        inside: bool [Z, H, W]; voxels count whose upper neighbor is inside, too.
 
     Returns:
         The mean, or None where no two neighbors are inside.
     """
-    pairs = roi[1:] & roi[:-1]
+    pairs = inside[1:] & inside[:-1]
     if not pairs.any():
         return None
-    step = np.abs(values[1:][pairs].astype(np.float64) - values[:-1][pairs])
-    return float(step.mean() / (scale.high - scale.low))
+    return float(np.abs(values[1:][pairs].astype(np.float64) - values[:-1][pairs]).mean())
 
 
 def measure(

@@ -172,6 +172,12 @@ NAN, INF = float("nan"), float("inf")
         *(("steps.evaluations", value) for value in ((), (0,), (2.5,), (-1,))),
         *(("steps.samplers", value) for value in ((), ("ddim",), (("ddim", "even"),), (("dim",),))),
         *(("steps.guidance_weight", value) for value in (NAN, "x", None)),
+        *(("volumes.passes", value) for value in ((), (7,), (40, 40), 40)),
+        *(("volumes.z_sigma_mm", value) for value in ((), (-1.0,), (2.0, 2.0), (1e4,))),
+        *(
+            ("volumes.tumors", value)
+            for value in (("swap",), ("grow",), ("replace, random",), "move")
+        ),
         ("downstream.num_slices", 2),
         ("fidelity.num_subsets", 0),
     ],
@@ -203,6 +209,9 @@ def test_settings_that_the_model_cannot_follow_are_named_before_cases_are_read(
     settings = config(source)
     settings.control.num_steps = 2000
     with pytest.raises(FieldError, match=r"control\.num_steps must be at most 1000"):
+        evaluate.main(settings, str(tmp_path / "out"))
+    settings.parts, settings.volumes.passes = ("volumes",), (40, 1001)
+    with pytest.raises(FieldError, match=r"volumes\.passes must be at most 1000, as the model's"):
         evaluate.main(settings, str(tmp_path / "out"))
     # Of parts that are not done nothing is asked.
     settings.parts = ("healthy",)

@@ -4,14 +4,13 @@ import dataclasses
 import json
 import re
 
-import nibabel as nib
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from solid_cases import SIZE, ball, ellipsoid, labels_with
-from tiny_inpainter import tiny_metadata, tiny_params
+from solid_cases import ball
+from solid_workbench import CARD, REGRESSION, solid_workbench, write_regressor
+from tiny_inpainter import tiny_params
 
-from configs import baseline
 from mbti_jax.evaluation import healthy
 from mbti_jax.evaluation.baselines import biharmonic, surrounding_mean
 from mbti_jax.evaluation.healthy_masks import HealthyMask, healthy_mask, read_shapes
@@ -20,13 +19,9 @@ from mbti_jax.evaluation.statistics import mean_with_interval, paired_difference
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
-from tfds_brats import builder
 from tfds_brats.cases import read_case
 from tfds_brats.conventions import CaseError
-from tfds_brats.reading import SliceSource
 
-REGRESSION = baseline.get_config().diffusion.to_dict()
-CARD = {"title": "of a test", "data": "random weights", "license": "none"}
 SETTINGS = healthy.HealthySettings(
     num_cases=2,
     num_samples=2,
@@ -38,47 +33,14 @@ SETTINGS = healthy.HealthySettings(
 )
 
 
-def write_cases(folder, count):
-    """Cases in BraTS 2021's names with a smooth brain and a tumor of more than 800 voxels."""
-    x, y, z = np.indices(SIZE)
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        smooth = 400 + 150 * np.sin(x / 6 + number) + 100 * np.cos(y / 5) + 3 * z
-        tumor = ball((38, 38, 22), 7 + (number % 3) / 2)
-        name = f"BraTS2021_{number:05d}"
-        (folder / name).mkdir(parents=True)
-        for ending in ("t1", "t1ce", "t2", "flair", "seg"):
-            array = labels_with(tumor)
-            if ending != "seg":
-                image = smooth + 200 * tumor + rng.normal(0, 10, SIZE)
-                array = np.where(ellipsoid(), image, 0).astype(np.int16)
-            affine = np.diag([-1.0, -1, 1, 1])
-            nib.save(nib.Nifti1Image(array, affine), folder / name / f"{name}_{ending}.nii.gz")
-
-
 @pytest.fixture(scope="module")
 def workbench(tmp_path_factory) -> Workbench:
-    folder = tmp_path_factory.mktemp("healthy")
-    write_cases(folder / "cases", 20)
-    dataset = builder.build(folder / "cases", "brats2021", folder / "slices")
-    metadata = tiny_metadata()
-    metadata["contract"]["data"]["fingerprint"] = SliceSource(dataset, "train").fingerprint
-    metadata |= {"step": 10}
-    metadata["contract"]["batch_size"] = 3
-    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")
-    built = builder.BuiltDataset(dataset, folder / "cases", "brats2021")
-    return Workbench(inpainter, built, folder / "samples", 0)
+    return solid_workbench(tmp_path_factory.mktemp("healthy"))
 
 
 @pytest.fixture(scope="module")
 def regressor(workbench, tmp_path_factory):
-    """Folder of an exported regressor with random weights, of the workbench's data."""
-    metadata = json.loads(json.dumps(workbench.inpainter.metadata))
-    metadata["contract"]["diffusion"] = REGRESSION
-    metadata["inference"]["guidance_weight"] = 0.0
-    folder = tmp_path_factory.mktemp("regressor") / "exported"
-    write_export(folder, tiny_params(metadata), metadata, CARD)
-    return folder
+    return write_regressor(workbench, tmp_path_factory.mktemp("regressor") / "exported")
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +68,13 @@ def test_the_methods_see_nothing_of_what_was_cut_out(workbench, regressor):
     np.testing.assert_array_equal(voided.values("t1"), again.values("t1"))
     assert voided.scale("t1") == again.scale("t1") != other.scale("t1")
     assert voided.labels is None
+
+
+def voided_scale(voided):
+    """The intensity scale as ARCHITECTURE.md states it."""
+    brain = voided[voided != 0]
+    low, high = np.percentile(brain, (0.1, 99.5))
+    return min(0, low), high
 
 
 def test_fills_go_slice_by_slice():
@@ -144,6 +113,20 @@ def test_a_table_of_constructed_numbers():
     assert found["score"]["a"]["sd"] == pytest.approx(np.std(a, ddof=1))
     expected = paired_difference(np.array(c), np.array(a), np.repeat(list("uvwx"), 4), 0)
     assert found["score"]["c"]["minus"]["a"] == expected
+
+
+def test_numbers_that_are_missing_are_left_out_of_means_and_pairs():
+    """The difference is 1 in the four patients that both have; a method without any has no row."""
+    rows = []
+    for number, subject in enumerate("tuvwx"):
+        a = None if subject == "t" else float(number**2)
+        values = {"a": a, "b": float(number**2 + 1), "c": None}
+        rows += [{"subject": subject, "method": m, "score": v} for m, v in values.items()]
+    found = healthy.compared(rows, ["a", "c"], seed=0)["score"]
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["count"], found["b"]["count"]) == (4, 5)
+    assert found["a"]["mean"] == pytest.approx((1 + 4 + 9 + 16) / 4)
+    assert found["b"]["minus"] == {"a": pytest.approx({"mean": 1, "low": 1, "high": 1})}
 
 
 def test_timepoints_of_a_patient_are_no_further_patients():
@@ -192,6 +175,11 @@ def test_the_numbers_are_those_of_the_metrics_on_the_voided_volume(workbench, re
     row = found["values"]["official_3d"][0]
     assert (row["subject"], row["method"]) == (case.subject, "surrounding mean")
     assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    row = found["values"]["region"][0]
+    outside = mask.healthy & (t1 == 0)
+    low, high = voided_scale(voided)
+    expected = np.mean(filled[outside] > low + 0.1 * (high - low)) if outside.any() else None
+    assert row["false_brain"] == pytest.approx(expected)
     row = found["values"]["axial_2d"][1]
     alone = np.zeros_like(mask.healthy)
     alone[..., row["slice"]] = mask.healthy[..., row["slice"]]
@@ -260,14 +248,17 @@ def test_the_section_shows_every_method_and_both_kinds_of_ssim(result):
     found = json.loads(json.dumps(found, allow_nan=False))
     text = healthy.tables(found)
     for method in found["methods"]:
-        assert len(re.findall(rf"^\| {re.escape(method)} \|", text, re.MULTILINE)) == 6
-    official, axial = text.split("### ")[1:]
+        assert len(re.findall(rf"^\| {re.escape(method)} \|", text, re.MULTILINE)) == 7
+    official, axial, region = text.split("### ")[1:]
     assert "| `ssim` |" in official
     assert "ssim_axial" not in official
     assert "| `ssim_axial` |" in axial
     assert "not comparable" in axial
     value = found["official_3d"]["ssim"]["Telea"]
     assert f"| Telea | {value['mean']:.3f} |" in official  # Two patients have no interval.
+    seam, false = (found["region"][name]["Telea"]["mean"] for name in ("seam", "false_brain"))
+    texture = found["region"]["texture"]["Telea"]["mean"]
+    assert f"| Telea | {texture:.2f} | {seam:.2f} | {false:.2f} |" in region
     pictures = re.findall(r"!\[.*\]\(healthy/(.*)\)", text)
     assert pictures == ["slices.png"]
     assert (folder / pictures[0]).is_file()
