@@ -46,6 +46,7 @@ FILLS: dict[str, Fill] = {
 REGRESSOR = "U-Net regressor"
 ONE_SAMPLE = "diffusion, one sample"
 ONE_PASS = "diffusion, mean in one pass"
+BLENDED = ", blended"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
@@ -225,7 +226,12 @@ def paint(
     if count > 1:
         painted[settings.mean_name] = total / count
     one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
-    painted[ONE_PASS] = next(_inpainted(workbench, workbench.inpainter, voided, roi, one_pass, 1))
+    for name, drawn in {
+        ONE_PASS: one_pass,
+        ONE_PASS + BLENDED: dataclasses.replace(one_pass, blend=True),
+        ONE_SAMPLE + BLENDED: dataclasses.replace(sampling, blend=True),
+    }.items():
+        painted[name] = next(_inpainted(workbench, workbench.inpainter, voided, roi, drawn, 1))
     return painted
 
 
