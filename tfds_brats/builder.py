@@ -143,6 +143,7 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
             **self._summary,
             "fingerprints": fingerprints,
             "spacing_mm": _common_spacing([subject.spacing for subject in subjects]),
+            "slice_distance_mm": _common_spacing([(s.slice_distance,) for s in subjects]),
             "warnings": {s.subject: s.warnings for s in subjects if s.warnings},
         }
         (self.data_path / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
@@ -295,8 +296,8 @@ def _index(subjects: Sequence[SubjectRecords]) -> RecordIndex:
     )
 
 
-def _common_spacing(spacings: Sequence[tuple[float, float]]) -> list[float] | None:
-    """[row, column] in mm of the pixels of all subjects; None where they differ by more than 1%."""
+def _common_spacing(spacings: Sequence[tuple[float, ...]]) -> list[float] | None:
+    """What the spacings of all subjects are, in mm; None where they differ by more than 1%."""
     lowest, highest = np.min(spacings, axis=0), np.max(spacings, axis=0)
     if (highest > 1.01 * lowest).any():
         return None

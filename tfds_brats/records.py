@@ -41,6 +41,7 @@ class SubjectRecords(NamedTuple):
         gain, bias: float32 [C], codes to the model's image.
         digest: hex digest of everything above, images decoded.
         spacing: height and width of a pixel in mm.
+        slice_distance: from one slice to the next in mm.
         warnings: see `Case.warnings`.
     """
 
@@ -57,6 +58,7 @@ class SubjectRecords(NamedTuple):
     bias: np.ndarray
     digest: str
     spacing: tuple[float, float]
+    slice_distance: float
     warnings: list[str]
 
 
@@ -136,6 +138,7 @@ def encode_case(case: Case) -> SubjectRecords:
         bias,
         digest.hexdigest(),
         (case.spacing[1], case.spacing[0]),
+        case.spacing[2],
         case.warnings,
     )
 

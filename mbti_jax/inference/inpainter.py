@@ -36,7 +36,9 @@ from tfds_brats.conventions import CaseError
 from tfds_brats.scale import BACKGROUND, IntensityScale, fit_scale
 from tfds_brats.slices import bounding_box, to_slices
 
-# Of volumes that a model for single slices paints.
+# Ratio of two distances of slices up to which they count as the same.
+_SAME_DISTANCE = 1.25
+# Of volumes whose slices do not see each other.
 _Z_SIGMA_MM = 2.0
 _STD_RECORD = {"std": "over the samples, n - 1 in the denominator, in the units of the input"}
 
@@ -126,24 +128,42 @@ class Inpainter:
 
     @property
     def neighbors(self) -> int:
-        """K, how many slices on either side the model sees when it paints a volume."""
+        """K, how many slices on either side the model may see when it paints a volume."""
         return self.pipeline.model.neighbors
+
+    def neighbors_at(self, slice_distance: float) -> int:
+        """How many slices on either side the model sees in a volume, by their distance in mm.
+
+        All that it may see where the distance is that of its training data (1 mm, if that is not
+        recorded) to within 25%; else none, for it would take slices for neighbors that are not.
+        """
+        trained = self._slice_distance
+        ratio = max(trained, slice_distance) / min(trained, slice_distance)
+        return self.neighbors if ratio <= _SAME_DISTANCE else 0
+
+    @property
+    def _slice_distance(self) -> float:
+        return self.metadata["contract"]["data"].get("slice_distance_mm") or 1.0
 
     @property
     def default_guidance_weight(self) -> float:
         """The guidance weight that the checkpoint recommends."""
         return float(self.metadata["inference"]["guidance_weight"])
 
-    def resolve(self, sampling: Sampling) -> Sampling:
+    def resolve(self, sampling: Sampling, slice_distance: float | None = None) -> Sampling:
         """`sampling` with what the checkpoint recommends, and weight 0 for `mean_passes`.
 
-        Slices that see each other are painted from independent noise, as in training, and single ones
-        from noise that they share along z, unless it says otherwise.
+        Where `z_sigma_mm` is open, slices that see each other are painted from independent noise, as in
+        training, and others from noise that they share along z.
+
+        Args:
+            sampling: how samples are drawn.
+            slice_distance: of the volume in mm; None for one that is like the training data.
         """
         if sampling.z_sigma_mm is None:
-            sampling = dataclasses.replace(
-                sampling, z_sigma_mm=0.0 if self.neighbors else _Z_SIGMA_MM
-            )
+            distance = self._slice_distance if slice_distance is None else slice_distance
+            z_sigma_mm = 0.0 if self.neighbors_at(distance) else _Z_SIGMA_MM
+            sampling = dataclasses.replace(sampling, z_sigma_mm=z_sigma_mm)
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
         sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
@@ -290,7 +310,8 @@ class Inpainter:
         """Repaints the ROIs in samples of a case, which share the inpainter's batches, or in their mean.
 
         A model that sees neighbors paints all slices together: step by step, each seeing those around it
-        as far as they are, and slices that are not repainted as they are.
+        as far as they are, and slices that are not repainted as they are. Where slices lie farther apart
+        or closer than in training (see `neighbors_at`), a warning says that it does not.
 
         Args:
             case: the images, and the segmentation if it was read, which the label maps then have outside
@@ -320,9 +341,16 @@ class Inpainter:
             brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
         )
         # Of those that are not repainted, but seen, nothing is taken.
-        chosen, seen = rois.only(numbers), seen_slices(brain, numbers, self.neighbors)
+        neighbors = self.neighbors_at(case.spacing[2])
+        chosen, seen = rois.only(numbers), seen_slices(brain, numbers, neighbors)
+        if neighbors < self.neighbors:
+            warnings.append(
+                f"the slices lie {case.spacing[2]:.3g} mm apart and those that the model learned "
+                f"from {self._slice_distance:.3g} mm: each was painted without seeing its neighbors; "
+                "resample the volume for results that hold together along z"
+            )
         values = np.stack([to_slices(case.values(name))[seen] for name in sequences], axis=-1)
-        sampling = self.resolve(sampling)
+        sampling = self.resolve(sampling, case.spacing[2])
         sampling.check_num_samples(len(samples))
         painted = self._through_window(
             values,
@@ -334,7 +362,6 @@ class Inpainter:
             samples=samples,
             slice_indices=seen,
             slice_distance=case.spacing[2],
-            volume=True,
             progress=progress,
             cancel=cancel,
         )
@@ -354,6 +381,7 @@ class Inpainter:
                 "painted": "together" if together else "one by one, same mask and noise",
             },
             "warnings": warnings + case.warnings,
+            **({"neighbors": neighbors} if self.neighbors else {}),
         }
         kept = None if case.labels is None else to_slices(case.labels)
 
@@ -401,8 +429,7 @@ class Inpainter:
         *,
         samples: Sequence[int] = (0,),
         slice_indices: Sequence[int] | np.ndarray | None = None,
-        slice_distance: float = 1.0,
-        volume: bool = False,
+        slice_distance: float | None = None,
         progress: Progress | None = None,
         cancel: Cancel | None = None,
     ) -> Samples:
@@ -419,10 +446,11 @@ class Inpainter:
             samples: numbers of the samples to make. The noise of an example is a function of (seed,
                 sample, slice index, position).
             slice_indices: ints [N]; default 0.
-            slice_distance: of neighboring slices in millimeters, for `sampling.z_sigma_mm`.
-            volume: whether the examples are slices of one volume, each with a number of its own. A model
-                that sees neighbors paints them together then, and slices without ROI may be among them,
-                which are seen and come back as they are. Otherwise every slice is painted as if alone.
+            slice_distance: of neighboring slices in millimeters, if the examples are slices of one
+                volume, each with a number of its own. A model that sees neighbors at that distance (see
+                `neighbors_at`) paints them together then, and slices without ROI may be among them,
+                which are seen and come back as they are. None for examples that are painted as if alone;
+                with `sampling.z_sigma_mm` it is 1 mm.
             progress: called with (steps done, steps in all) over all batches.
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
 
@@ -445,8 +473,8 @@ class Inpainter:
             np.zeros(num_examples, int) if slice_indices is None else np.asarray(slice_indices)
         )
         has_roi = np.asarray(condition.roi.any(axis=(1, 2, 3)))
-        together = volume and self.neighbors > 0
-        if not (has_roi.any() if together else has_roi.all()):
+        seen = 0 if slice_distance is None else self.neighbors_at(slice_distance)
+        if not (has_roi.any() if seen else has_roi.all()):
             raise ValueError("an example has an empty ROI: there is nothing to inpaint")
         per_example = len(images) // num_examples
         is_sampled = np.repeat(has_roi, per_example)
@@ -466,18 +494,18 @@ class Inpainter:
                 sample_of[rows],
                 indices[example_of[rows]],
                 expected[1:],
-                (sampling.z_sigma_mm or 0.0) / slice_distance,
+                (sampling.z_sigma_mm or 0.0) / (slice_distance or 1.0),
             )
             made = Batch(noise, images[image_of[rows]], condition[example_of[rows]], keys)
             return jax.device_put(made, sharding.batch_sharding(self._mesh))
 
         low, high = self.metadata["inference"]["x_0_bounds"]
         options: dict[str, Any] = {"clip": (low, high), "cancel": cancel}
-        if together:
+        if seen:
             around = neighbor_rows(
                 indices,
                 has_roi,
-                self.neighbors,
+                seen,
                 per_slice=per_example,
                 num_samples=len(samples),
                 first_still=padded.size,

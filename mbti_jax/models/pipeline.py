@@ -38,6 +38,7 @@ class _Data:
     image_size: ImageSize
     window: ImageSize
     pixel_size_mm: PixelSize | None
+    slice_distance_mm: PixelSize | None
 
 
 # The loss is also reported for each quarter of the timesteps.

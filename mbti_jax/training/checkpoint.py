@@ -120,9 +120,10 @@ class Checkpointer:
             metadata = self._manager.restore(step, args=args)["metadata"]
             current = self._metadata["contract"]
             contract = upgrade(metadata["contract"])
-            if "pixel_size_mm" in current["data"] and contract["data"].get("pixel_size_mm") is None:
-                # Not known then: the dataset is the same by its fingerprint.
-                contract["data"]["pixel_size_mm"] = current["data"]["pixel_size_mm"]
+            for name in ("pixel_size_mm", "slice_distance_mm"):
+                if name in current["data"] and contract["data"].get(name) is None:
+                    # Not known then: the dataset is the same by its fingerprint.
+                    contract["data"][name] = current["data"][name]
             # What older runs did not know, they did by default.
             contract["diffusion"] = _DIFFUSION | contract["diffusion"]
             current = {**current, "diffusion": _DIFFUSION | current["diffusion"]}

@@ -167,7 +167,9 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params 
     init = jax.jit(init, out_shardings=shardings)
     x_0_bounds = loader.intensity_bounds(examples)
     metadata = {
-        "contract": settings.contract(examples.fingerprint, data.pixel_size_mm()),
+        "contract": settings.contract(
+            examples.fingerprint, data.pixel_size_mm(), data.slice_distance_mm(neighbors)
+        ),
         "inference": {
             "x_0_bounds": list(x_0_bounds),
             "guidance_weight": settings.guidance_weight,

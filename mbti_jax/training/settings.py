@@ -17,6 +17,8 @@ from tfds_brats.reading import SliceSource, find_dataset, read_summary
 
 # A dataset's summary says here how large pixels are, (height, width) in mm; None: not all the same.
 _SPACING = "spacing_mm"
+# The same of the distance from slice to slice.
+_DISTANCE = "slice_distance_mm"
 # Relative difference up to which pixels are of one size.
 _SAME_SIZE = 0.01
 # Fields of `TrainSettings` that decide what a run computes.
@@ -97,6 +99,29 @@ class DataSettings:
                 "another field of view from each; resample the cases to square pixels of one size"
             )
         return sum(spacing) / 2
+
+    def slice_distance_mm(self, neighbors: int) -> float | None:
+        """From slice to slice of the dataset in millimeters; None where it does not say, or they differ.
+
+        Args:
+            neighbors: how many slices on either side the network sees.
+
+        Raises:
+            ValueError: they differ between subjects, and the network is to see neighbors.
+        """
+        folder = find_dataset(self.dataset)
+        summary = {} if folder is None else read_summary(folder)
+        if _DISTANCE not in summary:
+            return None
+        if summary[_DISTANCE] is None:
+            if neighbors:
+                raise ValueError(
+                    f"{self.dataset}: the distances from slice to slice differ between subjects, and "
+                    "neighbors would be farther apart in some than in others; resample the cases to one "
+                    "distance, or set model.neighbors to 0"
+                )
+            return None
+        return summary[_DISTANCE][0]
 
     def examples(self, source: SliceSource, neighbors: int = 0) -> Examples:
         """The examples of a split, with as many neighbors on either side.
@@ -212,12 +237,18 @@ class TrainSettings(RunSettings):
         if self.guidance_weight and not self.diffusion.make().is_stochastic:
             raise FieldError("guidance_weight", "is 0 for a regressor, which has no guidance")
 
-    def contract(self, fingerprint: str, pixel_size_mm: float | None = None) -> dict[str, Any]:
+    def contract(
+        self,
+        fingerprint: str,
+        pixel_size_mm: float | None = None,
+        slice_distance_mm: float | None = None,
+    ) -> dict[str, Any]:
         """What a resumed run must share with this one, and what its model is; see `checkpoint`.
 
         Args:
             fingerprint: of the training examples.
             pixel_size_mm: of the dataset, see `DataSettings.pixel_size_mm`.
+            slice_distance_mm: likewise; left out where it is not known.
 
         Returns:
             Plain JSON values.
@@ -237,6 +268,8 @@ class TrainSettings(RunSettings):
         if not self.started_from:
             del fields["started_from"]
         fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
+        if slice_distance_mm is not None:
+            fields["data"]["slice_distance_mm"] = slice_distance_mm
         return json.loads(json.dumps({name: fields[name] for name in _CONTRACT if name in fields}))
 
     def recommended(self) -> dict[str, Any]:

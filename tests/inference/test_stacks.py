@@ -1,5 +1,6 @@
 """Volumes painted by a model that sees neighboring slices."""
 
+import copy
 import dataclasses
 import itertools
 
@@ -16,7 +17,8 @@ from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.stacks import neighbor_rows, seen_slices
-from tfds_brats.cases import find_cases, read_case
+from tfds_brats.cases import read_case
+from tfds_brats.search import find_cases
 
 # Of six slices of a volume, 20 to 25, the third has no ROI.
 NUMBERS = np.arange(20, 26)
@@ -34,7 +36,7 @@ def stack(num_sequences=1) -> tuple[np.ndarray, Condition]:
 
 def volume(inpainter, images, condition, sampling=SAMPLING, numbers=NUMBERS, **options):
     return inpainter.sample(
-        images, condition, sampling, slice_indices=numbers, volume=True, **options
+        images, condition, sampling, slice_indices=numbers, slice_distance=1.0, **options
     )
 
 
@@ -160,6 +162,40 @@ def test_slices_with_little_brain_are_not_there():
     np.testing.assert_array_equal(seen_slices(brain, np.array([4, 1]), 1), [1, 2, 3, 4])
     np.testing.assert_array_equal(seen_slices(brain, np.array([5]), 2), [3, 4, 5])
     np.testing.assert_array_equal(seen_slices(brain, np.array([4, 2]), 0), [2, 4])
+
+
+@pytest.mark.parametrize(("trained", "far"), [(None, 1.3), (2.0, 1.0), (2.0, 2.6)])
+def test_slices_at_another_distance_are_painted_one_by_one_and_said_to_be(tmp_path, trained, far):
+    write_case(tmp_path, "BraTS2021_00000")
+    (files,) = find_cases(tmp_path, "brats2021")
+    seeing = tiny_inpainter(4, neighbors=1)
+    metadata = copy.deepcopy(seeing.metadata)
+    if trained is not None:
+        metadata["contract"]["data"]["slice_distance_mm"] = trained
+    inpainter = Inpainter(seeing._params, metadata, seeing.batch_size)
+    masks = np.zeros((6, 20, 24, 5), bool)
+    masks[1:4, 8:13, 6:14, 0] = True
+    rois, sampling = Rois(masks), Sampling(1, guidance=0.0, z_sigma_mm=None)
+
+    def painted(model, distance):
+        case = read_case(files)
+        affine = case.affine @ np.diag([1, 1, distance, 1])
+        (result,) = model.inpaint_volume(dataclasses.replace(case, affine=affine), rois, sampling)
+        return result
+
+    near = painted(inpainter, 1.2 * (trained or 1.0))
+    assert near.details["neighbors"] == 1 and near.details["sampling"]["z_sigma_mm"] == 0.0
+    assert not any("apart" in warning for warning in near.details["warnings"])
+    result = painted(inpainter, far)
+    assert result.details["neighbors"] == 0 and result.details["sampling"]["z_sigma_mm"] == 2.0
+    (warning,) = (text for text in result.details["warnings"] if "apart" in text)
+    assert f"lie {far:.3g} mm" in warning and f"from {trained or 1:.3g} mm" in warning
+    # As the same network without neighbors paints it.
+    metadata["contract"]["model"]["neighbors"] = 0
+    params = {name: leaf for name, leaf in seeing._params.items() if name != "neighbors_in"}
+    alone = painted(Inpainter(params, metadata, seeing.batch_size), far)
+    for name, values in alone.values.items():
+        np.testing.assert_array_equal(result.values[name], values)
 
 
 def test_cases_are_painted_as_volumes(tmp_path):

@@ -404,14 +404,15 @@ def test_metadata_that_is_none_is_reported(workdir, caplog, content, problem):
     assert problem in caplog.text
 
 
-def test_a_pixel_size_that_was_not_known_then_is_no_difference(workdir):
-    metadata = other("contract.data.pixel_size_mm", 2.0)
+@pytest.mark.parametrize("name", ["pixel_size_mm", "slice_distance_mm"])
+def test_a_size_that_was_not_known_then_is_no_difference(workdir, name):
+    metadata = other(f"contract.data.{name}", 2.0)
     assert_equal(restore(workdir, metadata), make_state(7))
     with contextlib.closing(Checkpointer(workdir, metadata)) as checkpointer:
         checkpointer.save(make_state(9))
     assert_equal(restore(workdir, metadata), make_state(9))
-    with pytest.raises(CheckpointMismatchError, match=r"pixel_size_mm is 1.0 here, was 2.0 there"):
-        restore(workdir, other("contract.data.pixel_size_mm", 1.0))
+    with pytest.raises(CheckpointMismatchError, match=rf"{name} is 1.0 here, was 2.0 there"):
+        restore(workdir, other(f"contract.data.{name}", 1.0))
 
 
 def test_a_run_from_before_flows_resumes(workdir):

@@ -1,4 +1,4 @@
-"""Training counts its window in pixels, inference in millimeters: the size of a pixel is recorded."""
+"""Training counts pixels and slices, inference millimeters: sizes and distances are recorded."""
 
 import dataclasses
 import json
@@ -34,3 +34,21 @@ def test_a_dataset_that_does_not_say_it_is_of_unknown_size(tmp_path):
 def test_pixels_of_several_sizes_are_refused(tmp_path, spacing):
     with pytest.raises(ValueError, match=rf"^{tmp_path}: pixels .*resample"):
         data_of(tmp_path, spacing_mm=spacing).pixel_size_mm()
+
+
+def test_the_distance_of_slices_comes_from_the_dataset_into_the_contract(tmp_path):
+    data = data_of(tmp_path, spacing_mm=[1.0, 1.0], slice_distance_mm=[1.5])
+    settings = dataclasses.replace(tiny_settings(), data=data)
+    contract = settings.contract("f00d", 1.0, data.slice_distance_mm(1))
+    assert contract["data"]["slice_distance_mm"] == 1.5
+    unknown = data_of(tmp_path, spacing_mm=[1.0, 1.0]).slice_distance_mm(1)
+    assert unknown is None and "slice_distance_mm" not in settings.contract("f00d")["data"]
+
+
+def test_neighbors_at_several_distances_are_refused(tmp_path):
+    data = data_of(tmp_path, slice_distance_mm=None)
+    assert data.slice_distance_mm(0) is None
+    with pytest.raises(
+        ValueError, match=rf"^{tmp_path}: the distances .* set model.neighbors to 0"
+    ):
+        data.slice_distance_mm(1)
