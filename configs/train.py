@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0
     config.model.num_groups = 32
     config.model.patch_size = 1
+    # Features per pixel of layers at full resolution, for patch_size above 1; 0: none, as in the paper.
+    config.model.detail_channels = 0
     # Slices on either side that the network sees, 0 to 2. With some, the slices of a volume are painted
     # together and fit each other in all three planes; single slices are painted as ever.
     config.model.neighbors = 0
@@ -66,6 +68,8 @@ def get_config() -> ConfigDict:
     config.diffusion.drop_condition = 0.1
     # Of a Gaussian schedule: noise alone at the last timestep; v or x_0 is predicted then.
     config.diffusion.zero_terminal_snr = False
+    # The squared error of an x_0-prediction counts min(1 + SNR, this) times; 1: all times alike.
+    config.diffusion.max_loss_weight = 1.0
     # Of a flow: uniform or logit_normal.
     config.diffusion.time_sampling = "uniform"
 

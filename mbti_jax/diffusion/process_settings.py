@@ -32,6 +32,11 @@ class ProcessSettings:
         time_sampling: of a flow, see `RectifiedFlow`.
         objective: "consistency" tunes a trained model towards few steps, see `Consistency`.
         halve_every: see `Consistency`; 0 for the other objective.
+        max_loss_weight: the squared error of an x_0-prediction counts min(1 + SNR(t), max_loss_weight)
+            times, SNR being alpha^2 / sigma^2. With 1 all times count alike. Without a bound it would be
+            the loss of a v-prediction (Salimans & Ho 2022, arXiv 2202.00512); with one it is in the
+            manner of Hang et al. 2023 (arXiv 2303.09556). Little error is left to squares where there is
+            little noise, but it is there that texture is decided.
 
     Raises:
         FieldError: a field has no such value.
@@ -47,6 +52,7 @@ class ProcessSettings:
     time_sampling: TimeSampling = "uniform"
     objective: Literal["diffusion", "consistency"] = "diffusion"
     halve_every: int = 0
+    max_loss_weight: Annotated[float, Interval(1, 1e6)] = 1.0
 
     def __post_init__(self):
         check_fields(self)
@@ -63,6 +69,13 @@ class ProcessSettings:
         if self.schedule != "linear" and self.process == "flow":
             problem = f"is of Gaussian processes: leave it linear for a flow, not {self.schedule}"
             raise FieldError("schedule", problem)
+        if self.max_loss_weight != 1 and (
+            self.prediction != "x_0"
+            or self.process == "regression"
+            or self.objective == "consistency"
+        ):
+            problem = "is 1 but for diffusion or flows that predict x_0, whose times it weighs"
+            raise FieldError("max_loss_weight", problem)
         self.make()
 
     def make(self) -> Process:

@@ -24,7 +24,9 @@ _MAX_PERIOD = 10_000
 _EPSILON = 1e-5
 
 # Layers that start at zero, so that every residual block starts as the identity and the network as 0.
-ZERO_INIT = frozenset({"out_layers_3", "proj_out", "out_2", "label_out_3", "neighbors_in"})
+ZERO_INIT = frozenset(
+    {"out_layers_3", "proj_out", "out_2", "detail_out_4", "label_out_3", "neighbors_in"}
+)
 
 
 def kernel_init(name: str) -> nn.initializers.Initializer:

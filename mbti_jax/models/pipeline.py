@@ -108,6 +108,7 @@ class Pipeline:
         image_size: height and width of the network's images.
         drop_rate: share of class vectors replaced by the null condition in training.
         label_weight: of the label head's cross-entropy beside the squared error.
+        max_loss_weight: see `ProcessSettings`.
     """
 
     model: UNet
@@ -116,6 +117,7 @@ class Pipeline:
     image_size: int
     drop_rate: float
     label_weight: float = 0.0
+    max_loss_weight: float = 1.0
 
     @classmethod
     def from_contract(cls, contract: Mapping[str, Any]) -> "Pipeline":
@@ -164,6 +166,7 @@ class Pipeline:
             image_size=data["image_size"],
             drop_rate=process.drop_condition,
             label_weight=label_weight,
+            max_loss_weight=process.max_loss_weight,
         )
 
     def apply(self, params: Params, x_t: Images, t: Numbers, condition: Condition) -> Output:
@@ -230,6 +233,15 @@ class Pipeline:
             batch["neighbor_codes"], batch["neighbor_labels"], batch["gain"], batch["bias"]
         )
         return Neighbors(images, None, batch["neighbor_present"]), labels
+
+    def _time_weight(self, t: Numbers) -> Numbers | float:
+        """How much the squared error at times [B] counts, see `ProcessSettings.max_loss_weight`."""
+        if self.max_loss_weight == 1:
+            return 1.0
+        alpha, sigma = jnp.asarray(self.process.alpha(t)), jnp.asarray(self.process.sigma(t))
+        # Where sigma is that small, the weight is the bound.
+        bounded = jnp.square(alpha) / jnp.maximum(jnp.square(sigma), 1 / self.max_loss_weight**2)
+        return jnp.minimum(1 + bounded, self.max_loss_weight)
 
     def no_terms(self) -> Terms:
         """What `loss_terms` returns of no example."""
@@ -304,7 +316,9 @@ class Pipeline:
         sums, counts = squared_error_terms(image, target, roi, weight)
         quarter = jnp.clip(t * QUARTERS // self.process.num_timesteps, 0, QUARTERS - 1)
         quarter = jax.nn.one_hot(quarter.astype(jnp.int32), QUARTERS)
-        total, terms = sums.sum(), Terms(sums @ quarter, counts @ quarter)
+        # What is reported is not weighed: it stays comparable.
+        terms = Terms(sums @ quarter, counts @ quarter)
+        total = jnp.sum(sums * self._time_weight(t))
         if logits is None or labels is None:
             return total, terms
         label_terms = _label_terms(logits, labels, condition, weight, quarter)

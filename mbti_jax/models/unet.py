@@ -67,6 +67,9 @@ class UNet(nn.Module):
         num_groups: groups of every normalization. The published network has 32.
         patch_size: p > 1 folds p x p pixels into channels before the network and unfolds after it:
             a p^2 times cheaper network. The published network has 1.
+        detail_channels: features per pixel of layers at full resolution that add to the image what
+            patches cannot hold: p x p pixels of C sequences are more numbers than the last level has
+            channels. 0, as in the published network, for no such layers; they are for `patch_size` > 1.
         label_head: return logits of what lies in every pixel, too. They are read off the last features
             and the network's own input. The published network has no such head.
         neighbors: K, how many slices on either side the network may see: their images, ROI masks and a
@@ -96,6 +99,7 @@ class UNet(nn.Module):
     use_new_attention_order: bool = False
     num_groups: Channels = 32
     patch_size: PatchSize = 1
+    detail_channels: Annotated[int, Interval(0, 1024)] = 0
     label_head: bool = False
     neighbors: Annotated[int, Interval(0, MAX_NEIGHBORS)] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -203,6 +207,8 @@ class UNet(nn.Module):
         image = blocks.GroupNorm(self.num_groups, name="out_0")(h)
         image = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(image)
         image = jnp.asarray(depth_to_space(image, self.patch_size), jnp.float32)
+        if self.detail_channels:
+            image += self._detail(h, x, embedding)
         return Output(image, self._label_logits(h, x, embedding) if self.label_head else None)
 
     def _planes(self, neighbors: Neighbors, x: jax.Array) -> jax.Array:
@@ -223,6 +229,22 @@ class UNet(nn.Module):
         planes = jnp.concatenate([images, masks, jnp.ones_like(images[..., :1])], axis=-1)
         planes *= neighbors.present[..., None, None, None].astype(x.dtype)
         return jnp.moveaxis(planes, 1, 3).reshape(*x.shape[:3], -1)
+
+    def _detail(self, h, x, embedding):
+        """float32 [B, H, W, C] of features [B, H/p, W/p, D] and the network's input [B, H, W, ...].
+
+        Three convolutions, so each pixel's share follows from the 7 x 7 pixels around it.
+        """
+        dtype, width = jnp.dtype(self.dtype), self.detail_channels
+        h = blocks.GroupNorm(self.num_groups, name="detail_out_0")(h)
+        h = blocks.dense(width * self.patch_size**2, dtype, "detail_out_1")(h)
+        h = jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+        h = blocks.conv3x3(width, dtype, "detail_out_2")(h)
+        condition = blocks.dense(2 * width, dtype, "detail_out_emb")(nn.silu(embedding))
+        scale, shift = jnp.split(condition[:, None, None, :], 2, axis=-1)
+        h = nn.silu(h * (1 + scale) + shift)
+        h = nn.silu(blocks.conv3x3(width, dtype, "detail_out_3")(h))
+        return jnp.asarray(blocks.conv3x3(self.out_channels, dtype, "detail_out_4")(h), jnp.float32)
 
     def _label_logits(self, h, x, embedding):
         """float32 [B, H, W, 4] of features [B, H/p, W/p, C] and the network's input [B, H, W, C].

@@ -35,6 +35,7 @@ _DIFFUSION = {
     "time_sampling": "uniform",
     "objective": "diffusion",
     "halve_every": 0,
+    "max_loss_weight": 1.0,
 }
 # Trained arrays hardly compress. Smaller ones than _MIN_BYTES harm nobody.
 _MAX_COMPRESSION, _MIN_BYTES = 50, 2**26

@@ -259,9 +259,10 @@ class TrainSettings(RunSettings):
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
-        if not fields["model"].get("neighbors"):
-            # As in contracts that are older than neighbors.
-            fields["model"].pop("neighbors", None)
+        for name in ("neighbors", "detail_channels"):
+            if not fields["model"].get(name):
+                # As in contracts that are older than these.
+                fields["model"].pop(name, None)
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]

@@ -202,6 +202,9 @@ def test_the_configs_themselves_are_taken(name):
         ("diffusion.process", "flow", "diffusion.prediction"),
         ("diffusion.zero_terminal_snr", True, "diffusion.prediction"),
         ("diffusion.time_sampling", "logit_normal", "diffusion.time_sampling"),
+        ("diffusion.max_loss_weight", 0.5, "diffusion.max_loss_weight"),
+        # Of an x_0-prediction alone.
+        ("diffusion.max_loss_weight", 20.0, "diffusion.max_loss_weight"),
         ("diffusion.drop_condition", 1.5, "diffusion.drop_condition"),
         ("diffusion.drop_condition", 1e-40, "diffusion.drop_condition"),
         ("diffusion.drop_kondition", 0.1, "diffusion.drop_kondition"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from scipy.signal import correlate
 from unet_cases import (
     assert_gradient_norms_match,
     loss_out_grads,
@@ -175,6 +176,46 @@ def test_label_head_adds_logits_and_leaves_the_image_alone():
     np.testing.assert_allclose(
         quick_jit(run)(published, x, t, class_vector), output.image, rtol=1e-5, atol=1e-6
     )
+
+
+def test_detail_is_three_convolutions_at_full_resolution():
+    """With features that are their biases: scipy's correlations of these and the network's input."""
+    width = 3
+    small = dict(patch_size=2, channel_mult=(1,), attention_resolutions=())
+    model = small_unet(**small, detail_channels=width)
+    params, (x, t, class_vector) = random_params(model), random_inputs(model)
+    folded = np.random.default_rng(1).standard_normal((2, 2, width)).astype(np.float32)
+    kernel = params["detail_out_1"]["kernel"]
+    params["detail_out_1"] = {"kernel": 0 * kernel, "bias": folded.ravel()}
+    modulation = params["detail_out_emb"]
+    modulation["kernel"] = 0 * modulation["kernel"]
+    scale, shift = np.split(modulation["bias"], 2)
+
+    def convolve(image, name):
+        kernel = params[name]["kernel"]
+        maps = [
+            sum(
+                correlate(image[..., i], kernel[..., i, o], mode="same")
+                for i in range(kernel.shape[2])
+            )
+            for o in range(kernel.shape[3])
+        ]
+        return np.stack(maps, axis=-1) + params[name]["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    published = {name: leaf for name, leaf in params.items() if not name.startswith("detail_out")}
+    assert published.keys() == param_shapes(model.clone(detail_channels=0)).keys()
+    without = quick_jit(functools.partial(run_unet, model.clone(detail_channels=0)))
+    made = quick_jit(functools.partial(run_unet, model))(params, x, t, class_vector)
+    made -= without(published, x, t, class_vector)
+    for example, image in enumerate(x):
+        tiled = np.tile(folded, (image.shape[0] // 2, image.shape[1] // 2, 1))
+        h = np.concatenate([tiled, image], axis=-1, dtype=np.float64)
+        h = silu(convolve(h, "detail_out_2") * (1 + scale) + shift)
+        expected = convolve(silu(convolve(h, "detail_out_3")), "detail_out_4")
+        np.testing.assert_allclose(made[example], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_neighbors_are_further_channels_of_the_published_network():
