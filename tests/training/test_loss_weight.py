@@ -18,6 +18,14 @@ _GUESS = 0.25
 _INSIDE = np.s_[:, 1:3, :3]
 
 
+class Recorder:
+    """A network that says `_GUESS` of every pixel, and remembers x_t and t."""
+
+    def apply(self, variables, x, t, condition, **kwargs):
+        self.seen = x, t
+        return Output(jnp.full_like(x, _GUESS))
+
+
 @pytest.fixture(scope="module")
 def seen():
     """What networks that say `_GUESS` of every pixel cost, by bound of the weight."""
@@ -33,15 +41,9 @@ def seen():
         pipeline = from_config(TrainSettings, config).pipeline()
 
         def cost(keys, pipeline=pipeline):
-            calls = []
-
-            class Recorder:
-                def apply(self, variables, x, t, condition, calls=calls, **kwargs):
-                    calls.append((x, t))
-                    return Output(jnp.full_like(x, _GUESS))
-
-            recording = dataclasses.replace(pipeline, model=Recorder(), drop_rate=0.0)
-            return recording.loss_terms({}, inputs, np.ones(64, np.float32), keys), calls[0]
+            network = Recorder()
+            recording = dataclasses.replace(pipeline, model=network, drop_rate=0.0)
+            return recording.loss_terms({}, inputs, np.ones(64, np.float32), keys), network.seen
 
         (total, terms), (x_t, t) = jax.device_get(jax.jit(cost)(keys))
         found[bound] = float(total), float(terms.sums.sum()), x_t, t
