@@ -29,7 +29,7 @@ def painter(params, x_t, t, condition):
 class _Painter:
     """`painter` in the place of a UNet."""
 
-    label_head, out_channels = True, 1
+    label_head, out_channels, neighbors = True, 1, 0
 
     def apply(self, variables, x_t, t, condition):
         return painter(variables["params"], x_t, t, condition)

@@ -172,7 +172,7 @@ class Actions:
                 z_sigma_mm=None,
                 estimate="sample" if estimate == "samples" else "mean",
                 mean_passes=1 if in_one_pass else None,
-                blend=bool(blend),
+                blend=_flag("blending", blend),
             ),
             # One pass has no samples.
             "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),
@@ -359,6 +359,12 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
     return int(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, not {value!r:.40}")
+    return value
 
 
 def _number(name: str, value: Any) -> float:
