@@ -1,12 +1,16 @@
 """Tuning towards few steps: what a run takes from the model that it continues, and what it writes."""
 
 import dataclasses
+import functools
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from fake_slices import FakeSlices
 from ml_collections import ConfigDict
@@ -26,6 +30,7 @@ from mbti_jax.training import loop
 from mbti_jax.training.checkpoint import CheckpointMismatchError, load_for_inference
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
+from mbti_jax.training.writer import read_metrics
 
 CARD = "A model for tests."
 
@@ -155,3 +160,40 @@ def test_the_weights_of_another_model_are_another_run(tuned):
     tuned()
     with pytest.raises(CheckpointMismatchError, match="started_from is"):
         tuned(shift=1.0)
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    """Each update halves the gap, so one that resumes must go on from the right number of updates."""
+    monkeypatch.setattr(
+        loop, "Validation", lambda *arguments: SimpleNamespace(run=lambda *run: None)
+    )
+    monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
+    # One program for both runs.
+    parts = []
+    program = functools.cache(lambda: make_train_step(*parts[0], **parts[1]))
+    monkeypatch.setattr(
+        loop,
+        "make_train_step",
+        lambda *values, **options: parts.extend([values, options]) or program(),
+    )
+    write_export(tmp_path / "model", tiny_params(tiny_metadata()), tiny_metadata(), CARD)
+    config = tiny_config(init_from=str(tmp_path / "model"), num_steps=4, max_to_keep=4)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert few_step.main(config, str(whole))
+    # Killed after the second update.
+    shutil.copytree(whole, killed)
+    for step in ("3", "4"):
+        shutil.rmtree(killed / "checkpoints" / step)
+    assert few_step.main(config, str(killed))
+
+    def states(run):
+        with ocp.StandardCheckpointer() as reader:
+            folder = run / "checkpoints" / "4"
+            return {name: reader.restore(folder / name) for name in ("train", "ema")}
+
+    jax.tree.map(np.testing.assert_array_equal, states(killed), states(whole))
+    losses = [
+        [line["train/loss"] for line in read_metrics(run / "metrics.jsonl")]
+        for run in (whole, killed)
+    ]
+    assert losses[0] == losses[1] and len(set(losses[0])) == 4

@@ -41,6 +41,7 @@ def get_config():
     config.data.dataset = "{{dataset}}"
     config.data.window = 28
     config.model.neighbors = 1
+    config.label_weight = 0.5
     config.num_steps = {NUM_STEPS}
     config.log_every = 1
     config.checkpoint_every = {CHECKPOINT_EVERY}
