@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.healthy = ConfigDict()
     config.healthy.num_cases = 6
     config.healthy.num_samples = 8
-    config.healthy.num_steps = 20
+    config.healthy.num_steps = 8
     config.healthy.slices_per_case = 8
     config.healthy.z_sigma_mm = placeholder(float)
     # Training cases whose tumors give the shapes.
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     config.diversity = ConfigDict()
     config.diversity.num_slices = 6
     config.diversity.num_samples = 8
-    config.diversity.num_steps = 25
+    config.diversity.num_steps = 8
     config.diversity.min_brain_area = 6000
 
     # Segmenters of our own; parts with the same settings share them.
@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
     # of what is scored, in the model's pixels.
     config.control = ConfigDict()
     config.control.num_slices = 18
-    config.control.num_steps = 25
+    config.control.num_steps = 8
     config.control.min_area = 12
     config.control.min_brain_area = 6000
     config.control.segmenter = ConfigDict(segmenter)
@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
     # The label maps that models with a label head return; of other models nothing.
     config.labels = ConfigDict()
     config.labels.num_slices = 36
-    config.labels.num_steps = 25
+    config.labels.num_steps = 8
     config.labels.min_area = 12
     config.labels.segmenter = ConfigDict(segmenter)
 
@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
     config.guidance.kinds = ("plain", "interval", "projected", "rescaled")
     config.guidance.interval = (0.2, 0.8)
     config.guidance.weights = (0.0, 0.4, 1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
-    config.guidance.num_steps = 50
+    config.guidance.num_steps = 8
     config.guidance.num_slices = 4
     config.guidance.min_area = 12
     config.guidance.min_brain_area = 6000
@@ -129,14 +129,14 @@ def get_config() -> ConfigDict:
     config.fidelity.num_slices = 288
     config.fidelity.num_normal_slices = 48
     config.fidelity.min_brain_area = 6000
-    config.fidelity.num_steps = 25
+    config.fidelity.num_steps = 8
     config.fidelity.num_subsets = 200
     config.fidelity.segmenter = ConfigDict(segmenter)
     config.memorization = ConfigDict()
     config.memorization.num_slices = 288
     config.memorization.num_normal_slices = 48
     config.memorization.min_brain_area = 6000
-    config.memorization.num_steps = 25
+    config.memorization.num_steps = 8
     config.memorization.num_rois = 48
     config.memorization.min_area = 150
     config.memorization.num_training_slices = 512
@@ -146,7 +146,7 @@ def get_config() -> ConfigDict:
     # head also on slices painted in boxes and as mixed tumors.
     config.downstream = ConfigDict()
     config.downstream.num_slices = 150
-    config.downstream.num_steps = 25
+    config.downstream.num_steps = 8
     config.downstream.num_seeds = 2
     config.downstream.num_test_slices = 60
     config.downstream.min_area = 12

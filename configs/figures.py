@@ -1,6 +1,6 @@
 r"""The paper's figures 3 to 7, and its scheme 1B as a sixth, on slices of a test split.
 
-    python run.py --config=configs/figures.py --config.sampler=unipc --config.num_steps=10
+    python run.py --config=configs/figures.py --config.sampler=unipc --config.num_steps=8
 
 needs no data: it makes phantom subjects that the bundled model has not seen and draws with that model.
 With your own model and data, and the paper's 1000 steps:

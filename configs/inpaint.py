@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     config.estimate = "sample"
     # 1: the mean in a single pass of the network, without samples and their standard deviation.
     config.mean_passes = placeholder(int)
-    # These three: what the checkpoint recommends, else 50 steps of ddim, and the spacing of the sampler.
+    # These three: what the checkpoint recommends, else 8 steps of unipc, spaced as suits the sampler.
     config.num_steps = placeholder(int)
     # ddim, dpmpp_2m, unipc, euler or heun (two evaluations of the network a step, but for the last);
     # consistency for models of configs/few_step.py.

@@ -27,9 +27,9 @@ from mbti_jax.fields import (
     one_of,
 )
 
-# What a `Sampling` leaves open, where the checkpoint recommends nothing. A spacing of None is that of
-# the sampler.
-DEFAULTS = {"num_steps": 50, "sampler": "ddim", "spacing": None}
+# What a `Sampling` leaves open, where the checkpoint recommends nothing; None is the sampler's `STEPS`
+# or `SPACING`. docs/evaluation.md has the table that this follows from.
+DEFAULTS = {"num_steps": None, "sampler": "unipc", "spacing": None}
 
 
 class NonFiniteSampleError(ValueError):
@@ -41,9 +41,10 @@ class Sampling:
     """How samples are drawn. Progress and cancellation travel beside it.
 
     Attributes:
-        num_steps: steps of the sampler; None for what the checkpoint recommends, or that of `DEFAULTS`.
-        sampler: a key of `samplers.METHODS`; None likewise, or "ddim" with eta above 0. Which fit a
-            model, its `Process` says.
+        num_steps: steps of the sampler; None for what the checkpoint recommends, or the sampler's
+            `STEPS`.
+        sampler: a key of `samplers.METHODS`; None for what the checkpoint recommends, or that of
+            `DEFAULTS`, but "ddim" with eta above 0. Which fit a model, its `Process` says.
         spacing: of the timesteps, "trailing", "cubic" or "ddim" (see `schedule.SPACINGS`), or the
             timesteps themselves, strictly descending; `num_steps` is then their number. None for what
             the checkpoint recommends, or the `SPACING` of the sampler.
@@ -143,11 +144,11 @@ class Sampling:
         fits = DEFAULTS["sampler"] in process.samplers
         known = {**DEFAULTS, "sampler": DEFAULTS["sampler"] if fits else process.samplers[0]}
         known |= recommended or {}
-        if self.eta:
-            known |= {"sampler": "ddim", "spacing": None}
-        sampler = self.sampler or known["sampler"]
-        if sampler != known["sampler"] or not known["spacing"]:
-            known["spacing"] = samplers.method(sampler).SPACING
+        sampler = self.sampler or ("ddim" if self.eta else known["sampler"])
+        if sampler != known["sampler"]:
+            known = {**DEFAULTS, "sampler": sampler}
+        known["num_steps"] = known["num_steps"] or samplers.method(sampler).STEPS
+        known["spacing"] = known["spacing"] or samplers.method(sampler).SPACING
         if self.mean_passes:
             if not fits:
                 problem = "is not for a model tuned for few steps, whose first estimate is a sample"

@@ -234,7 +234,7 @@ def test_a_tuned_model_takes_no_solver_and_an_untuned_one_no_consistency():
     assert mean.resolved(untuned, {"num_steps": 9, "spacing": "cubic"}).spacing == "trailing"
     with pytest.raises(FieldError, match="mean_passes is not for a model tuned for few steps"):
         mean.resolved(tuned)
-    assert Sampling().resolved(untuned).sampler == "ddim"
+    assert Sampling().resolved(untuned).sampler == "unipc"
 
 
 def test_settings_of_the_objective():

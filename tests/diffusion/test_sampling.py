@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mbti_jax.diffusion import sampling
+from mbti_jax.diffusion import samplers, sampling
 from mbti_jax.diffusion.processes import RectifiedFlow
 from mbti_jax.diffusion.sampling import NonFiniteSampleError, Sampling, check_finite
 from mbti_jax.fields import FieldError
@@ -61,21 +61,22 @@ def test_records_of_samples_are_those_of_before_there_were_means():
     [
         ({}, {}, (7, "unipc", "cubic")),
         ({"num_steps": 3}, {}, (3, "unipc", "cubic")),
-        ({"sampler": "ddim"}, {}, (7, "ddim", "trailing")),
-        ({"sampler": "heun"}, {}, (7, "heun", "cubic")),
-        ({"sampler": "ddim", "spacing": "cubic"}, {}, (7, "ddim", "cubic")),
-        ({"eta": 0.5}, {}, (7, "ddim", "trailing")),
+        ({"sampler": "ddim"}, {}, (20, "ddim", "trailing")),
+        ({"sampler": "heun"}, {"num_steps": 3}, (5, "heun", "cubic")),
+        ({"sampler": "ddim", "spacing": "cubic"}, {}, (20, "ddim", "cubic")),
+        ({"eta": 0.5}, {}, (20, "ddim", "trailing")),
         ({}, {"num_steps": 2, "sampler": "euler"}, (2, "euler", "trailing")),
         ({}, {"spacing": "trailing"}, (7, "unipc", "trailing")),
-        ({"sampler": "dpmpp_2m"}, {"spacing": "trailing"}, (7, "dpmpp_2m", "cubic")),
-        ({"eta": 0.5}, {"sampler": "unipc", "spacing": "cubic"}, (7, "ddim", "trailing")),
+        ({"sampler": "dpmpp_2m"}, {"spacing": "trailing"}, (8, "dpmpp_2m", "cubic")),
+        ({"eta": 0.5}, {"sampler": "unipc", "spacing": "cubic"}, (20, "ddim", "trailing")),
         ({"estimate": "mean", "mean_passes": 1}, {}, (1, "unipc", "trailing")),
     ],
 )
 def test_what_is_left_open_follows_from_checkpoint_sampler_and_eta(
     monkeypatch, fields, recommended, expected
 ):
-    monkeypatch.setitem(sampling.DEFAULTS, "num_steps", 7)
+    for name, steps in {"unipc": 7, "dpmpp_2m": 8, "ddim": 20, "heun": 5}.items():
+        monkeypatch.setattr(samplers.method(name), "STEPS", steps)
     monkeypatch.setitem(sampling.DEFAULTS, "sampler", "unipc")
     found = Sampling(**fields).resolved(RectifiedFlow(), recommended)
     assert (found.num_steps, found.sampler, found.spacing) == expected

@@ -75,7 +75,7 @@ def test_only_the_roi_changes(source, tmp_path):
     record = json.loads((out / "provenance.json").read_text())
     assert record["synthetic"] is True and record["rois"]["normal"]["pixels"] == roi.sum()
     assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
-    assert record["sampling"]["spacing"] == record["request"]["spacing"] == "trailing"
+    assert record["sampling"]["spacing"] == record["request"]["spacing"] == "cubic"
     assert Image.open(out / "preview.png").size[0] > 300
 
 

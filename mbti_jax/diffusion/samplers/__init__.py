@@ -17,6 +17,8 @@ A method is a module with
         The most rows that a step has.
     SPACING
         Of the timesteps, where nothing else is asked for: a key of `schedule.SPACINGS`.
+    STEPS
+        How many, where nothing else is asked for.
 
 All numbers of a row follow from alpha and sigma of the process, so every method runs on every path from
 images to noise. What differs is what the network means by x_0, see `Process.samplers`.

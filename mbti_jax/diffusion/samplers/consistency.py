@@ -20,6 +20,7 @@ __all__ = ["EVALUATIONS", "TAKES_ETA", "Rows", "start", "step", "table"]
 TAKES_ETA = False
 EVALUATIONS = 1
 SPACING = "trailing"
+STEPS = 2
 
 
 def table(process: Process, t: Int[np.ndarray, " n"], eta: float) -> Rows:

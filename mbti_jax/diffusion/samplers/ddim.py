@@ -26,6 +26,7 @@ from mbti_jax.diffusion.processes import Process
 TAKES_ETA = True
 EVALUATIONS = 1
 SPACING = "trailing"
+STEPS = 50
 
 
 class Rows(NamedTuple):

@@ -37,6 +37,7 @@ from mbti_jax.diffusion.processes import Process
 TAKES_ETA = False
 EVALUATIONS = 1
 SPACING = "cubic"
+STEPS = 8
 
 
 class Rows(NamedTuple):

@@ -24,6 +24,7 @@ __all__ = ["EVALUATIONS", "TAKES_ETA", "Rows", "start", "step", "table"]
 TAKES_ETA = False
 EVALUATIONS = 1
 SPACING = "trailing"
+STEPS = 50
 
 
 def table(process: Process, t: Int[np.ndarray, " n"], eta: float) -> Rows:

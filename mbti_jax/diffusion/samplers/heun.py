@@ -29,6 +29,7 @@ from mbti_jax.diffusion.samplers import euler
 TAKES_ETA = False
 EVALUATIONS = 2
 SPACING = "cubic"
+STEPS = 8
 
 
 class Rows(NamedTuple):

@@ -40,6 +40,7 @@ from mbti_jax.diffusion.samplers import dpmpp_2m
 TAKES_ETA = False
 EVALUATIONS = 1
 SPACING = "cubic"
+STEPS = 8
 
 
 class Rows(NamedTuple):
