@@ -102,6 +102,8 @@ MODEL_FOLDER = ""  # @param {type:"string"}
 SEED = 0  # @param {type:"integer"}
 # @markdown Denoising steps: 8 of the default sampler do what 250 of DDIM do; the paper took 1000.
 NUM_STEPS = 8  # @param {type:"slider", min:1, max:1000, step:1}
+# @markdown `recommended` is what the model is for, else unipc; ddim wants 50 steps.
+SAMPLER = "recommended"  # @param ["recommended", "ddim", "dpmpp_2m", "unipc", "euler", "heun"]
 GUIDANCE_WEIGHT = 0.4  # @param {type:"number"}
 # @markdown Millimeters of its surroundings that a removed tumor takes with it.
 DILATE_MM = 3.0  # @param {type:"number"}
@@ -221,11 +223,14 @@ def boxes_of(*rois):
     return tuple(name for name in rois if chosen[name])
 
 
+METHOD = None if SAMPLER == "recommended" else SAMPLER
+
+
 def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     """Repaints the slice's own tumor; see `tumors.MODES` for the modes."""
     brain = (image != 0).any(-1)
     rois = own_tumor(labels[None], brain[None], mode, box, SEED, dilate_mm=DILATE_MM)[0]
-    sampling = Sampling(NUM_STEPS, seed=seed, guidance=weight, blend=BLEND)
+    sampling = Sampling(NUM_STEPS, METHOD, seed=seed, guidance=weight, blend=BLEND)
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
         return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)
 
@@ -382,7 +387,14 @@ with progress_bar("your slice") as progress:
     result = inpainter.inpaint(
         own_image,
         Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ()),
-        Sampling(NUM_STEPS, seed=SEED, guidance=GUIDANCE_WEIGHT, estimate=ESTIMATE, blend=BLEND),
+        Sampling(
+            NUM_STEPS,
+            METHOD,
+            seed=SEED,
+            guidance=GUIDANCE_WEIGHT,
+            estimate=ESTIMATE,
+            blend=BLEND,
+        ),
         num_samples=NUM_SAMPLES,
         progress=progress,
         **own_volume,
