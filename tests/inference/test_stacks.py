@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from synthetic_cases import write_case
@@ -18,6 +19,7 @@ from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.stacks import neighbor_rows, seen_slices
+from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats.cases import read_case
 from tfds_brats.search import find_cases
 
@@ -247,3 +249,12 @@ def test_what_a_volume_will_cost(seeing):
     # Twelve images of five arrays with one channel and two with five, in float32.
     assert cost.device_bytes == 12 * IMAGE_SIZE**2 * (5 * 1 + 2 * 5) * 4
     assert str(cost).startswith("3 batches of 5 evaluations, about ")
+
+
+@pytest.mark.parametrize("names", ["mbti_jax", "guided_diffusion"])
+def test_exports_keep_the_neighbors(seeing, tmp_path, names):
+    params = jax.device_get(seeing._params)
+    write_export(tmp_path / "model", params, seeing.metadata, {}, names)
+    again = Inpainter.load(tmp_path / "model")
+    assert again.neighbors == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again._params), params)
