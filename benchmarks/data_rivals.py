@@ -73,13 +73,15 @@ class LoaderRivals:
     """The paper's single-sequence examples, read by the loader and by its floor.
 
     The floor reads the same records at random and decodes the same two PNGs of each, which it holds
-    ready: no record is parsed, nothing cut, stacked or shuffled.
+    ready: no record is parsed, nothing cut, stacked or shuffled. The loader is timed with the slice on
+    either side of each example, too.
     """
 
     def __init__(self, settings: TrainSettings, dataset_dir: Path, batches: int):
         self._batches = batches
         self._source = SliceSource(dataset_dir, _SPLIT)
         self._examples = settings.data.examples(self._source)
+        self._stacks = settings.data.examples(self._source, neighbors=1)
         builder = tfds.builder_from_directory(dataset_dir)
         self._raw = builder.as_data_source(
             _SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -108,8 +110,10 @@ class LoaderRivals:
         return {
             "floor": self.floor,
             "SliceSource.read": self._read,
-            "training_batches, 0 threads": lambda: self._load(0),
-            f"training_batches, {threads} threads": lambda: self._load(threads),
+            "training_batches, 0 threads": lambda: self._load(self._examples, 0),
+            f"training_batches, {threads} threads": lambda: self._load(self._examples, threads),
+            "neighbors=1, 0 threads": lambda: self._load(self._stacks, 0),
+            f"neighbors=1, {threads} threads": lambda: self._load(self._stacks, threads),
         }
 
     def floor(self) -> int:
@@ -124,9 +128,9 @@ class LoaderRivals:
             self._source.read(record, (sequence,))
         return len(self._items)
 
-    def _load(self, num_threads: int) -> int:
+    def _load(self, examples: loader.Examples, num_threads: int) -> int:
         batches = loader.training_batches(
-            self._examples, seed=0, batch_size=BATCH_SIZE, num_threads=num_threads
+            examples, seed=0, batch_size=BATCH_SIZE, num_threads=num_threads
         )
         for _ in range(self._batches):
             next(batches)

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mbti_jax.inference.continuity import describe, measure
+from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainted import InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
@@ -62,6 +65,12 @@ def paint_sample(
     """A sample of a case, or the mean of all, with a progress bar, and how continuous it is along z."""
     samples = range(settings.num_samples) if settings.is_mean else [sample]
     kind = f"mean of {len(samples)}" if settings.is_mean else f"sample {sample}"
+    chosen = inpainter.sequences_of(case, settings.sequences)
+    numbers = settings.slices or np.flatnonzero(rois.union.any((1, 2)))
+    per_slice = 1 if inpainter.num_channels > 1 else len(chosen)
+    number = len(numbers) * len(samples) * per_slice
+    cost = forecast(inpainter, settings.sampling, number, case.spacing[2])
+    _log.info(f"{case.subject}: {len(numbers)} slices, {kind}: {cost}")
 
     def paint(z_sigma_mm: float | None, name: str) -> InpaintedVolume:
         with progress_bar(f"{case.subject}, {name}") as progress:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from synthetic_cases import write_case
@@ -15,8 +16,10 @@ from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.stacks import neighbor_rows, seen_slices
+from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats.cases import read_case
 from tfds_brats.search import find_cases
 
@@ -233,3 +236,25 @@ def test_cases_are_painted_as_volumes(tmp_path):
         pair = np.stack([first.values[name], second.values[name]])[:, inside]
         np.testing.assert_allclose(mean.values[name][inside], pair.mean(0), rtol=1e-6)
         np.testing.assert_allclose(mean.std[name][inside], pair.std(0, ddof=1), rtol=1e-4)
+
+
+def test_what_a_volume_will_cost(seeing):
+    # 9 images are 3 batches of 4; each of 5 steps evaluates the guided network once, in two passes.
+    cost = forecast(seeing, Sampling(5, guidance=0.4), 9, 1.0)
+    assert (cost.batches, cost.evaluations, cost.network_passes) == (3, 5, 10)
+    assert cost.seconds > 0
+    # Painted one by one, a batch at a time is on the devices.
+    far = forecast(seeing, Sampling(5, guidance=0.0), 9, 6.0)
+    assert cost.device_bytes == 3 * far.device_bytes
+    # Twelve images of five arrays with one channel and two with five, in float32.
+    assert cost.device_bytes == 12 * IMAGE_SIZE**2 * (5 * 1 + 2 * 5) * 4
+    assert str(cost).startswith("3 batches of 5 evaluations, about ")
+
+
+@pytest.mark.parametrize("names", ["mbti_jax", "guided_diffusion"])
+def test_exports_keep_the_neighbors(seeing, tmp_path, names):
+    params = jax.device_get(seeing._params)
+    write_export(tmp_path / "model", params, seeing.metadata, {}, names)
+    again = Inpainter.load(tmp_path / "model")
+    assert again.neighbors == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again._params), params)

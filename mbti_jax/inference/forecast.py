@@ -1,0 +1,98 @@
+"""What painting a volume will cost, before it starts."""
+
+import dataclasses
+import functools
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.rois.kinds import NORMAL, NUM_KINDS
+from mbti_jax.rois.regions import Rois
+from tfds_brats.scale import BACKGROUND
+
+# Arrays of an image's size that lie on the devices: x_t, what the neighbors are shown of it, the
+# context, and what methods remember at most; and masks, of the slices and as neighbors.
+_IMAGES, _MASKS = 5, 2
+
+
+class Forecast(NamedTuple):
+    """The cost of a volume.
+
+    Attributes:
+        batches: that its images fill.
+        evaluations: of the network for each of them.
+        network_passes: of each of them, a guided evaluation taking two.
+        seconds: it takes about so long.
+        device_bytes: that its slices take on the devices, beside what the network needs for a batch.
+    """
+
+    batches: int
+    evaluations: int
+    network_passes: int
+    seconds: float
+    device_bytes: int
+
+    def __str__(self) -> str:
+        minutes = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
+        return (
+            f"{self.batches} batches of {self.evaluations} evaluations, about {minutes}; slices take "
+            f"{self.device_bytes / 1e9:.2f} GB on the device"
+        )
+
+
+def forecast(
+    inpainter: Inpainter, sampling: Sampling, num_images: int, slice_distance: float
+) -> Forecast:
+    """The cost of a volume. The first call runs two evaluations to measure it, and may compile.
+
+    Args:
+        inpainter: the model.
+        sampling: how it is drawn.
+        num_images: slices times samples, times sequences where the model paints them one by one.
+        slice_distance: in millimeters.
+    """
+    batches = -(-num_images // inpainter.batch_size)
+    passes = inpainter.passes(sampling)
+    together = inpainter.neighbors_at(slice_distance) > 0
+    pixels = inpainter.image_size**2 * 4
+    of_image = pixels * (_IMAGES * inpainter.num_channels + _MASKS * NUM_KINDS)
+    on_device = (batches if together else 1) * inpainter.batch_size * of_image
+    seconds = _seconds_per_pass(inpainter, sampling, slice_distance if together else None)
+    evaluations, network_passes = passes["evaluations"], passes["network_passes"]
+    total = batches * network_passes * seconds
+    return Forecast(batches, evaluations, network_passes, total, on_device)
+
+
+@functools.lru_cache(maxsize=1)
+def _seconds_per_pass(
+    inpainter: Inpainter, sampling: Sampling, slice_distance: float | None
+) -> float:
+    """Of a batch, measured on one step, after another that compiles."""
+    size, count = inpainter.image_size, inpainter.batch_size
+    images = np.full((count, size, size, inpainter.num_channels), BACKGROUND, np.float32)
+    masks = np.zeros((count, size, size, NUM_KINDS), bool)
+    masks[:, size // 2, size // 2, NORMAL] = True
+    condition = Condition.stack([Rois(mask).condition() for mask in masks])
+    drawn = dataclasses.replace(
+        inpainter.resolve(sampling),
+        spacing=(inpainter.pipeline.process.num_timesteps - 1,),
+        estimate="sample",
+        mean_passes=None,
+        blend=False,
+    )
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        inpainter.sample(
+            images,
+            condition,
+            drawn,
+            slice_indices=np.arange(count),
+            slice_distance=slice_distance,
+        )
+        seconds = time.perf_counter() - start
+    return seconds / inpainter.passes(drawn)["network_passes"]
