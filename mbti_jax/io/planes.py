@@ -44,11 +44,15 @@ class Plane:
         return f"{self.name} {self.number}"
 
     def of(self, volume: Shaped[np.ndarray, "Z H W ..."]) -> Shaped[np.ndarray, "h w ..."]:
-        """What the plane shows of a volume, in square pixels of the smaller of its two sides.
+        """`shown` of a volume."""
+        return self.shown(np.take(volume, self.number, axis=self.axis))
+
+    def shown(self, section: Shaped[np.ndarray, "h w ..."]) -> Shaped[np.ndarray, "h w ..."]:
+        """What is shown of the whole plane, in square pixels of the smaller of its two sides.
 
         Pixels are repeated, so that label maps stay label maps.
         """
-        shown = np.take(volume, self.number, axis=self.axis)[self.window]
+        shown = section[self.window]
         if self.axis != AXIAL:
             shown = shown[::-1]
         for axis, size in enumerate(self.pixel_mm):
