@@ -275,7 +275,7 @@ def _results_section(parts: SimpleNamespace) -> None:
             )
             parts.spread = gr.Image(elem_id="uncertainty", buttons=["fullscreen"], **shown)
     parts.planes = gr.Gallery(
-        label="Planes through the painted region, before and after",
+        label="Planes through the ROIs",
         columns=3,
         elem_id="planes",
         allow_preview=False,
