@@ -35,6 +35,8 @@ from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, FieldError, Interval
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.io import pictures
+from mbti_jax.io.planes import planes_through
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, read_case
@@ -52,6 +54,7 @@ _SHOWN = {
     "seam": "seam",
     "false_brain": "false brain",
 }
+_NUM_PICTURES = 2
 # Of a pass with guidance; a mean needs one evaluation of each sample.
 _GUIDED_PASSES = 2
 
@@ -210,13 +213,13 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
         ValueError: a model that does not paint T1 or was trained on other data, a regressor that is
             none, or no case with a place for a healthy region.
     """
-    del folder
     models, regressor = _models(workbench, settings)
     painters = rivals(models, settings)
     shapes = healthy_masks.read_shapes(spread(workbench.cases("train"), settings.num_shape_cases))
     known = [*models.values(), *([regressor] if regressor else [])]
     sequences = tuple(dict.fromkeys(["t1", *(name for m in known for name in m.sequences)]))
     official, healthy, tumors, left_out, subjects = [], [], [], [], []
+    cells, labels, columns = [], [], []
     cases = spread(workbench.cases("test"), settings.num_cases)
     for number, files in enumerate(tqdm(cases, desc="volumes", unit="case")):
         case = read_case(files, tuple(name for name in sequences if name in files.images))
@@ -229,12 +232,19 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
         else:
             subjects.append(case.subject)
             voided = voided_case(case, mask)
+            roi = to_slices(mask.healthy)
+            drawn = len(subjects) <= _NUM_PICTURES and _Drawing(case, voided, mask)
             filled = _filled(workbench, voided, mask, painters, regressor, seed)
             for method, painted in filled:
                 named = {**row, "method": method}
                 official.append({**named, **_official(case, voided, mask, painted["t1"])})
-                roi = to_slices(mask.healthy)
                 healthy += [{**named, **m} for m in _measures(case, painted, roi, voided)]
+                if drawn:
+                    drawn.add(method, painted["t1"])
+            if drawn:
+                cells += drawn.rows()
+                labels += [f"{case.subject} {plane.title}" for plane in drawn.planes]
+                columns = list(drawn.columns)
         for share in settings.requests():
             try:
                 rois = _tumor_rois(case, share, (workbench.seed, number))
@@ -250,6 +260,8 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
                 tumors += [{**named, **measured} for measured in found]
     if not official:
         raise ValueError(f"no test case has a place for a mask: {'; '.join(left_out[:3])}")
+    title = "Healthy tissue, T1: the planes in which the region is largest"
+    pictures.figure(folder / "planes.png", cells, rows=labels, columns=columns, title=title)
     first = [rival.name for rival in painters if rival.model == painters[0].model]
     return {
         "num_cases": len(subjects),
@@ -340,6 +352,33 @@ def _models(
             raise ValueError(f"{name} does not paint T1, which the official metrics are of")
     regressor = settings.regressor and load_regressor(settings.regressor, workbench.inpainter)
     return models, regressor or None
+
+
+class _Drawing:
+    """Pictures of a case, by method and plane.
+
+    Attributes:
+        planes: through the healthy region.
+        columns: title -> a picture of each plane.
+    """
+
+    def __init__(self, case: Case, voided: Case, mask: HealthyMask):
+        self._t1, self._roi = to_slices(case.values("t1")), to_slices(mask.whole)
+        self._scale = voided.scale("t1")
+        brain = to_slices(case.brain)
+        self.planes = planes_through(to_slices(mask.healthy), brain, case.spacing[::-1])
+        self.columns: dict[str, list[np.ndarray]] = {}
+        self.add("T1", self._t1)
+        self.add("voided", np.zeros(self._t1.shape))
+
+    def add(self, title: str, values: np.ndarray) -> None:
+        """A column of what was painted, [Z, H, W]."""
+        after = self._scale.to_model(np.where(self._roi, values, self._t1))
+        self.columns[title] = [pictures.gray(plane.of(after)) for plane in self.planes]
+
+    def rows(self) -> list[list[np.ndarray]]:
+        """A row for each plane."""
+        return [list(row) for row in zip(*self.columns.values(), strict=True)]
 
 
 def _filled(

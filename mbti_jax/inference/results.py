@@ -9,8 +9,9 @@ from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.io import pictures
 from mbti_jax.io.files import distinct_names
 from mbti_jax.io.nifti import write_label_map, write_map, write_nifti_like
+from mbti_jax.io.planes import planes_through
 from tfds_brats.cases import Case
-from tfds_brats.slices import bounding_box, from_slices, to_slices
+from tfds_brats.slices import from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
 STD_OF_SLICE = "std.npy"
@@ -74,30 +75,25 @@ def _by_file(
 
 
 def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> None:
-    """Draws slices before, with their ROIs, and after, cut to the brain.
+    """Draws a case before, with its ROIs, and after: what lies around them.
 
-    They are the slice with the largest ROI and those a quarter of the way from either end.
+    A row is the axial, the coronal or the sagittal plane of a sequence in which the ROIs are largest.
     """
-    area = result.rois.union.sum((1, 2))
-    with_roi = np.flatnonzero(area)
-    quarter = len(with_roi) // 4
-    numbers = {int(area.argmax()), int(with_roi[quarter]), int(with_roi[-1 - quarter])}
-    y0, x0, y1, x1 = bounding_box(to_slices(case.brain) | result.rois.union)
-    images = {name: (to_slices(case.values(name)), case.scale(name)) for name in result.values}
+    roi = result.rois.union
+    planes = planes_through(roi, to_slices(case.brain), case.spacing[::-1])
     cells, rows, labels = [], [], _painted_labels(result)
-    for number in sorted(numbers):
-        rois = result.rois[number]
-        for sequence, values in result.values.items():
-            volume, scale = images[sequence]
-            before = volume[number]
-            after = np.where(rois.union, values[number], before)
-            picture = pictures.gray(scale.to_model(before))
-            marked = pictures.with_rois(picture, rois.masks)
-            line = [picture, marked, pictures.gray(scale.to_model(after))]
+    for sequence, values in result.values.items():
+        before, scale = to_slices(case.values(sequence)), case.scale(sequence)
+        for plane in planes:
+            real, inside = plane.of(before), plane.of(roi)
+            picture = pictures.gray(scale.to_model(real))
+            after = np.where(inside, plane.of(values), real)
+            line = [picture, pictures.with_rois(picture, plane.of(result.rois.masks))]
+            line.append(pictures.gray(scale.to_model(after)))
             if labels is not None:
-                line.append(pictures.with_labels(line[-1], labels[number]))
-            cells.append([cell[y0:y1, x0:x1] for cell in line])
-            rows.append(f"{sequence.upper()}, slice {number}")
+                line.append(pictures.with_labels(line[-1], plane.of(labels)))
+            cells.append(line)
+            rows.append(f"{sequence.upper()} {plane.title}")
     pictures.figure(path, cells, rows=rows, columns=_columns(labels), title=title)
 
 

@@ -219,7 +219,8 @@ class Actions:
         session = self._visitor(request).session
         result = None if session is None else session.result
         if session is None or result is None:
-            return gr.Column(visible=False), None, None, gr.Image(visible=False), "", gr.skip()
+            hidden = gr.Image(visible=False), gr.Gallery(visible=False)
+            return gr.Column(visible=False), None, None, *hidden, "", gr.skip()
         number, sample = int(number), int(sample)
         samples = results.samples_of(session, result, number, sequence)
         marked = results.outlined(session, result, number, sequence)
@@ -237,17 +238,23 @@ class Actions:
             text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
         else:
             text = f"{title(sequence)} was not repainted."
+        planes = results.in_planes(session, result, sample, sequence)
+        pictures += [picture for picture, _ in planes]
         if uncertain:
             pictures += [uncertain[0]]
         paths = session.write_pictures(pictures)
         shown = paths[len(samples) + 1 :]
         gallery = [*zip(shown, result.titles, strict=False)] if samples else []
+        after = paths[len(pictures) - len(planes) - bool(uncertain) :]
+        captioned = [(path, caption) for path, (_, caption) in zip(after, planes, strict=False)]
+        sections = gr.Gallery(value=captioned, visible=bool(planes))
         compared = (paths[len(samples)], paths[sample]) if samples else None
         spread = gr.Image(visible=False)
         if uncertain:
             label = f"Standard deviation, 0 to {uncertain[1]:.3g}"
             spread = gr.Image(value=paths[-1], label=label, visible=True)
-        return gr.Column(visible=True), compared, gallery, spread, text, _paths(result, sample)
+        seen = compared, gallery, spread, sections, text
+        return gr.Column(visible=True), *seen, _paths(result, sample)
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:

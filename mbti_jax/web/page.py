@@ -274,6 +274,16 @@ def _results_section(parts: SimpleNamespace) -> None:
                 **shown,
             )
             parts.spread = gr.Image(elem_id="uncertainty", buttons=["fullscreen"], **shown)
+    parts.planes = gr.Gallery(
+        label="Planes through the ROIs",
+        columns=3,
+        elem_id="planes",
+        allow_preview=False,
+        object_fit="contain",
+        buttons=[],
+        height="auto",
+        **shown,
+    )
     parts.downloads = gr.File(
         label="Downloads", file_count="multiple", interactive=False, elem_id="downloads"
     )
@@ -293,7 +303,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     def show_results(after):
         inputs = [*view, parts.sample]
         shown = [parts.results, parts.compare, parts.gallery, parts.spread]
-        shown += [parts.caption, parts.downloads]
+        shown += [parts.planes, parts.caption, parts.downloads]
         on(after.success, actions.show, inputs, shown, **silent)
 
     def open_session(after):

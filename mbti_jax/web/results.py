@@ -21,8 +21,10 @@ from mbti_jax.inference.requests import RECORD, case_record, preview_title
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
+from mbti_jax.io.planes import AXIAL, Plane, planes_through
 from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
+from mbti_jax.rois.kinds import KINDS
 from mbti_jax.web import uploads
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
@@ -32,6 +34,8 @@ from tfds_brats.slices import bounding_box, from_slices
 # Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
 _LEAST_SIDE, _MARGIN = 480, 6
 _MOST_PIXELS = 2**22
+# Of the pictures of planes.
+_PLANE_SIDE = 300
 # Of a pixel that is made: twice in float64, once in float32 while it is sampled, once while it is kept.
 _PIXEL_BYTES = 8 + 8 + 4 + 4
 # Of a pixel of all slices: the probabilities of four labels, twice in float32, and the label.
@@ -50,6 +54,8 @@ class Result:
         std: of a mean, sequence -> float32 [len(slices), H, W], the standard deviation over the samples;
             None without any.
         roi: bool [len(slices), H, W].
+        planes: of a volume, those through the ROIs; empty where one slice was repainted.
+        requested: of each plane, uint8, the numbers of `ROI_LABELS`.
         labels: uint8 [results, len(slices), H, W], what a model with a label head says it painted;
             None for other models.
         files: for each result its files.
@@ -62,6 +68,8 @@ class Result:
     values: dict[str, np.ndarray]
     std: dict[str, np.ndarray] | None
     roi: np.ndarray
+    planes: tuple[Plane, ...]
+    requested: list[np.ndarray]
     labels: np.ndarray | None
     files: list[list[Path]]
     archive: Path
@@ -179,7 +187,23 @@ def run(
             packed.write(path, path.relative_to(folder))
     # Without a label head it is the request, which the user painted.
     labels = labels if inpainter.has_labels else None
-    return Result(slices, titles, values, std, rois.union[slices], labels, files, archive, warnings)
+    planes, requested = (), []
+    if isinstance(source, Case) and len(slices) > 1:
+        planes = planes_through(rois.union, session.brain, source.spacing[::-1])
+        requested = [plane.of(rois.label_map()) for plane in planes]
+    return Result(
+        slices,
+        titles,
+        values,
+        std,
+        rois.union[slices],
+        planes,
+        requested,
+        labels,
+        files,
+        archive,
+        warnings,
+    )
 
 
 def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
@@ -201,6 +225,37 @@ def outlined(session: Session, result: Result, number: int, sequence: str) -> li
 def before(session: Session, result: Result, number: int, sequence: str) -> np.ndarray:
     """uint8 [h, w, 3], the slice as it came, cut and enlarged as `samples_of` does."""
     return _close_up(session, result, session.picture(number, sequence))
+
+
+def in_planes(
+    session: Session, result: Result, sample: int, sequence: str
+) -> list[tuple[np.ndarray, str]]:
+    """The planes through the ROIs with their titles: all before, with the ROIs' outlines, then after.
+
+    Pictures are uint8 [h, w, 3] in the proportions of the volume. Empty where one slice was repainted,
+    or the sequence was not.
+    """
+    if sequence not in result.values:
+        return []
+    scale, values = session.scales[sequence], result.values[sequence][sample]
+    first, then = [], []
+    for plane, labels in zip(result.planes, result.requested, strict=True):
+        section = np.take(session.volumes[sequence], plane.number, plane.axis).astype(np.float32)
+        gray = _plane_picture(plane.shown(scale.to_model(section)))
+        masks = np.stack([labels == kind.label for kind in KINDS], axis=-1)
+        masks = pictures.enlarge(masks, _PLANE_SIDE)
+        first.append((pictures.with_rois(gray, masks, fill=0.0), f"{plane.title}, before"))
+        if plane.axis == AXIAL:
+            section = values[result.slices.index(plane.number)]
+        else:
+            section[result.slices] = np.take(values, plane.number, plane.axis)
+        gray = _plane_picture(plane.shown(scale.to_model(section)))
+        then.append((gray, f"{plane.title}, after"))
+    return first + then
+
+
+def _plane_picture(section: np.ndarray) -> np.ndarray:
+    return pictures.enlarge(pictures.gray(section), _PLANE_SIDE)
 
 
 def uncertainty(

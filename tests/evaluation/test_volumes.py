@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 from solid_workbench import CARD, solid_workbench, write_regressor
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -42,7 +43,9 @@ def result(workbench, tmp_path_factory):
     regressor = write_regressor(workbench, folder / "regressor")
     others = {"models": (str(folder / "twin"),), "regressor": str(regressor)}
     settings = volumes.VolumesSettings(**SETTINGS | others)
-    return volumes.run(workbench, settings, folder)
+    found = volumes.run(workbench, settings, folder)
+    assert imread(folder / "planes.png").std() > 0.05
+    return found
 
 
 def test_rivals_cost_the_same():

@@ -20,6 +20,7 @@ from configs.serve import get_config
 from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.io import pictures
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import painter, results
 from mbti_jax.web.session import take_roi
@@ -190,6 +191,40 @@ def test_pictures_of_results(case_files, tmp_path):
     assert results.samples_of(session, result, 3, "t1") == []
     assert results.samples_of(session, result, 2, "t2") == []
     assert results.uncertainty(session, result, 3, "t1") is None
+
+
+def test_planes_of_a_volume_are_shown_before_and_after(case_files, tmp_path):
+    """The written volume, cut with NumPy; voxels of 1 mm, so that planes are enlarged evenly."""
+    session = load(case_files, tmp_path, "brats2021")
+    mask = painted(session, 2, "edema")
+    painted(session, 3, "edema")
+    result = run(session, sequences=["t1", "t2"])
+    shown = results.in_planes(session, result, 1, "t1")
+    row, column = (int(mask.sum(axis).argmax()) for axis in (1, 0))
+    titles = ("axial 2", f"coronal {row}", f"sagittal {column}")
+    assert [title for _, title in shown] == [
+        f"{title}, {when}" for when in ("before", "after") for title in titles
+    ]
+    path = result.files[1][0].with_name(f"{SUBJECT}_t1-inpainted.nii.gz")
+    after = stored(path).transpose(2, 1, 0)
+    # The brain of `make_arrays`: slices 0 to 4, rows 4 to 16, columns 3 to 18.
+    cuts = (after[2, 4:17, 3:19], after[4::-1, row, 3:19], after[4::-1, 4:17, column])
+    for (picture, _), cut in zip(shown[3:], cuts, strict=True):
+        gray = pictures.gray(session.scales["t1"].to_model(cut))
+        factor = picture.shape[0] // cut.shape[0]
+        assert picture.shape[:2] == (factor * cut.shape[0], factor * cut.shape[1])
+        expected = gray.repeat(factor, 0).repeat(factor, 1).astype(int)
+        # Stored values are rounded to whole numbers.
+        assert np.abs(picture - expected).max() <= 1
+    outlined = (shown[0][0] == pictures.COLORS["edema"]).all(-1)
+    factor = outlined.shape[0] // 13
+    inside = mask[4:17, 3:19].repeat(factor, 0).repeat(factor, 1)
+    assert outlined.any() and not outlined[~inside].any()
+    assert results.in_planes(session, result, 0, "flair") == []
+    # Of one slice there is one plane, which is shown anyway.
+    session = load(case_files, tmp_path, "brats2021")
+    painted(session, 2)
+    assert results.in_planes(session, run(session, sequences=["t1"]), 0, "t1") == []
 
 
 @pytest.mark.parametrize("kind", ["case", "picture"])

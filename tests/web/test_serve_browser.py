@@ -172,6 +172,17 @@ def test_from_files_to_download(open_page, tmp_path):
     samples = page.locator("#samples img")
     sync_api.expect(samples).to_have_count(2)
     sync_api.expect(page.locator("#uncertainty img")).to_be_visible(timeout=PATIENCE_MS)
+    # Both slices hold something: three planes before, three after, in the volume's proportions.
+    planes = page.locator("#planes img")
+    sync_api.expect(planes).to_have_count(6)
+    page.locator("#planes").get_by_text("coronal").first.wait_for()
+    sizes = planes.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
+    assert sizes[:3] == sizes[3:]
+    # Nothing of them is cut off.
+    whole = page.locator("#planes .grid-wrap").evaluate(
+        "one => one.scrollHeight - one.clientHeight"
+    )
+    assert whole <= 2
     samples.nth(1).click()
     sync_api.expect(page.locator("#caption")).to_contain_text("sample 1", timeout=PATIENCE_MS)
 

@@ -1,0 +1,64 @@
+"""Previews of repainted cases: planes through the ROIs, in the volume's proportions."""
+
+import numpy as np
+import pytest
+from synthetic_cases import AFFINE, SHAPE, make_arrays, write_volume
+
+from mbti_jax.inference import results
+from mbti_jax.inference.inpainted import InpaintedVolume
+from mbti_jax.inference.inputs import named_files
+from mbti_jax.rois.regions import Rois
+from tfds_brats.cases import read_case
+from tfds_brats.slices import to_slices
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """What `draw_case` hands to `pictures.figure` for two sequences with slices of 3 mm."""
+    images, _ = make_arrays(0)
+    affine = AFFINE @ np.diag([1.0, 1, 3, 1])
+    paths = {
+        n: str(write_volume(tmp_path / f"{n}.nii.gz", images[n], affine)) for n in ("t1", "t2")
+    }
+    case = read_case(named_files(paths), ("t1", "t2"), labels=False)
+    masks = np.zeros(SHAPE[::-1], bool)
+    masks[1:4, 6:10, 8:11] = True
+    masks[2, 5, 9] = True
+    values = {name: np.full(SHAPE[::-1], value) for name, value in (("t1", 1e6), ("t2", -1e6))}
+    rois = Rois.of({"edema": masks}, masks.shape)
+    result = InpaintedVolume(values, None, rois, None, None, {})
+    found = {}
+    draw = results.pictures.figure
+
+    def figure(path, cells, **options):
+        found.update(cells=cells, **options)
+        return draw(path, cells, **options)
+
+    monkeypatch.setattr(results.pictures, "figure", figure)
+    results.draw_case(tmp_path / "preview.png", case, result, "a case")
+    assert (tmp_path / "preview.png").is_file()
+    return case, masks, found
+
+
+def test_a_row_is_a_plane_of_a_sequence(drawn):
+    _, _, found = drawn
+    planes = ("axial 2", "coronal 6", "sagittal 9")
+    assert found["rows"] == [f"{name} {plane}" for name in ("T1", "T2") for plane in planes]
+    assert found["columns"] == ["input", "ROIs", "inpainted"]
+
+
+def test_planes_have_the_proportions_of_the_volume_and_show_what_was_painted(drawn):
+    case, masks, found = drawn
+    brain = to_slices(case.brain)
+    z, y, x = (np.flatnonzero((brain | masks).any(axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    heights = (len(y), 3 * len(z), 3 * len(z))
+    widths = (len(x), len(x), len(y))
+    white, black = found["cells"][:3], found["cells"][3:]
+    # No picture reaches beyond the brain, which is smaller than what is shown around an ROI.
+    for cells, shade in ((white, 255), (black, 0)):
+        for line, height, width in zip(cells, heights, widths, strict=True):
+            assert {cell.shape for cell in line} == {(height, width, 3)}
+        inside = np.repeat(masks[z[0] : z[-1] + 1, y[0] : y[-1] + 1, 9][::-1], 3, axis=0)
+        before, _, after = cells[2]
+        assert (after[inside] == shade).all()
+        np.testing.assert_array_equal(after[~inside], before[~inside])
