@@ -486,10 +486,13 @@ def choose_weight(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The cheapest row of which every measure lies within its interval at the reference, the last row.
+    """The cheapest row that is as good as the last one, the reference, with half of its steps, too.
 
-    Where a measure has no interval, only the reference itself is within it. Of several rows at the same
-    cost the one nearest to the reference is chosen, by its largest distance in lengths of the intervals.
+    A row is as good if each measure lies within its interval at the reference. Few subjects have wide
+    intervals, so the row of the same sampler with at most half as many evaluations has to be as good,
+    too: what is recommended is then no setting that has just got there. Where a measure has no interval,
+    only the reference itself is within it. Of several rows at the same cost the one nearest to the
+    reference is chosen, by its largest distance in lengths of the intervals.
     """
     *others, reference = rows
 
@@ -504,8 +507,19 @@ def choose_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in measures
         )
 
+    def is_good(row):
+        return all(is_within(row, name) for name in measures)
+
+    def half_is_good(row):
+        halves = [
+            other
+            for other in others
+            if other["group"] == row["group"] and 2 * other["evaluations"] <= row["evaluations"]
+        ]
+        return bool(halves) and is_good(max(halves, key=lambda other: other["evaluations"]))
+
     measures = [name for name in STEPS.measures if reference[name]]
-    good = [row for row in others if all(is_within(row, name) for name in measures)]
+    good = [row for row in others if is_good(row) and half_is_good(row)]
     best = min(good, key=lambda row: (row["network_passes"], distance(row)), default=reference)
     # A dearer row is no gain over the reference.
     best = min(best, reference, key=lambda row: row["network_passes"])

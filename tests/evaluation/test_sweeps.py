@@ -139,12 +139,14 @@ def _row(group, value, passes, *means, half=0.05):
     return row | found | {"seconds": passes / 10}
 
 
-def test_the_cheapest_setting_within_every_interval_of_the_reference():
+def test_the_cheapest_setting_that_is_good_with_half_its_steps_too():
     reference = _row("ddim", 250, 500, 0.80, None, 0.20, 0.40, 0.10)
     rows = [
         _row("ddim", 5, 10, 0.78, None, 0.16, 0.30, 0.12),  # Too smooth.
         _row("unipc", 8, 16, 0.70, None, 0.20, 0.40, 0.10),  # Too little control.
         _row("ddim", 25, 50, 0.81, None, 0.21, 0.42, 0.11),
+        _row("unipc", 5, 10, 0.79, None, 0.22, 0.38, 0.08),  # Good, but not with half its steps.
+        _row("unipc", 2, 4, 0.79, None, 0.10, 0.20, 0.08),
         _row("unipc", 10, 20, 0.79, None, 0.22, 0.38, 0.08),
         reference,
     ]
@@ -162,10 +164,12 @@ def test_the_cheapest_setting_within_every_interval_of_the_reference():
     unknown = _row("ddim", 250, 500, 0.80, None, 0.20, 0.40, 0.10, half=None)
     assert sweeps.choose_steps([*rows[:-1], unknown])["evaluations"] == 250
     # At the same cost, the one nearest to the reference.
-    nearer = _row("dpmpp_2m", 10, 20, 0.80, None, 0.21, 0.39, 0.09)
-    assert sweeps.choose_steps([*rows[:-1], nearer, reference])["sampler"] == "dpmpp_2m"
-    blind = rows[3] | {"spread": None}
-    assert sweeps.choose_steps([blind, reference])["evaluations"] == 250
+    nearer = [_row("dpmpp_2m", n, 2 * n, 0.80, None, 0.21, 0.39, 0.09) for n in (4, 10)]
+    assert sweeps.choose_steps([*rows[:-1], *nearer, reference])["sampler"] == "dpmpp_2m"
+    # One alone has no half that would say so.
+    assert sweeps.choose_steps([*rows[:-1], nearer[1], reference])["sampler"] == "unipc"
+    blind = [row | {"spread": None} for row in nearer]
+    assert sweeps.choose_steps([*blind, reference])["evaluations"] == 250
 
 
 def test_guidance_for_tumors_and_for_healthy_tissue():
