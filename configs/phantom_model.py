@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
     # schedule spends more of its steps there.
     config.diffusion.schedule = "linear"
     config.ema_decay = 0.999
+    # The updates end it, not the time.
+    config.minutes = 100_000.0
     config.num_steps = 20_000
     config.validate_every = 1_000
     return config

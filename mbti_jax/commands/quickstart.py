@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.first_picture import draw_first_picture
 from mbti_jax.commands.settings import from_config
 from mbti_jax.data import loader
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
-from mbti_jax.fields import Count, FieldError, check_fields
+from mbti_jax.fields import Count, FieldError, Positive, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
@@ -27,10 +29,15 @@ from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.training.loop import train
 from mbti_jax.training.settings import TrainSettings
 from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.cases import read_case
 from tfds_brats.locking import only_process_in
-from tfds_brats.phantom import PhantomSettings
+from tfds_brats.phantom import PhantomSettings, write_phantoms
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
+from tfds_brats.search import find_cases
+
+# Of the phantom of the first picture, which has all components.
+_EXAMPLE_SEED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,12 +73,14 @@ class QuickstartSettings(TrainSettings):
         source: folder of cases, empty for phantoms.
         convention: of the cases.
         phantom: which phantoms.
+        minutes: for training, over all runs in a folder; `num_steps` is the most.
         evaluation: how the model is tried.
     """
 
     source: str
     convention: str
     phantom: PhantomSettings
+    minutes: Positive
     evaluation: EvaluationSettings
 
     def __post_init__(self):
@@ -99,6 +108,9 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 def _run(settings: QuickstartSettings, folder: Path) -> None:
     seconds: dict[str, float] = {}
+    if not settings.source:
+        with _stage("a first picture, by the bundled model", seconds):
+            print(f"First picture: {_first_picture(folder)}")
     with _stage("data: subjects and slices", seconds):
         dataset = build_or_make_phantoms(
             folder, settings.phantom, settings.source, settings.convention, settings.data.dataset
@@ -112,7 +124,7 @@ def _run(settings: QuickstartSettings, folder: Path) -> None:
                 "show; use more subjects"
             )
     with _stage("training", seconds):
-        if not train(settings, folder / "run"):
+        if not _train(settings, folder):
             return
     with _stage("sampling", seconds):
         inpainter = Inpainter.load(folder / "run", batch_size=settings.evaluation.batch_size)
@@ -139,6 +151,30 @@ def _run(settings: QuickstartSettings, folder: Path) -> None:
             "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
             "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
         )
+
+
+def _first_picture(folder: Path) -> Path:
+    """Draws it unless it is there."""
+    path = folder / "first.png"
+    if not path.exists():
+        write_phantoms(folder / "example", num_subjects=1, seed=_EXAMPLE_SEED)
+        (files,) = find_cases(folder / "example", "phantom")
+        draw_first_picture(Inpainter.load("phantom", batch_size=1), read_case(files), path)
+    return path
+
+
+def _train(settings: QuickstartSettings, folder: Path) -> bool:
+    """Trains for what is left of the minutes; returns whether the run or its time came to an end.
+
+    What it was given so far lies in its folder, so that the same command again has nothing left to do,
+    and one with more minutes goes on.
+    """
+    path, start = folder / "run" / "time.json", time.perf_counter()
+    used = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    try:
+        return train(settings, folder / "run", seconds=60 * settings.minutes - used)
+    finally:
+        write_json(path, {"seconds": used + time.perf_counter() - start})
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ that is started again resumes from its newest checkpoint and computes what it wo
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -121,7 +122,10 @@ def join_cluster(multihost: bool) -> None:
 
 
 def train(
-    settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None = None
+    settings: TrainSettings,
+    workdir: str | os.PathLike,
+    initial: Params | None = None,
+    seconds: float = math.inf,
 ) -> bool:
     """Trains in `workdir` until `settings.num_steps`, resuming from the newest checkpoint.
 
@@ -129,9 +133,13 @@ def train(
         settings: of the run.
         workdir: the run's folder.
         initial: parameters to start from, those that `settings.started_from` names; None for random.
+        seconds: after which the run ends with the step that it is at, validated and saved, as if that
+            were the last one. For one process; which step that is depends on the machine, but what it
+            has learnt by then does not.
 
     Returns:
-        Whether the last step was reached; False when a signal stopped the run, which was saved.
+        Whether the last step, or the end of the time, was reached; False when a signal stopped the run,
+        which was saved.
 
     Raises:
         NonFiniteLossError: the loss or its gradient is not finite; the last good checkpoint is kept.
@@ -143,10 +151,12 @@ def train(
     join_cluster(settings.multihost)
     # Before anything is opened there: opening checkpoints clears away what is half-written.
     with only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _train(settings, workdir, initial)
+        return _train(settings, workdir, initial, time.perf_counter() + seconds)
 
 
-def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None) -> bool:
+def _train(
+    settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None, end: float
+) -> bool:
     mesh = sharding.make_mesh()
     data = settings.data
     pipeline = settings.pipeline()
@@ -230,9 +240,8 @@ def _train(settings: TrainSettings, workdir: str | os.PathLike, initial: Params 
             stack.callback(writer.close)
         stopping = stack.enter_context(_stop_on_signal())
         placed = (sharding.put_batch(batch, mesh) for batch in batches)
-        return _loop(
-            settings, state, train_step, placed, checkpointer, validation, writer, stopping
-        )
+        parts = (checkpointer, validation, writer)
+        return _loop(settings, state, train_step, placed, parts, stopping, end)
 
 
 def _check_memory(settings: TrainSettings, images_per_batch: int) -> None:
@@ -254,22 +263,23 @@ def _loop(
     state: TrainState,
     train_step: Callable,
     batches: Iterator[loader.Batch],
-    checkpointer: Checkpointer,
-    validation: Validation,
-    writer: MetricsWriter | None,
+    parts: tuple[Checkpointer, Validation, MetricsWriter | None],
     stopping: Callable[[int], bool],
+    end: float,
 ) -> bool:
     """One update after another. The metrics of a step are read while the next one is computed.
 
     Returns:
-        Whether the last step was reached.
+        Whether the last step, or the end of the time, was reached.
     """
+    checkpointer, validation, writer = parts
     start = int(state.step)
     total, quiet = settings.num_steps, writer is None
     bar = tqdm(desc="training", unit="step", total=total, initial=start, disable=quiet)
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
-    pending = None
-    for step in range(start, settings.num_steps):
+    # Whatever the time, a run that is new makes a step, so that there is a model.
+    pending, last = None, start >= total or (start > 0 and time.perf_counter() >= end)
+    for step in range(start, start if last else total):
         began = time.perf_counter()
         state, metrics = train_step(state, next(batches))
         if step == start:
@@ -280,7 +290,7 @@ def _loop(
             log.read(step - 1, pending)
         pending = metrics
         done = step + 1
-        last = done == settings.num_steps
+        last = done == total or time.perf_counter() >= end
         stop = stopping(done) and not last
         saves = last or stop or done % settings.checkpoint_every == 0
         # A validation may take longer than a stopped process is given.
@@ -295,14 +305,16 @@ def _loop(
                 validation.run(done, state.ema, writer)
         if saves:
             checkpointer.save(state)
-        if stop:
+        if stop or last:
             break
     checkpointer.wait()
     bar.close()
-    complete = int(state.step) >= settings.num_steps
-    if not complete:
-        _say(f"stopped at step {int(state.step)}, saved; the same command resumes from there")
-    return complete
+    done = int(state.step)
+    if not last:
+        _say(f"stopped at step {done}, saved; the same command resumes from there")
+    elif done < total:
+        _say(f"the time is over at step {done} of {total}")
+    return last
 
 
 class _Log:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import re
 
 import jax
@@ -16,6 +17,7 @@ from configs import baseline
 from mbti_jax.commands import train
 from mbti_jax.commands.settings import from_config
 from mbti_jax.fields import FieldError
+from mbti_jax.training import loop
 from mbti_jax.training.loop import NonFiniteLossError, _loop
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
@@ -38,8 +40,11 @@ class Recorder:
         self.validated.append(step)
 
 
-def run_loop(workdir, *, start=0, stop_at=None, bad=None):
-    """Runs the loop; `bad` is (step, metric, value). Returns (recorder, error, metrics)."""
+def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=None):
+    """Runs the loop; `bad` is (step, metric, value), each step takes a second of `clock`.
+
+    Returns (recorder, error, metrics).
+    """
     settings = dataclasses.replace(
         tiny_settings(), num_steps=10, checkpoint_every=4, validate_every=5, log_every=2
     )
@@ -49,6 +54,8 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None):
 
     def train_step(state, batch):
         step = int(state.step)
+        if clock is not None:
+            clock[0] += 1
         assert batch["number"] == step
         metrics = {"loss": 1.0 + step, "grad_norm": 1.0, "loss_q1": np.nan if step % 3 else 2.0}
         if bad is not None and bad[0] == step:
@@ -64,10 +71,9 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None):
             state,
             train_step,
             batches,
-            recorder,
-            recorder,
-            writer,
+            (recorder, recorder, writer),
             lambda done: done == stop_at,
+            end,
         )
     except NonFiniteLossError as raised:
         error = raised
@@ -96,6 +102,27 @@ def test_stopping_saves_at_once(tmp_path, caplog):
     assert recorder.waited
     assert metrics[-1]["step"] == 6
     assert "stopped at step 7, saved" in caplog.text
+
+
+def test_the_end_of_the_time_is_an_end(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    clock = [0.0]
+
+    def now():
+        # No two looks at a clock see the same.
+        clock[0] += 1e-6
+        return clock[0]
+
+    monkeypatch.setattr(loop.time, "perf_counter", now)
+    recorder, _, metrics = run_loop(tmp_path, end=7.0, clock=clock)
+    assert recorder.saved == [4, 7] and recorder.validated == [5, 7]
+    assert "the time is over at step 7 of 10" in caplog.text
+    assert run_loop(tmp_path, start=7, end=7.0, clock=clock)[0].saved == []
+    # A new run makes a step at least; and with more time it goes on.
+    assert run_loop(tmp_path / "new", end=0.0, clock=clock)[0].saved == [1]
+    recorder, _, metrics = run_loop(tmp_path, start=7, end=math.inf, clock=clock)
+    assert recorder.saved == [8, 10]
+    assert [record["step"] for record in metrics] == [2, 4, 6, 8, 10]
 
 
 def test_a_resumed_loop_writes_what_is_missing(tmp_path):
