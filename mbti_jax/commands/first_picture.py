@@ -66,7 +66,7 @@ def draw_first_picture(inpainter: Inpainter, case: Case, path: Path, seed: int =
                     labels=labels[z],
                     slice_index=z,
                     brain_box=bounding_box(brain),
-                    pixel_size=case.spacing[1::-1],
+                    pixel_size=(case.spacing[1], case.spacing[0]),
                     progress=report,
                 )
             )

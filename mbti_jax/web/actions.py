@@ -3,7 +3,7 @@
 import functools
 import html
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import gradio as gr
 from mbti_jax.diffusion.guidance import make_guidance
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import check_names
 from mbti_jax.web import painter, results, uploads
@@ -177,7 +178,7 @@ class Actions:
             # One pass has no samples.
             "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),
         }
-        start = self._visitors.now()
+        start, cost = self._visitors.now(), ""
 
         def is_cancelled() -> bool:
             return session.cancelled.is_set() or not self._visitors.is_heard(visitor, start)
@@ -187,7 +188,7 @@ class Actions:
 
         def report(done: int, total: int) -> None:
             self._has_compiled = True
-            progress((done, total), desc="Sampling", unit="steps")
+            progress((done, total), desc=f"Sampling{cost}", unit="steps")
 
         with session.run(), self._line.turn(visitor.client, wait, is_cancelled) as stand_back:
             first = "" if self._has_compiled else " (the first run compiles: up to a minute more)"
@@ -197,6 +198,7 @@ class Actions:
                 stand_back()
                 return is_cancelled()
 
+            cost = cost_of(self._inpainter, session, **settings)
             session.result = results.run(
                 self._inpainter,
                 session,
@@ -366,6 +368,22 @@ def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
         raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
     return int(value)
+
+
+def cost_of(
+    inpainter: Inpainter,
+    session: Session,
+    sequences: Sequence[str],
+    sampling: Sampling,
+    num_samples: int,
+) -> str:
+    """What a run over several slices will take, in words to be said before it starts; else ""."""
+    source, count = session.source, len(session.painted) * num_samples
+    if not isinstance(source, Case) or len(session.painted) < 2:
+        return ""
+    if inpainter.num_channels == 1:
+        count *= len(sequences)
+    return f": {forecast(inpainter, sampling, count, source.spacing[2])}"
 
 
 def _flag(name: str, value: Any) -> bool:

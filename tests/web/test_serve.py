@@ -1,8 +1,10 @@
 """The web page's parts without a browser: masks, runs, results, errors."""
 
 import builtins
+import functools
 import json
 import os
+import re
 import socket
 import zipfile
 
@@ -13,16 +15,18 @@ from labeling_inpainter import labeling_inpainter
 from PIL import Image
 from scipy import ndimage
 from synthetic_cases import SHAPE, make_arrays, write_volume
-from tiny_inpainter import make_slice
+from tiny_inpainter import make_slice, tiny_inpainter
 from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 
 from configs.serve import get_config
 from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.io import pictures
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import painter, results
+from mbti_jax.web.actions import cost_of
 from mbti_jax.web.session import take_roi
 from mbti_jax.web.uploads import Limits
 
@@ -56,6 +60,16 @@ def test_masks_arrive_as_they_were_sent(shape):
 def test_what_is_no_mask(runs):
     with pytest.raises(ValueError, match="not a label map of 5 x 3"):
         painter.from_runs(runs, (3, 5))
+
+
+def test_what_a_run_over_slices_takes_is_said_before(case_files, tmp_path):
+    """Two slices in four sequences one by one, two samples: 16 images, four batches of four."""
+    session, sampling = load(case_files, tmp_path, "brats2021"), Sampling(3, guidance=0.0)
+    ask = functools.partial(cost_of, tiny_inpainter(), session, ("t1", "t1ce", "t2", "flair"))
+    painted(session, 2, "edema")
+    assert ask(sampling, 2) == ""
+    painted(session, 3, "tumor")
+    assert re.fullmatch(r": 4 batches of 3 evaluations, about \d+ s; .* GB .*", ask(sampling, 2))
 
 
 def test_painting_is_kept_slice_by_slice(case_files, tmp_path):
