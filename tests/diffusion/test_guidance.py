@@ -247,7 +247,8 @@ def test_passes_outside_the_interval_are_saved_and_counted(inputs):
     sampler = Sampler(as_apply(counting), process)
     for low, high, count in ((0.25, 0.7, 15), (0.0, 0.25, 12), (0.91, 0.99, 10)):
         calls.clear()
-        sampling = Sampling(10, guidance=Limited(ClassifierFree(1.0), low, high))
+        guidance = Limited(ClassifierFree(1.0), low, high)
+        sampling = Sampling(10, "ddim", "trailing", guidance=guidance)
         out = sampler(2.0, x_T, context, condition, keys, sampling).x_0
         jax.effects_barrier()
         assert sampler.passes(sampling) == {"evaluations": 10, "network_passes": count}

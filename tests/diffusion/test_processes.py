@@ -8,11 +8,11 @@ from scipy.special import logit
 from scipy.stats import kstest, norm, uniform
 
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.processes import (
     FLOW_PREDICTIONS,
     PREDICTIONS,
     Gaussian,
-    ProcessSettings,
     RectifiedFlow,
     squared_error_terms,
 )

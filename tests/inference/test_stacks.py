@@ -51,7 +51,7 @@ def seeing() -> Inpainter:
 def test_each_step_sees_the_neighbors_before_it(seeing):
     """DDIM's equation in float64 on the network's predictions, slice by slice, two steps of v."""
     images, condition = stack()
-    found = volume(seeing, images, condition, Sampling(2, seed=2, guidance=0.0)).images[0]
+    found = volume(seeing, images, condition, Sampling(2, "ddim", seed=2, guidance=0.0)).images[0]
     process, params = seeing.pipeline.process, seeing._params
     apply = quick_jit(seeing.pipeline.apply)
     low, high = seeing.metadata["inference"]["x_0_bounds"]
