@@ -60,7 +60,12 @@ class FewStepSettings(RunSettings):
         if diffusion.get("objective") == "consistency":
             problem = "is tuned for few steps already; give the model that it was tuned from"
             raise FieldError("init_from", problem)
-        tuned = {"objective": "consistency", "halve_every": self.halve_every}
+        # Tuning has errors of its own; what weighed those of the model is not for them.
+        tuned = {
+            "objective": "consistency",
+            "halve_every": self.halve_every,
+            "max_loss_weight": 1.0,
+        }
         data = contract["data"]
         if self.sampling_steps > (most := diffusion.get("num_timesteps", 1000)):
             problem = f"must be at most {most}, as the model's timesteps, not {self.sampling_steps}"

@@ -28,16 +28,12 @@ from mbti_jax.rois.tasks import sample_task
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.training.loop import train
 from mbti_jax.training.settings import TrainSettings
+from mbti_jax.web.examples import make_phantom
 from tfds_brats.builder import build_or_make_phantoms
-from tfds_brats.cases import read_case
 from tfds_brats.locking import only_process_in
-from tfds_brats.phantom import PhantomSettings, write_phantoms
+from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
-from tfds_brats.search import find_cases
-
-# Of the phantom of the first picture, which has all components.
-_EXAMPLE_SEED = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +153,8 @@ def _first_picture(folder: Path) -> Path:
     """Draws it unless it is there."""
     path = folder / "first.png"
     if not path.exists():
-        write_phantoms(folder / "example", num_subjects=1, seed=_EXAMPLE_SEED)
-        (files,) = find_cases(folder / "example", "phantom")
-        draw_first_picture(Inpainter.load("phantom", batch_size=1), read_case(files), path)
+        case = make_phantom(folder / "example")
+        draw_first_picture(Inpainter.load("phantom", batch_size=1), case, path)
     return path
 
 

@@ -33,10 +33,10 @@ class ProcessSettings:
         objective: "consistency" tunes a trained model towards few steps, see `Consistency`.
         halve_every: see `Consistency`; 0 for the other objective.
         max_loss_weight: the squared error of an x_0-prediction counts min(1 + SNR(t), max_loss_weight)
-            times, SNR being alpha^2 / sigma^2. With 1 all times count alike. Without a bound it would be
-            the loss of a v-prediction (Salimans & Ho 2022, arXiv 2202.00512); with one it is in the
-            manner of Hang et al. 2023 (arXiv 2303.09556). Little error is left to squares where there is
-            little noise, but it is there that texture is decided.
+            times, SNR being alpha^2 / sigma^2. With 1 all times count alike. Without a bound it would
+            be, of a Gaussian process, the loss of a v-prediction (Salimans & Ho 2022, arXiv 2202.00512);
+            with one it is in the manner of Hang et al. 2023 (arXiv 2303.09556). Little error is left to
+            squares where there is little noise, but it is there that texture is decided.
 
     Raises:
         FieldError: a field has no such value.

@@ -236,13 +236,9 @@ class UNet(nn.Module):
         Three convolutions, so each pixel's share follows from the 7 x 7 pixels around it.
         """
         dtype, width = jnp.dtype(self.dtype), self.detail_channels
-        h = blocks.GroupNorm(self.num_groups, name="detail_out_0")(h)
-        h = blocks.dense(width * self.patch_size**2, dtype, "detail_out_1")(h)
-        h = jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+        h = self._pixels(h, x, width, "detail_out")
         h = blocks.conv3x3(width, dtype, "detail_out_2")(h)
-        condition = blocks.dense(2 * width, dtype, "detail_out_emb")(nn.silu(embedding))
-        scale, shift = jnp.split(condition[:, None, None, :], 2, axis=-1)
-        h = nn.silu(h * (1 + scale) + shift)
+        h = self._modulated(h, embedding, "detail_out")
         h = nn.silu(blocks.conv3x3(width, dtype, "detail_out_3")(h))
         return jnp.asarray(blocks.conv3x3(self.out_channels, dtype, "detail_out_4")(h), jnp.float32)
 
@@ -254,14 +250,24 @@ class UNet(nn.Module):
         shifts them, for how far a pixel can be believed depends on the noise in it.
         """
         dtype = jnp.dtype(self.dtype)
-        h = blocks.GroupNorm(self.num_groups, name="label_out_0")(h)
-        h = blocks.dense(_LABEL_FEATURES * self.patch_size**2, dtype, "label_out_1")(h)
-        h = jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+        h = self._pixels(h, x, _LABEL_FEATURES, "label_out")
         h = blocks.dense(_LABEL_WIDTH, dtype, "label_out_2")(h)
-        condition = blocks.dense(2 * _LABEL_WIDTH, dtype, "label_out_emb")(nn.silu(embedding))
-        scale, shift = jnp.split(condition[:, None, None, :], 2, axis=-1)
-        h = nn.silu(h * (1 + scale) + shift)
+        h = self._modulated(h, embedding, "label_out")
         return jnp.asarray(blocks.dense(NUM_LABELS, dtype, "label_out_3")(h), jnp.float32)
+
+    def _pixels(self, h, x, features, name):
+        """[B, H, W, features + C] of features [B, H/p, W/p, D] and the network's input [B, H, W, C]."""
+        dtype = jnp.dtype(self.dtype)
+        h = blocks.GroupNorm(self.num_groups, name=f"{name}_0")(h)
+        h = blocks.dense(features * self.patch_size**2, dtype, f"{name}_1")(h)
+        return jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+
+    def _modulated(self, h, embedding, name):
+        """SiLU of features [B, H, W, D] that the embedding scales and shifts."""
+        width, dtype = h.shape[-1], jnp.dtype(self.dtype)
+        condition = blocks.dense(2 * width, dtype, f"{name}_emb")(nn.silu(embedding))
+        scale, shift = jnp.split(condition[:, None, None, :], 2, axis=-1)
+        return nn.silu(h * (1 + scale) + shift)
 
     def _embedding(self, t, class_vector):
         """[B, 8 model_channels] float32: timestep, class; [B, 4 ...] without classes."""

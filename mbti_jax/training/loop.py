@@ -149,6 +149,10 @@ def train(
             says what to change.
     """
     join_cluster(settings.multihost)
+    if seconds < math.inf and jax.process_count() > 1:
+        raise ValueError(
+            "several processes would not end with the same step: give no time to train"
+        )
     # Before anything is opened there: opening checkpoints clears away what is half-written.
     with only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _train(settings, workdir, initial, time.perf_counter() + seconds)

@@ -240,8 +240,8 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
             )
             for value, side in ((0.0, "from"), (1.0, "to"))
         )
-    parts.settings = [seed, samples, steps, weight, estimate, sampler, guidance, lowest, highest]
-    parts.settings.append(blend)
+    parts.settings = [seed, samples, steps, weight, estimate]
+    parts.settings += [sampler, guidance, lowest, highest, blend]
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)

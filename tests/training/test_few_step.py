@@ -51,6 +51,10 @@ def tiny_config(**changes) -> ConfigDict:
 
 def test_network_process_and_tasks_are_those_of_the_model():
     metadata = tiny_metadata()
+    weighted = {**metadata["contract"]["diffusion"], "prediction": "x_0", "max_loss_weight": 20.0}
+    of_weighted = {**metadata, "contract": {**metadata["contract"], "diffusion": weighted}}
+    tuned = settings(learning_rate=0.5, sampling_steps=3).of_model(of_weighted, "f00d")
+    assert tuned.diffusion.prediction == "x_0" and tuned.pipeline().max_loss_weight == 1
     made = settings(learning_rate=0.5, sampling_steps=3).of_model(metadata, "f00d")
     pipeline = made.pipeline()
     assert isinstance(pipeline.process, Consistency)
