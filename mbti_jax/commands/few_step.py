@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
+from mbti_jax.data.augment import Augmentation
 from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Name, Positive
 from mbti_jax.inference.load import load_model
@@ -88,6 +89,7 @@ class FewStepSettings(RunSettings):
             diffusion=ProcessSettings(**{**diffusion, **tuned}),
             tasks=TaskSettings(**contract["tasks"]),
             label_weight=contract.get("label_weight", 0.0),
+            augmentation=Augmentation(**contract.get("augmentation", {})),
             optimizer=OptimizerSettings(self.learning_rate),
             picture_steps=self.sampling_steps,
             guidance_weight=metadata["inference"]["guidance_weight"],

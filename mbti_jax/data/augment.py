@@ -1,4 +1,7 @@
-"""Augmentation as in the paper: flips along both axes, rotation within ±15 degrees, no more."""
+"""Augmentation: flips and a rotation; by default the paper's, along both axes and within ±15 degrees."""
+
+import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -6,27 +9,55 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Bool, Float, Integer, Key
 
 from mbti_jax.diffusion.arrays import AnyArray
+from mbti_jax.fields import Interval, check_fields
 from tfds_brats.scale import BACKGROUND
 
-MAX_ANGLE_DEGREES = 15.0
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """How training moves slices. The defaults are the paper's.
+
+    Attributes:
+        vertical_flip: probability of exchanging the anterior and the posterior end. A network that also
+            sees heads upside down knows less well where in a head it is.
+        horizontal_flip: probability of exchanging left and right.
+        max_angle: rotations are uniform between minus and plus this, in degrees.
+
+    Raises:
+        FieldError: a number that cannot be used.
+    """
+
+    vertical_flip: Annotated[float, Interval(0, 1)] = 0.5
+    horizontal_flip: Annotated[float, Interval(0, 1)] = 0.5
+    max_angle: Annotated[float, Interval(0, 180)] = 15.0
+
+    def __post_init__(self):
+        check_fields(self)
 
 
 def augment(
-    key: Key[jax.Array, ""], image: Float[AnyArray, "H W C"], labels: Integer[AnyArray, "H W"]
+    key: Key[jax.Array, ""],
+    image: Float[AnyArray, "H W C"],
+    labels: Integer[AnyArray, "H W"],
+    how: Augmentation = Augmentation(),
 ) -> tuple[Float[jax.Array, "H W C"], Integer[jax.Array, "H W"]]:
-    """Flips each axis with probability 1/2, then rotates by an angle uniform in ±15 degrees.
+    """Flips the axes at random, then rotates by a random angle.
 
     Args:
         key: typed PRNG key of this example.
         image: float32 [H, W, C], background -1.
         labels: integer [H, W], background 0.
+        how: probabilities and the largest angle.
 
     Returns:
         The moved image and labels, of the same shapes and dtypes; see `flip_and_rotate`.
     """
     vertical_key, horizontal_key, angle_key = jax.random.split(key, 3)
-    flips = jax.random.bernoulli(vertical_key), jax.random.bernoulli(horizontal_key)
-    angle = jax.random.uniform(angle_key, minval=-MAX_ANGLE_DEGREES, maxval=MAX_ANGLE_DEGREES)
+    flips = (
+        jax.random.bernoulli(vertical_key, how.vertical_flip),
+        jax.random.bernoulli(horizontal_key, how.horizontal_flip),
+    )
+    angle = jax.random.uniform(angle_key, minval=-how.max_angle, maxval=how.max_angle)
     return flip_and_rotate(image, labels, *flips, angle)
 
 

@@ -4,6 +4,7 @@ Training, validation and inference all build theirs here, the last one from what
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer, Key
 
-from mbti_jax.data.augment import augment
+from mbti_jax.data.augment import Augmentation, augment
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
 from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition, Neighbors
@@ -109,6 +110,7 @@ class Pipeline:
         drop_rate: share of class vectors replaced by the null condition in training.
         label_weight: of the label head's cross-entropy beside the squared error.
         max_loss_weight: see `ProcessSettings`.
+        augmentation: how training moves the slices.
     """
 
     model: UNet
@@ -118,10 +120,11 @@ class Pipeline:
     drop_rate: float
     label_weight: float = 0.0
     max_loss_weight: float = 1.0
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
 
     @classmethod
     def from_contract(cls, contract: Mapping[str, Any]) -> "Pipeline":
-        """Builds the parts that `data`, `model`, `diffusion`, `tasks` and `label_weight` describe.
+        """Builds the parts that `data`, `model`, `diffusion`, `tasks` and the rest describe.
 
         Args:
             contract: see `training.checkpoint`.
@@ -136,7 +139,11 @@ class Pipeline:
         check_field("label_weight", label_weight, LabelWeight)
         process = _settings(ProcessSettings, contract, "diffusion")
         tasks = _settings(TaskSettings, contract, "tasks")
-        return cls.of(contract["data"], contract["model"], process, tasks, label_weight)
+        # Left out where it is the paper's.
+        augmentation = _settings(Augmentation, {"augmentation": {}, **contract}, "augmentation")
+        return cls.of(
+            contract["data"], contract["model"], process, tasks, label_weight, augmentation
+        )
 
     @classmethod
     def of(
@@ -146,6 +153,7 @@ class Pipeline:
         process: ProcessSettings,
         tasks: TaskSettings,
         label_weight: float = 0.0,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     ) -> "Pipeline":
         """Builds the parts.
 
@@ -154,6 +162,7 @@ class Pipeline:
             model: fields of `UNet`, apart from those that follow from the data.
             process, tasks: the settings.
             label_weight: of the label head's loss; 0 for a network without label head.
+            augmentation: how training moves the slices.
 
         Raises:
             FieldError: a field has no such value.
@@ -167,6 +176,7 @@ class Pipeline:
             drop_rate=process.drop_condition,
             label_weight=label_weight,
             max_loss_weight=process.max_loss_weight,
+            augmentation=augmentation,
         )
 
     def apply(self, params: Params, x_t: Images, t: Numbers, condition: Condition) -> Output:
@@ -202,17 +212,18 @@ class Pipeline:
             augmented: flip and rotate, and leave neighbors out at random.
         """
         images, labels = self.resized(batch)
+        alike = functools.partial(augment, how=self.augmentation)
 
         def one(key, image, labels, around):
             augment_key, task_key = jax.random.split(key)
             if augmented:
-                image, labels = augment(augment_key, image, labels)
+                image, labels = alike(augment_key, image, labels)
             targets = labels if self.model.label_head else None
             if around is None:
                 return Inputs(image, sample_task(task_key, image, labels, self.tasks), targets)
             neighbors, labels_around = around
             if augmented:
-                move = jax.vmap(augment, (None, 0, 0))
+                move = jax.vmap(alike, (None, 0, 0))
                 moved, labels_around = move(augment_key, neighbors.images, labels_around)
                 kept = _kept(jax.random.fold_in(key, 0), len(moved))
                 neighbors = Neighbors(moved, None, neighbors.present * kept)

@@ -77,6 +77,12 @@ class UNet(nn.Module):
             there. They enter through a 1x1 convolution of their own (of patches, so that it is cheap in
             networks that fold many pixels), which starts at zero: a new network, and any network whose
             neighbors are not there, is one for single slices. The published network sees none.
+        mirror: show the network its input with the columns reversed, too. In axial slices that puts
+            every place of one hemisphere beside the same place of the other, which is the best guess
+            at healthy tissue that a slice holds (lesions are filled so in enantiomorphic normalization,
+            Nachev et al., NeuroImage 2008, 39:1215). The window lies around the brain's middle, so
+            heads must stand about upright in training (`Augmentation`) and at inference. The published
+            network sees its input once.
         dtype: compute dtype, "float32" or "bfloat16".
         remat: recompute residual and attention blocks in the backward pass to save memory.
     """
@@ -102,6 +108,7 @@ class UNet(nn.Module):
     detail_channels: Annotated[int, Interval(0, 1024)] = 0
     label_head: bool = False
     neighbors: Annotated[int, Interval(0, MAX_NEIGHBORS)] = 0
+    mirror: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
 
@@ -163,10 +170,13 @@ class UNet(nn.Module):
         last_level = len(widths) - 1
         heads_up = self.num_heads if self.num_heads_upsample == -1 else self.num_heads_upsample
 
+        planes = None if condition.neighbors is None else self._planes(condition.neighbors, x)
+        if self.mirror:
+            x = jnp.concatenate([x, jnp.flip(x, axis=2)], axis=-1)
         h = space_to_depth(x, self.patch_size).astype(dtype)
         h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
-        if condition.neighbors is not None:
-            around = space_to_depth(self._planes(condition.neighbors, x), self.patch_size)
+        if planes is not None:
+            around = space_to_depth(planes, self.patch_size)
             h += blocks.dense(widths[0], dtype, "neighbors_in", bias=False)(around.astype(dtype))
         skips = [h]
         for level, width in enumerate(widths):

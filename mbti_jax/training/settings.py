@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from mbti_jax.data.augment import Augmentation
 from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.diffusion.process_settings import ProcessSettings
@@ -30,6 +31,7 @@ _CONTRACT = (
     "tasks",
     "diffusion",
     "label_weight",
+    "augmentation",
     "optimizer",
     "ema_decay",
     "started_from",
@@ -198,6 +200,7 @@ class TrainSettings(RunSettings):
         diffusion: the process.
         tasks: how tasks are drawn.
         label_weight: of the label head's loss; 0 for a network without label head.
+        augmentation: how slices are moved.
         optimizer: the optimizer.
         picture_steps: steps of the sampler for that picture.
         guidance_weight: for that picture, and what the checkpoint recommends.
@@ -212,6 +215,7 @@ class TrainSettings(RunSettings):
     diffusion: ProcessSettings
     tasks: TaskSettings
     label_weight: LabelWeight
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
     optimizer: OptimizerSettings
     picture_steps: Count
     guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
@@ -259,13 +263,16 @@ class TrainSettings(RunSettings):
             del fields["data"][name]
         # Changes memory and time, not the result.
         fields["model"].pop("remat", None)
-        for name in ("neighbors", "detail_channels"):
+        for name in ("neighbors", "detail_channels", "mirror"):
             if not fields["model"].get(name):
                 # As in contracts that are older than these.
                 fields["model"].pop(name, None)
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]
+        if self.augmentation == Augmentation():
+            # As in contracts from when there was no other.
+            del fields["augmentation"]
         if not self.started_from:
             del fields["started_from"]
         fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
@@ -285,5 +292,10 @@ class TrainSettings(RunSettings):
             FieldError: a field has no such value.
         """
         return Pipeline.of(
-            vars(self.data), self.model, self.diffusion, self.tasks, self.label_weight
+            vars(self.data),
+            self.model,
+            self.diffusion,
+            self.tasks,
+            self.label_weight,
+            self.augmentation,
         )

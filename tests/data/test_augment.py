@@ -1,11 +1,14 @@
 """Flips and rotation against numpy and scipy."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from mbti_jax.data.augment import MAX_ANGLE_DEGREES, augment, flip_and_rotate
+from mbti_jax.data.augment import Augmentation, augment, flip_and_rotate
+from mbti_jax.fields import FieldError
 
 _flip_and_rotate = jax.jit(flip_and_rotate)
 _augment = jax.jit(jax.vmap(augment))
@@ -89,7 +92,15 @@ def test_augmentation_is_reproducible_and_differs_by_key():
         assert not np.array_equal(first[0][i], first[0][i + 1])
 
 
-def test_angles_are_uniform_and_flips_fair():
+@pytest.mark.parametrize(
+    "how, vertical, horizontal",
+    [
+        (Augmentation(), 0.5, 0.5),
+        (Augmentation(0.0, 1.0, 0.0), 0, 1),
+        (Augmentation(0.2, 0.7, 5), 0.2, 0.7),
+    ],
+)
+def test_angles_are_uniform_and_flips_as_probable_as_asked_for(how, vertical, horizontal):
     # Where two brighter spots end up gives both flips and the angle.
     size, draws, arm = 41, 600, 12
     image = np.full((size, size, 1), -1, np.float32)
@@ -97,7 +108,8 @@ def test_angles_are_uniform_and_flips_fair():
     image[center - 1 : center + 2, center + arm - 1 : center + arm + 2] = 1.0
     image[center + arm - 1 : center + arm + 2, center - 1 : center + 2] = 5.0
     keys = jax.random.split(jax.random.key(3), draws)
-    moved, _ = _augment(keys, np.stack([image] * draws), np.zeros((draws, size, size), np.uint8))
+    move = jax.jit(jax.vmap(functools.partial(augment, how=how)))
+    moved, _ = move(keys, np.stack([image] * draws), np.zeros((draws, size, size), np.uint8))
     y, x = np.mgrid[:size, :size] - center
     angles, flips = [], []
     for picture in np.asarray(moved)[..., 0] + 1:
@@ -110,9 +122,17 @@ def test_angles_are_uniform_and_flips_fair():
         angle = np.rad2deg(np.arctan2(-spot_y, abs(spot_x)))  # Counter-clockwise, y points down.
         angles.append(-angle if spot_x < 0 else angle)
     angles = np.array(angles)
-    assert np.abs(angles).max() <= MAX_ANGLE_DEGREES + 0.2
-    assert stats.kstest(angles, stats.uniform(-15, 30).cdf).pvalue > 1e-3
-    for count in np.sum(flips, axis=0):
-        assert stats.binomtest(int(count), draws, 0.5).pvalue > 1e-3
+    assert np.abs(angles).max() <= how.max_angle + 0.2
+    if how.max_angle:
+        uniform = stats.uniform(-how.max_angle, 2 * how.max_angle)
+        assert stats.kstest(angles, uniform.cdf).pvalue > 1e-3
+    for count, share in zip(np.sum(flips, axis=0), (vertical, horizontal), strict=True):
+        assert stats.binomtest(int(count), draws, share).pvalue > 1e-3
     both = int(np.sum(np.all(flips, axis=1)))
-    assert stats.binomtest(both, draws, 0.25).pvalue > 1e-3
+    assert stats.binomtest(both, draws, vertical * horizontal).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("field", ["vertical_flip", "horizontal_flip"])
+def test_probabilities_are_probabilities(field):
+    with pytest.raises(FieldError, match=field):
+        Augmentation(**{field: 1.2})

@@ -218,6 +218,24 @@ def test_detail_is_three_convolutions_at_full_resolution():
         np.testing.assert_allclose(made[example], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("detail", [0, 3])
+def test_the_mirrored_input_is_further_channels(detail):
+    """The network without, on planes that numpy reversed."""
+    small = dict(patch_size=2, channel_mult=(1,), attention_resolutions=(), detail_channels=detail)
+    model = small_unet(**small, mirror=True)
+    params, (x, t, class_vector) = random_params(model), random_inputs(model)
+    wide = np.concatenate([x, x[:, :, ::-1]], axis=-1)
+    plain = small_unet(**small, in_channels=2 * x.shape[-1])
+    np.testing.assert_allclose(
+        quick_jit(functools.partial(run_unet, model))(params, x, t, class_vector),
+        quick_jit(functools.partial(run_unet, plain))(params, wide, t, class_vector),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    # Off, it is the published network.
+    assert param_shapes(model.clone(mirror=False)) == param_shapes(small_unet(**small))
+
+
 def test_neighbors_are_further_channels_of_the_published_network():
     """Its first kernel's middle is that of the neighbors, and all else of it is zero for them."""
     small = dict(patch_size=2, channel_mult=(1,), attention_resolutions=())

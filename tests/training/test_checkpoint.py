@@ -294,16 +294,19 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("data.image_size", 32),
         ("model.model_channels", 16),
         ("model.neighbors", 1),
+        ("model.mirror", True),
         ("model.dtype", "bfloat16"),
         ("tasks.prob_box", 0.1),
         ("diffusion.schedule", "cosine"),
         ("diffusion.drop_condition", 0.2),
         ("diffusion.prediction", "x_0"),
+        ("augmentation.max_angle", 5.0),
         ("optimizer.learning_rate", 1.0),
     ]:
         assert contract_of(change(config, path, value)) != reference, path
-    # Older contracts have no neighbors.
-    assert "neighbors" not in reference["model"]
+    # Older contracts have neither neighbors nor a choice of augmentation.
+    assert not {"neighbors", "mirror"} & reference["model"].keys()
+    assert "augmentation" not in reference
     for path, value in [
         ("num_steps", 5),
         ("log_every", 7),
