@@ -205,7 +205,7 @@ print(f"slice {number}: core, edema and enhancement have {areas[:, number]} pixe
 # @title 6. How to paint and to show
 from IPython.display import Image, display
 
-from mbti_jax.inference.requests import progress_bar
+from mbti_jax.io.progress import progress_bar
 from mbti_jax.rois.tumors import own_tumor
 
 RESULTS = Path("inpainted")

@@ -1,6 +1,6 @@
 """Builds the dataset of slices from a folder of cases.
 
-    python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021
+    mbti data -i DIR -c brats2021 -o data/slices
 
 Prints the space needed, builds with every core (about 0.9 s of a core and 10 MB a subject),
 and prints how many slices and images each split has. The same command again finds it there.
@@ -12,14 +12,16 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "data"
-    # Not used by this task: everything goes to data_dir.
-    config.workdir = ""
+    # Folder of the dataset.
+    config.workdir = "data/slices"
 
     # Folder with the case folders, at any depth.
     config.source = ""
-    # brats2018, brats2019, brats2020, brats2021, brats2023, brats2024, msd or phantom.
+    # How their files are named and labeled: brats2018, brats2019, brats2020, brats2021, brats2023,
+    # brats2024, msd or phantom.
     config.convention = ""
-    config.data_dir = "data/slices"
+    # The same, as earlier versions called it.
+    config.data_dir = ""
     # Processes that read and encode subjects; 0 takes every core.
     config.num_workers = 0
     return config

@@ -19,11 +19,13 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "evaluate"
+    # Folder for the report.
     config.workdir = "evaluation"
     # Folder of a training run, an exported model, or "phantom".
     config.checkpoint = "phantom"
     # Slices sampled at once over all devices.
     config.batch_size = 16
+    # Of everything that is drawn.
     config.seed = 0
 
     # Folder of cases and their convention; an empty folder for the phantoms below.

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "export"
+    # Folder for the exported model.
     config.workdir = "export"
     # Folder of the training run.
     config.source = ""

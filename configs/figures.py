@@ -27,15 +27,18 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "figures"
+    # Folder for the figures.
     config.workdir = "figures"
     # Folder of a training run or an exported model, or "phantom" for the bundled model.
     config.checkpoint = "phantom"
     # Slices sampled at once over all devices; a prediction has one for each sequence.
     config.batch_size = 4
+    # Which figures, see above.
     config.figures = ("3", "4", "5", "6", "7", "1b")
 
     # Where configs/data.py wrote the slices; empty for phantoms, made in the workdir.
     config.data_dir = ""
+    # Split of the dataset.
     config.split = "test"
     config.phantom = ConfigDict()
     # The bundled model was trained on phantoms of seed 0.
@@ -52,7 +55,9 @@ def get_config() -> ConfigDict:
     config.sampler = "ddim"
     # Of the timesteps; empty: what suits the sampler.
     config.spacing = placeholder(str)
+    # Of figures other than 6, see configs/inpaint.py.
     config.guidance_weight = 0.4
+    # Share of fresh noise, for ddim: 0 is deterministic.
     config.eta = 0.0
     # Of figure 6; the paper gives the first and the last.
     config.weights = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)

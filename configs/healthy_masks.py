@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "healthy_masks"
+    # Folder for the results.
     config.workdir = "healthy_masks"
 
     # Folder of cases with segmentations, at any depth, and their convention.
@@ -26,5 +27,6 @@ def get_config() -> ConfigDict:
     config.convention = ""
     # Folder of other cases of that convention whose tumors give the shapes; empty for the cases' own.
     config.shapes_source = ""
+    # Of shapes and places.
     config.seed = 0
     return config

@@ -1,38 +1,35 @@
-"""Inpaints files: cases, volumes or single slices.
+r"""Inpaints files: cases, volumes or single slices.
+
+    # Volumes of a case, and a binary mask of what shall become edema:
+    mbti inpaint -i t1=t1.nii.gz t1ce=t1ce.nii.gz t2=t2.nii.gz flair=flair.nii.gz \
+        -m mask.nii.gz --tissue edema -o out
+
+    # The same with an ROI map from ITK-SNAP or 3D Slicer:
+    mbti inpaint -i t1=t1.nii.gz t1ce=t1ce.nii.gz t2=t2.nii.gz flair=flair.nii.gz \
+        -m roi.nii.gz --roi_labels "1:edema, 2:normal" -o out
 
     # Normal tissue in the box of the tumor, in every case of a folder:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
-        --config.source=DIR --config.convention=brats2021 --config.tumor=remove \\
-        --config.box='("normal",)'
+    mbti inpaint -i DIR -c brats2021 --remove --box normal -o out --model runs/paper
 
-    # Volumes and an ROI drawn in ITK-SNAP or 3D Slicer:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
-        --config.images.t1=t1.nii.gz --config.roi=roi.nii.gz --config.roi_labels='1:edema, 2:normal'
-
-    # One slice:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
-        --config.image=slice.png --config.roi=roi.png --config.intensity_range='(0.0, 900.0)'
+    # One slice, by a model that paints one sequence at a time:
+    mbti inpaint -i slice.png -m mask.png --tissue edema -o out --model runs/paper \
+        --intensity_range 0.0,900.0
 
     # Cases of BraTS's local-inpainting task (*-t1n-voided and *-mask):
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
-        --config.layout=brats_inpainting --config.source=DIR
+    mbti inpaint -i DIR --layout brats_inpainting -o out --model runs/paper
 
     # The mean of eight samples, and their standard deviation:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper \\
-        --config.source=DIR --config.convention=brats2021 --config.tumor=remove \\
-        --config.estimate=mean --config.num_samples=8
+    mbti inpaint -i DIR -c brats2021 --remove --samples 8 --mean -o out --model runs/paper
 
     # A labeled set for nnU-Net:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.layout=nnunet \\
-        --config.source=DIR --config.convention=brats2021 --config.tumor=move --config.num_samples=3 \\
-        --workdir=Dataset101_Synthetic
+    mbti inpaint -i DIR -c brats2021 --move --samples 3 --layout nnunet \
+        -o Dataset101_Synthetic --model runs/paper
 
     # A follow-up series of every case, of four steps of 3 mm:
-    python run.py --config=configs/inpaint.py --config.checkpoint=runs/paper --config.source=DIR \\
-        --config.convention=brats2021 --config.tumor=grow --config.step_mm=3 --config.num_samples=4
+    mbti inpaint -i DIR -c brats2021 --grow 3 --samples 4 -o series --model runs/paper
 
-Results go to the workdir, a folder for each case and sample; the same command again makes what is
-missing.
+Results go to the output folder, a folder for each case and sample; the same command again makes what is
+missing. `python run.py --config=configs/inpaint.py` takes the fields below as --config.FIELD=VALUE.
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +39,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = "inpaint"
+    # Folder for the results.
     config.workdir = "inpainted"
     # Folder of a training run, an exported model, or "phantom", the bundled model.
     config.checkpoint = "phantom"
@@ -62,8 +60,9 @@ def get_config() -> ConfigDict:
     config.image = ""
 
     # Where. Either a label map (NIfTI; PNG or npy for a slice), {subject} in its name standing for the
-    # case; and what its numbers mean: a convention, or a mapping such as "1:edema, 2:normal".
-    # Without one: 1 necrotic_core, 2 edema, 3 enhancement, 5 normal, 6 tumor.
+    # case; and what its numbers mean: a convention, a mapping such as "1:edema, 2:normal", or the one
+    # ROI that a binary mask is, with any one number inside: normal, necrotic_core, edema, enhancement or
+    # tumor. Left open: 1 necrotic_core, 2 edema, 3 enhancement, 5 normal, 6 tumor.
     config.roi = ""
     config.roi_labels = ""
     # Or the case's own tumor: remove, replace, random, move, grow or shrink; or several with their
@@ -85,7 +84,9 @@ def get_config() -> ConfigDict:
     # Sequences to inpaint; empty for all that the model knows.
     config.sequences = ()
 
+    # Of the noise, and of what is drawn for the ROIs.
     config.seed = 0
+    # How many different results to make, or steps of a series.
     config.num_samples = 1
     # sample: each sample is a result. mean: their mean is, with the standard deviation beside it; nearer
     # to the truth and smoother than any image. Means for registration, FreeSurfer and metrics of local

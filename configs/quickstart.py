@@ -20,12 +20,14 @@ from configs import train
 def get_config() -> ConfigDict:
     config = train.get_config()
     config.task = "quickstart"
+    # Folder for everything that is made.
     config.workdir = "quickstart"
 
     # A folder of cases and their convention, instead of phantoms.
     config.source = ""
     config.convention = ""
     config.phantom = ConfigDict()
+    # How many phantoms, and the seed of the set.
     config.phantom.num_subjects = 12
     config.phantom.seed = 0
 
@@ -66,9 +68,13 @@ def get_config() -> ConfigDict:
     config.picture_steps = 25
 
     config.evaluation = ConfigDict()
+    # Held-out ROIs of healthy tissue whose errors are measured, the samples of each, and the sampler's
+    # steps.
     config.evaluation.num_rois = 32
     config.evaluation.num_samples = 8
     config.evaluation.num_steps = 10
+    # The sampler's steps for figure.png.
     config.evaluation.figure_steps = 50
+    # Slices sampled at once over all devices.
     config.evaluation.batch_size = 8
     return config

@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     # Images sampled at once. Fewer are filled up to it.
     config.batch_size = 4
 
+    # Address and port of the page.
     config.host = "127.0.0.1"
     config.port = 7860
     # Whether the page may be used without a password from other machines.

@@ -4,19 +4,16 @@ Both run the command that a config file names with the config's fields, each of 
 Whatever ends a command that could be foreseen, ends it in a sentence: MBTI_TRACEBACK=1 shows more.
 """
 
-import ast
 import contextlib
-import hashlib
-import importlib
-import logging
 import os
-import platform
-import runpy
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# More is imported once an interrupt is handled.
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COMMANDS = (
     "data",
@@ -37,27 +34,43 @@ _INTERRUPTED, _NOBODY_READS = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 def main() -> None:
-    """`mbti COMMAND [--FIELD=VALUE ...] [--workdir=DIR]`."""
+    """`mbti COMMAND [OPTIONS]`."""
     with _ending_in_a_line(short=True):
-        command, *rest = sys.argv[1:] or ["--help"]
-        folder = _config_folder()
-        configs = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
-        if command.lstrip("-") in ("help", "h"):
-            print(_overview(configs))
-            return
-        if command not in configs:
-            _stop(f"unknown command {command!r}; commands are {', '.join(configs)}")
+        _main(sys.argv[1:])
+
+
+def _main(arguments: Sequence[str]) -> None:
+    from mbti_jax.commands import options
+
+    command, *rest = arguments or ["--help"]
+    folder = _config_folder()
+    configs = {path.stem: path for path in sorted(folder.glob("[!_]*.py"))}
+    if command.lstrip("-") in _HELP:
+        print(_overview(configs))
+    elif command == "--version":
+        import mbti_jax
+
+        print(f"mbti {mbti_jax.__version__}")
+    elif command not in configs:
+        commands = ", ".join(configs)
+        near = options.nearest(command, configs)
+        _stop(f"there is no command {command!r}{near or f'; commands are {commands}'}")
+    else:
         # Configs import each other as `configs.NAME`.
         sys.path.insert(0, str(folder.parent))
+        path = configs[command]
+        line = options.parse(command, path, _load(path), rest)
         # The flag of a config finds its fields in `sys.argv`, whatever absl is given.
-        sys.argv[1:] = [f"--config={configs[command]}", *map(_as_field, rest)]
-        _run(f"mbti {command}, as --FIELD=VALUE")
+        workdir = [] if line.workdir is None else [f"--workdir={line.workdir}"]
+        values = [f"--config.{name}={value}" for name, value in line.values.items()]
+        sys.argv[1:] = [f"--config={path}", *values, *workdir]
+        _run()
 
 
 def run() -> None:
     """`--config=FILE [--config.a.b=value ...] [--workdir=DIR]`."""
     with _ending_in_a_line(short=False):
-        _run("the config, as --config.FIELD=VALUE")
+        _run()
 
 
 @contextlib.contextmanager
@@ -67,11 +80,13 @@ def _ending_in_a_line(*, short: bool) -> Iterator[None]:
     Args:
         short: fields are options by their names: messages say --FIELD for --config.FIELD.
     """
+    # Imports may fail in any way when they are interrupted, and have nothing to clean up. Where the
+    # signal is ignored, in jobs in the background, it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+    from mbti_jax.commands import interrupts
+
     try:
-        # Imports may fail in any way when they are interrupted, and have nothing to clean up. Where
-        # the signal is ignored, in jobs in the background, it stays so.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, _exit_at_once)
         yield
         sys.stdout.flush()
     except SystemExit as ending:
@@ -82,44 +97,61 @@ def _ending_in_a_line(*, short: bool) -> Iterator[None]:
         # Python flushes once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(_NOBODY_READS)
-    except KeyboardInterrupt:
-        print("interrupted; nothing is half-written: run the same command again", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+    except BaseException as error:
+        # Libraries make other exceptions of an interrupt.
+        if isinstance(error, KeyboardInterrupt) or interrupts.was_interrupted():
+            interrupts.end_in_a_line()
+        raise
 
 
-def _exit_at_once(number: int, frame: Any) -> NoReturn:
+def _end_at_once(number: int, frame: Any) -> NoReturn:
     os.write(2, b"interrupted\n")
     os._exit(_INTERRUPTED)
 
 
-def _config_folder() -> Path:
+def _config_folder() -> "Path":
     """The configs inside the installed package, or those of the checkout that the package is in."""
+    from pathlib import Path
+
     package = Path(__file__).parent
     installed = package / "shipped" / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def _overview(configs: dict[str, Path]) -> str:
-    lines = ["usage: mbti COMMAND [--FIELD=VALUE ...] [--workdir=DIR]", "", "commands:"]
-    for name, path in configs.items():
-        about = ast.get_docstring(ast.parse(path.read_text())) or ""
-        lines.append(f"  {name:21s} {about.splitlines()[0]}")
-    return "\n".join([*lines, "", "`mbti COMMAND --help` lists the fields of a command."])
+def _load(path: "str | Path") -> Any:
+    """What a config file holds before anything is overridden."""
+    import runpy
+
+    return runpy.run_path(str(path))["get_config"]()
 
 
-def _as_field(argument: str) -> str:
-    """--a.b=value -> --config.a.b=value."""
-    name = argument.lstrip("-").partition("=")[0]
-    is_field = argument.startswith("-") and name not in ("workdir", *_HELP)
-    return f"--config.{argument.lstrip('-').removeprefix('config.')}" if is_field else argument
+def _overview(configs: "dict[str, Path]") -> str:
+    from mbti_jax.commands.config_text import about
+
+    lines = ["usage: mbti COMMAND [OPTIONS]", "", "commands:"]
+    lines += [
+        f"  {name:24s} {about(path).splitlines()[0].rstrip(':')}" for name, path in configs.items()
+    ]
+    return "\n".join([*lines, "", *_OVERVIEW])
+
+
+_OVERVIEW = (
+    "A case, a mask, the result:",
+    "  mbti inpaint -i t1=t1.nii.gz t1ce=t1ce.nii.gz t2=t2.nii.gz flair=flair.nii.gz \\",
+    "      -m mask.nii.gz --tissue edema -o out",
+    "",
+    "`mbti COMMAND --help` says what a command does, and what each of its options and fields means.",
+)
 
 
 def _stop(problem: str) -> NoReturn:
+    from pathlib import Path
+
     sys.exit(f"{Path(sys.argv[0]).name}: {problem}")
 
 
-def _run(options: str) -> None:
-    """Runs the command that the command line names; `options` says how fields are given."""
+def _run() -> None:
+    """Runs the command that the command line names."""
     from absl import app, flags
     from ml_collections import config_flags
 
@@ -137,11 +169,13 @@ def _run(options: str) -> None:
             _stop("give a config file, for example --config=configs/quickstart.py")
         _run_command(given, workdir.value or given.workdir)
 
-    app.run(command, flags_parser=lambda argv: _parse_flags(argv, options))
+    app.run(command, flags_parser=_parse_flags)
 
 
-def _parse_flags(argv: list[str], options: str) -> list[str]:
+def _parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it ends the program in one line."""
+    from pathlib import Path
+
     from absl import flags
 
     names = [argument.lstrip("-").partition("=")[0] for argument in argv[1:]]
@@ -153,9 +187,12 @@ def _parse_flags(argv: list[str], options: str) -> list[str]:
         path = path if equals else " ".join(argv[position + 1 : position + 2])
         if not os.path.isfile(path):
             _stop(f"no config file {path!r}; try --config=configs/quickstart.py")
-        config = runpy.run_path(path)["get_config"]()
+        config = _load(path)
         if {*_HELP} & {*names}:
-            print(f"Fields of {options}:\n{config}")
+            from mbti_jax.commands.config_text import about, list_fields
+
+            listed = list_fields(Path(path), config, "--config.", {})
+            print(f"{about(Path(path))}\n\nfields, with their defaults:\n{listed}")
             sys.exit(0)
         for name in names:
             if name.startswith("config."):
@@ -163,7 +200,7 @@ def _parse_flags(argv: list[str], options: str) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        _stop(str(error))
+        _stop(str(error).replace("\n", " "))
     if len(rest) > 1:
         _stop(f"unexpected {' '.join(rest[1:])}; overrides are --config.field=value")
     return rest
@@ -171,20 +208,28 @@ def _parse_flags(argv: list[str], options: str) -> list[str]:
 
 def _check_field(config: Any, name: str) -> None:
     """Stops with the valid fields if `name` (config.a.b) is not one of `config`."""
+    from mbti_jax.commands import config_text, options
+
+    known = [f"--config.{field}" for field, *_ in config_text.fields(config)]
     path = name.split(".")
     for depth, field in enumerate(path[1:], start=1):
         is_group = hasattr(config, "to_dict")
         if not is_group or field not in config:
-            known = ", ".join(sorted(config)) if is_group else "no fields"
-            _stop(f"no field --{name}; {'.'.join(path[:depth])} has: {known}")
+            there = ", ".join(sorted(config)) if is_group else "no fields"
+            near = options.nearest(f"--{name}", known)
+            _stop(f"no field --{name}{near or ';'} {'.'.join(path[:depth])} has: {there}")
         config = config[field]
 
 
-def _compilation_cache() -> Path:
+def _compilation_cache() -> "Path":
     """A folder for compiled programs, of this kind of processor: others might not run them.
 
     A home folder may be shared by unlike machines, and JAX does not tell CPUs apart.
     """
+    import hashlib
+    import platform
+    from pathlib import Path
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line for line in lines if line.startswith(("flags", "Features")))
@@ -195,10 +240,17 @@ def _compilation_cache() -> Path:
 
 
 def _run_command(config: Any, workdir: str) -> None:
+    import importlib
+    import logging
+
     import absl.logging
 
+    from mbti_jax.commands import interrupts, options
+
     if config.task not in COMMANDS:
-        _stop(f"unknown task {config.task!r}; valid tasks: {', '.join(COMMANDS)}")
+        near = options.nearest(config.task, COMMANDS) or ";"
+        _stop(f"unknown task {config.task!r}{near} valid tasks: {', '.join(COMMANDS)}")
+    options.check_existing(config)
     # Kept for every command, so that a second run does not compile what the first one did. The
     # variable has to be set before JAX is imported.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compilation_cache()))
@@ -207,13 +259,15 @@ def _run_command(config: Any, workdir: str) -> None:
     command = importlib.import_module(f"mbti_jax.commands.{config.task}")
     failures = importlib.import_module("mbti_jax.commands.failures")
     # From here on there may be something to clean up.
-    if signal.getsignal(signal.SIGINT) is _exit_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        interrupts.clean_up_on_interrupt()
     try:
         command.main(config, workdir)
     except BrokenPipeError:
         raise
     except Exception as error:
+        if interrupts.was_interrupted():
+            raise
         # Raised for the user to read: a sentence, with the traceback only on request.
         sentence = failures.explain(error, config, workdir)
         if sentence is None or os.environ.get("MBTI_TRACEBACK"):

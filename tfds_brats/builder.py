@@ -190,7 +190,7 @@ def build(
         else:
             _check_space(cases, data_dir)
             num_workers = min(num_workers or default_num_workers(), len(cases))
-            with contextlib.closing(Workers(num_workers)) as workers:
+            with Workers(num_workers) as workers:
                 dataset_dir = _build(cases, summary, data_dir, workers)
             logger.info(f"Wrote {dataset_dir}.")
             for subject, warnings in read_summary(dataset_dir)["warnings"].items():

@@ -8,7 +8,6 @@ substitute for it: the anatomy is one averaged brain, deformed.
 Anatomy is in `phantom_anatomy`, growth in `phantom_tumor`; this file turns both into images and files.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -208,7 +207,7 @@ def write_phantoms(
     todo = [(folder, seed, index) for index, folder in enumerate(folders) if not folder.exists()]
     if todo:
         num_workers = min(num_workers or default_num_workers(), len(todo))
-        with contextlib.closing(Workers(num_workers)) as workers:
+        with Workers(num_workers) as workers:
             for _ in workers.map(_write_subject, todo, "Making phantoms"):
                 pass
     return folders

@@ -63,8 +63,10 @@ def search_cases(
 
     Args, Raises: see `find_cases`, but a case that cannot be used is not an error.
     """
-    rule = get_convention(convention) if isinstance(convention, str) else convention
     root = Path(source)
+    if not convention and root.is_dir():
+        raise CaseError(_name_the_convention(root))
+    rule = get_convention(convention) if isinstance(convention, str) else convention
     if root.is_file() and root.name.lower().endswith(_ARCHIVES):
         raise CaseError(f"{root} is an archive; {_how_to_unpack(root)}")
     if not root.is_dir():
@@ -216,6 +218,24 @@ def _how_to_unpack(archive: Path) -> str:
     return f"unpack it first, `mkdir -p {folder} && {tool}`, and pass {folder}"
 
 
+def _fitting(files: list[Path]) -> list[str]:
+    """Conventions by which some files are named; several may name them alike and label differently."""
+    return [c.name for c in CONVENTIONS.values() if _group(files, c, with_unlabeled=True)]
+
+
+def _name_the_convention(root: Path) -> str:
+    fitting = _fitting(list(_walk(root)))
+    if not fitting:
+        return (
+            f"say which convention the cases in {root} follow: {', '.join(CONVENTIONS)}; for names of "
+            "none give the files of a case one by one, by their sequences"
+        )
+    return (
+        f"say which convention the cases in {root} follow; their files are named as in "
+        f"{' or '.join(fitting)}"
+    )
+
+
 def _without_images(folder: Path, subject: str, rule: Convention, files: list[Path]) -> str:
     expected = [rule.file_name(subject, role) for role in SEQUENCES]
     others = [
@@ -235,12 +255,7 @@ def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
     for path in files:
         if path.name.lower().endswith(_ARCHIVES):
             return f"{message}; found the archive {path.name}: {_how_to_unpack(path)}"
-    others = [
-        other.name
-        for other in CONVENTIONS.values()
-        if other is not rule and _group(files, other, with_unlabeled=True)
-    ]
-    if others:
+    if others := [name for name in _fitting(files) if name != rule.name]:
         return f"{message}; the files are named as in {' or '.join(others)}"
     volumes = [path for path in files if split_ending(path)[1] in NIFTI_ENDINGS]
     if volumes:

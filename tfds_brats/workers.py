@@ -1,5 +1,6 @@
 """Running a function over cases in worker processes, with results in order."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -65,7 +66,9 @@ class Workers:
         try:
             for item in items:
                 try:
-                    pending.append(self._executor.submit(function, item))
+                    # It starts a process that is not there yet.
+                    with _interrupts_wait():
+                        pending.append(self._executor.submit(function, item))
                 except OSError as error:
                     raise OSError(_no_workers(self._num_workers, error)) from error
                 if len(pending) == 2 * self._num_workers:
@@ -78,10 +81,33 @@ class Workers:
                 f"try fewer than {self._num_workers} workers"
             ) from error
 
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._executor is not None:
+            # Nobody waits for what they are doing.
+            for process in [*(self._executor._processes or {}).values()]:
+                process.terminate()
+        self.close()
+
     def close(self) -> None:
-        """Ends the processes; items not yet started are dropped."""
+        """Ends the processes when they are done with what they do; items not yet started are dropped."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C has no effect until the end, nor in a process that is started, which ignores it then.
+
+    While it imports its modules it would otherwise die of it with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _no_workers(count: int, error: OSError) -> str:

@@ -7,8 +7,8 @@ import numpy as np
 
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
+from mbti_jax.io.progress import progress_bar
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import own_tumor

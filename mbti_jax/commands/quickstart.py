@@ -21,9 +21,9 @@ from mbti_jax.evaluation import baselines
 from mbti_jax.evaluation.slices import SliceReader, component_areas
 from mbti_jax.fields import Count, FieldError, Positive, check_fields
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
 from mbti_jax.io import pictures
 from mbti_jax.io.files import write_json
+from mbti_jax.io.progress import progress_bar
 from mbti_jax.rois.tasks import sample_task
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.training.loop import train

@@ -15,8 +15,9 @@ from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, component_are
 from mbti_jax.fields import Count, FieldError, Interval, Share, check_fields, one_of
 from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import is_done, progress_bar
+from mbti_jax.inference.requests import is_done
 from mbti_jax.io import files, pictures
+from mbti_jax.io.progress import progress_bar
 from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, NORMAL, TUMOR
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor

@@ -9,7 +9,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation.cache import array_digest, cached
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
+from mbti_jax.io.progress import progress_bar
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
 

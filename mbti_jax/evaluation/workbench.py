@@ -20,7 +20,7 @@ from mbti_jax.evaluation.slices import LabeledSlices, SliceReader, check_pixels
 from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.inference.inpainted import Samples
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import progress_bar
+from mbti_jax.io.progress import progress_bar
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles
 from tfds_brats.reading import SliceSource, read_summary

@@ -9,6 +9,13 @@ from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale
 from tfds_brats.slices import to_slices
 
+# What `measure` compares with, in words.
+_OTHERS = {
+    "input_inside_roi": "what was there before by",
+    "input_around_roi": "the tissue around it by",
+    "independent_noise": "with independent noise it would by",
+}
+
 
 def z_continuity(values: np.ndarray, roi: np.ndarray, scale: IntensityScale) -> float | None:
     """`mean_step` as a share of the scale's range."""
@@ -62,8 +69,13 @@ def describe(subject: str, continuity: dict[str, dict[str, float | None]]) -> li
     lines = []
     for sequence, figures in continuity.items():
         if figures["inpainted"] is not None:
-            shown = [f"{k.replace('_', ' ')} {v:.4f}" for k, v in figures.items() if v is not None]
+            others = [
+                f"{_OTHERS[k]} {v:.1%}"
+                for k, v in figures.items()
+                if k in _OTHERS and v is not None
+            ]
             lines.append(
-                f"{subject} {sequence}: step between slices, share of the range: {', '.join(shown)}"
+                f"{subject} {sequence}: from slice to slice what was painted changes by "
+                f"{figures['inpainted']:.1%} of the intensity range ({', '.join(others)})"
             )
     return lines

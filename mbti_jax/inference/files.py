@@ -19,12 +19,12 @@ from mbti_jax.inference.requests import (
     is_done,
     make_request,
     preview_title,
-    progress_bar,
 )
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.inference.series import steps
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
+from mbti_jax.io.progress import progress_bar, waiting
 from mbti_jax.io.slices import read_roi, read_sequences, write_sequences, write_slice
 from mbti_jax.rois.regions import Rois, parse_labels
 from tfds_brats.cases import Case, CaseFiles, read_case
@@ -69,7 +69,8 @@ def paint_sample(
     numbers = settings.slices or np.flatnonzero(rois.union.any((1, 2)))
     per_slice = 1 if inpainter.num_channels > 1 else len(chosen)
     number = len(numbers) * len(samples) * per_slice
-    cost = forecast(inpainter, settings.sampling, number, case.spacing[2])
+    with waiting("compiling the network, which takes up to a minute, and timing it"):
+        cost = forecast(inpainter, settings.sampling, number, case.spacing[2])
     _log.info(f"{case.subject}: {len(numbers)} slices, {kind}: {cost}")
 
     def paint(z_sigma_mm: float | None, name: str) -> InpaintedVolume:
@@ -146,7 +147,9 @@ def _inpaint_case(
                 details["clipped_to_dtype"] = clipped
                 record = case_record(inpainter, case, result, request, **details)
                 write_json(target / RECORD, record)
-    _log.info(f"{files.subject}: {'' if missing else 'is there, '}{folder / files.subject}")
+    _log.info(
+        f"{files.subject}: {'written to' if missing else 'is there,'} {folder / files.subject}"
+    )
 
 
 def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
@@ -192,4 +195,4 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
             draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
             details = {"inputs": request["inputs"], "request": request}
             write_json(partial / RECORD, {**result.provenance, **details})
-    _log.info(f"{name}: {target}")
+    _log.info(f"{name}: written to {target}")

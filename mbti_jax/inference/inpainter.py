@@ -84,7 +84,7 @@ class Inpainter:
         metadata: dict[str, Any],
         batch_size: int | None = None,
         path: str | os.PathLike = "",
-        report_every: int = 10,
+        report_every: int = 1,
     ):
         """Wraps averaged parameters and metadata as `load_model` returns them.
 

@@ -68,7 +68,7 @@ def voided_cases(source: str | Path, with_all_sequences: bool) -> tuple[list[Cas
 
 
 def read_roi_volume(
-    path: Path, case: Case, labels: Mapping[int, str], box: Collection[str] = ()
+    path: Path, case: Case, labels: Mapping[int, str] | str, box: Collection[str] = ()
 ) -> Rois:
     """ROIs from a NIfTI label map on the grid of a case.
 

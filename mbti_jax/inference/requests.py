@@ -1,15 +1,11 @@
 """Requests: what a result on disk was made from, so that a rerun makes only what is missing."""
 
-import contextlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from mbti_jax.diffusion.samplers.driver import Progress
 from mbti_jax.inference import provenance
 from mbti_jax.inference.inpainted import InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
@@ -93,15 +89,3 @@ def preview_title(name: str, inpainter: Inpainter) -> str:
     """What the preview of a result says above its pictures."""
     note = inpainter.checkpoint["note"]
     return f"{name}: synthetic inside the ROIs" + (f"\n{note}" if note else "")
-
-
-@contextlib.contextmanager
-def progress_bar(name: str, leave: bool = True) -> Iterator[Progress]:
-    """A progress bar in percent, as the function that moves it."""
-    layout = "{l_bar}{bar}| {elapsed}<{remaining}"
-    with tqdm(total=100, desc=name, unit="%", bar_format=layout, leave=leave) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.update(100 * done // total - bar.n)
-
-        yield progress

@@ -80,7 +80,7 @@ class Rois:
         rois: "Rois | Mapping[str, np.ndarray] | np.ndarray",
         shape: tuple[int, ...],
         box: Collection[str] = (),
-        labels: Mapping[int, str] | None = None,
+        labels: Mapping[int, str] | str | None = None,
     ) -> "Rois":
         """ROIs in any form that `to_masks` takes; a `Rois` is checked and returned.
 
@@ -88,16 +88,23 @@ class Rois:
             rois: the ROIs.
             shape: of the image or volume that they belong to.
             box: see the attribute.
-            labels: meaning of a label map's numbers.
+            labels: meaning of a label map's numbers, or of a binary mask, see `to_masks`.
 
         Raises:
-            ValueError: as `to_masks` and `Rois` do.
+            ValueError: as `to_masks` and `Rois` do, or `box` names an ROI that is not there.
         """
         if isinstance(rois, Rois):
             if rois.masks.shape[:-1] != shape:
                 raise ValueError(f"the ROIs have shape {rois.masks.shape[:-1]}, the image {shape}")
             return rois
-        return cls(to_masks(rois, shape, labels), box)
+        made = cls(to_masks(rois, shape, labels), box)
+        there = [CHANNELS[channel] for channel in made._present]
+        absent = sorted(set(made.box) - set(there))
+        if absent:
+            raise ValueError(
+                f"box names {', '.join(absent)}, of which there is no ROI; there is {', '.join(there)}"
+            )
+        return made
 
     @property
     def is_box(self) -> Bool[np.ndarray, " K"]:
@@ -284,7 +291,7 @@ def requested_labels(
 def to_masks(
     rois: Mapping[str, np.ndarray] | np.ndarray,
     shape: tuple[int, ...],
-    labels: Mapping[int, str] | None = None,
+    labels: Mapping[int, str] | str | None = None,
 ) -> Bool[np.ndarray, "*shape K"]:
     """Masks of all kinds of ROI.
 
@@ -293,7 +300,8 @@ def to_masks(
             0 being outside; or a label map of `shape` with whole numbers, 0 being outside; or a picture,
             uint8 [*shape, 3], in the exact colors of `kinds.COLORS` on black.
         shape: shape of the image that they belong to.
-        labels: what the numbers of a label map mean, {number: name}; an empty name is no ROI. Default
+        labels: what the numbers of a label map mean, {number: name}; an empty name is no ROI. Or the
+            name of a single ROI, of which `rois` is the mask, with any one number inside. Default
             `kinds.ROI_LABELS`.
 
     Returns:
@@ -305,6 +313,8 @@ def to_masks(
     """
     if isinstance(rois, Mapping):
         masks = _from_names(rois, shape)
+    elif isinstance(labels, str):
+        masks = _from_names({labels: np.asarray(rois)}, shape)
     else:
         rois = np.asarray(rois)
         if rois.shape == (*shape, 3) and rois.dtype == np.uint8:
@@ -315,22 +325,29 @@ def to_masks(
     return masks
 
 
-def parse_labels(text: str) -> dict[int, str]:
+def parse_labels(text: str) -> dict[int, str] | str:
     """The meaning of labels in words.
 
     Args:
         text: a convention's name (`brats2021`), of which the components are taken; or a mapping, such
-            as "1:edema, 2:tumor, 7:" where a label without a name is no ROI; or "" for `ROI_LABELS`.
+            as "1:edema, 2:tumor, 7:" where a label without a name is no ROI; or the name of a single
+            ROI, for a binary mask; or "" for `ROI_LABELS`.
+
+    Returns:
+        As `to_masks` takes it.
 
     Raises:
         ValueError: it is neither.
     """
     if not text:
         return dict(ROI_LABELS)
+    if text in CHANNELS:
+        return text
     if ":" not in text:
         if text not in CONVENTIONS:
             raise ValueError(
-                f"{text!r} is neither a mapping such as '1:edema, 2:tumor' nor a convention; "
+                f"{text!r} is neither a mapping such as '1:edema, 2:tumor', nor the one ROI that a mask "
+                f"is ({', '.join(CHANNELS)}), nor a convention; "
                 f"conventions are {', '.join(CONVENTIONS)}"
             )
         known = get_convention(text).labels
@@ -377,9 +394,10 @@ def _from_labels(
     unknown = [number.item() for number in numbers if number not in labels]
     if unknown:
         known = ", ".join(f"{number} {name or 'no ROI'}" for number, name in labels.items())
+        way = "; of a binary mask say which ROI it is" if len(numbers) == 1 else ""
         raise ValueError(
             f"the ROI label map holds the labels {unknown[:8]}, which have no meaning; known are "
-            f"{known}"
+            f"{known}{way}"
         )
     check_names(name for name in labels.values() if name)
     masks = np.zeros((*shape, len(CHANNELS)), bool)

@@ -25,6 +25,7 @@ import mbti_jax
 from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.fields import FieldError
+from mbti_jax.io.progress import ticking
 from mbti_jax.models.pipeline import Pipeline, example_keys, losses
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
@@ -242,7 +243,8 @@ def _train(
             # The line of step n is written before the checkpoint of step n.
             writer = MetricsWriter(workdir, start + 1)
             stack.callback(writer.close)
-        stopping = stack.enter_context(_stop_on_signal())
+        stopping = _Stopping()
+        stack.callback(stopping.close)
         placed = (sharding.put_batch(batch, mesh) for batch in batches)
         parts = (checkpointer, validation, writer)
         return _loop(settings, state, train_step, placed, parts, stopping, end)
@@ -281,13 +283,16 @@ def _loop(
     total, quiet = settings.num_steps, writer is None
     bar = tqdm(desc="training", unit="step", total=total, initial=start, disable=quiet)
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
+    compiling = ticking(bar, "compiling, which takes a minute or more")
     # Whatever the time, a run that is new makes a step, so that there is a model.
     pending, last = None, start >= total or (start > 0 and time.perf_counter() >= end)
     for step in range(start, start if last else total):
         began = time.perf_counter()
-        state, metrics = train_step(state, next(batches))
+        with compiling if step == start else contextlib.nullcontext():
+            state, metrics = train_step(state, next(batches))
+            if step == start:
+                jax.block_until_ready(metrics)
         if step == start:
-            jax.block_until_ready(metrics)
             _say(f"compilation and first step: {time.perf_counter() - began:.0f} s")
             log.restart_clock()
         if pending is not None:
@@ -305,7 +310,7 @@ def _loop(
             pending = None
         if validates:
             # Before saving: a run killed in between does both again.
-            with log.paused():
+            with log.paused(), ticking(bar, "validating"):
                 validation.run(done, state.ema, writer)
         if saves:
             checkpointer.save(state)
@@ -368,27 +373,33 @@ class _Log:
         self._since += time.perf_counter() - start
 
 
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Yields a function that tells, after a step, whether any process has received SIGTERM or SIGINT."""
-    received = []
+class _Stopping:
+    """Tells after a step whether any process has received SIGTERM or SIGINT.
 
-    def remember(number, frame):
-        received.append(number)
+    SIGINT is heeded from the first step on. Before, there is nothing to save, and an interrupt need not
+    wait for the network to be compiled.
+    """
 
-    def stopping(step: int) -> bool:
+    def __init__(self):
+        self._received: list[int] = []
+        self._before: dict[int, Any] = {}
+        self._heed(signal.SIGTERM)
+
+    def __call__(self, step: int) -> bool:
         if jax.process_count() > 1:
             # All processes have to stop after the same step.
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return bool(received)
+        self._heed(signal.SIGINT)
+        return bool(self._received)
 
-    signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-    before = {number: signal.signal(number, remember) for number in signals}
-    try:
-        yield stopping
-    finally:
-        for number, handler in before.items():
+    def close(self) -> None:
+        """Signals do again what they did before."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _heed(self, number: int) -> None:
+        if jax.process_count() == 1 and number not in self._before:
+            self._before[number] = signal.signal(number, lambda n, _: self._received.append(n))
 
 
 def _say(text: str) -> None:

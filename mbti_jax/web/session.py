@@ -127,7 +127,8 @@ class Session:
         labels = np.zeros(self.shape, np.uint8)
         for number, painted in self.painted.items():
             labels[number] = painted
-        return Rois.of(labels, self.shape, self.box)
+        # Tissues may be boxes before anything is painted of them.
+        return Rois(Rois.of(labels, self.shape).masks, self.box)
 
     def picture(self, number: int, sequence: str) -> np.ndarray:
         """uint8 [H, W, 3], a slice in gray."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -189,14 +190,65 @@ def test_help_into_a_pipe_that_nobody_reads(command):
     assert process.wait(60) == 128 + signal.SIGPIPE
 
 
-def test_help_says_how_the_console_command_takes_fields():
-    result = subprocess.run(
-        [sys.executable, "-c", "from mbti_jax import cli; cli.main()", "data", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
+def test_an_interrupt_is_not_kept_waiting_by_a_library(tmp_path):
+    """A call that no handler gets into, as the compilation of a network is one."""
+    waiting = tmp_path / "waiting"
+    body = (
+        f"import hashlib, pathlib; pathlib.Path({str(waiting)!r}).touch();"
+        " hashlib.pbkdf2_hmac('sha512', b'', b'', 10**9)"
     )
-    assert result.returncode == 0
-    assert result.stdout.startswith("Fields of mbti data, as --FIELD=VALUE:\n")
-    assert "num_workers: 0" in result.stdout
+    process = start_main(body)
+    error = interrupted_when(waiting, process)
+    assert process.returncode == 128 + signal.SIGINT
+    (line,) = error.split("\n", 1)[1].splitlines()
+    assert line.startswith("interrupted; nothing is half-written")
+
+
+def test_an_interrupt_that_a_library_swallows_or_turns_into_another_error(tmp_path):
+    swallowed = run_main(
+        "import os, signal, time, weakref\n"
+        "    class A: pass\n"
+        "    a = A(); r = weakref.ref(a, lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "    del a\n"
+        "    time.sleep(60)"
+    )
+    assert swallowed.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in swallowed.stderr
+    turned = run_main(
+        "import os, signal\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "    except BaseException: raise RuntimeError('INTERNAL')"
+    )
+    assert turned.returncode == 128 + signal.SIGINT
+    (line,) = turned.stderr.splitlines()
+    assert line.startswith("interrupted; nothing is half-written")
+
+
+def test_a_command_that_ends_by_itself_when_interrupted_is_left_to_do_so():
+    """As training does, which saves first; a second interrupt ends it at once."""
+    own = "import os, signal, time; signal.signal(signal.SIGINT, lambda *_: None);"
+    kill = "os.kill(os.getpid(), signal.SIGINT)"
+    once = run_main(f"{own} {kill}; time.sleep(0.5); print('saved')")
+    assert (once.returncode, once.stdout) == (0, "saved\n")
+    twice = run_main(f"{own} {kill}; time.sleep(0.5); {kill}; time.sleep(60)")
+    assert twice.returncode == 128 + signal.SIGINT
+
+
+def start_main(body: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", WITH_MAIN.format(body=body)],
+        cwd=ROOT,
+        preexec_fn=heed_interrupts,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def interrupted_when(path: Path, process: subprocess.Popen) -> str:
+    """Interrupts a process, and all that it started, once a file is there; what it said of that."""
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    return process.communicate(timeout=60)[1]

@@ -38,7 +38,7 @@ def mbti(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_console_command_takes_fields_by_their_names(tmp_path):
     result = mbti("data", f"--source={tmp_path}/nowhere", "--convention=brats2021")
-    assert f"{tmp_path}/nowhere is not a folder" in result.stderr
+    assert f"--source: {tmp_path}/nowhere is not there" in result.stderr
     assert "'abc'" in mbti("train", "--batch_size=abc").stderr
     assert "COMMAND" in mbti().stdout
 
@@ -55,12 +55,15 @@ def sole_line(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([TRAIN, "--config.batch_sise=3"], ["config.batch_sise", "batch_size", "num_steps"]),
+        (
+            [TRAIN, "--config.batch_sise=3"],
+            ["config.batch_sise", "did you mean --config.batch_size?", "num_steps"],
+        ),
         ([TRAIN, "--config.model.widht", "3"], ["config.model.widht", "model_channels"]),
         ([TRAIN, "--config.seed.deep=3"], ["config.seed.deep", "no fields"]),
         ([TRAIN, "--config.batch_size=abc"], ["config.batch_size", "abc"]),
         ([TRAIN, "--config.seed=1.5"], ["config.seed", "1.5"]),
-        ([TRAIN, "--config.task=trian"], ["'trian'", "data", "quickstart", "train"]),
+        ([TRAIN, "--config.task=trian"], ["'trian'", "did you mean train?", "data"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py", "configs/quickstart.py"]),
         ([], ["config", "configs/quickstart.py"]),
         ([TRAIN, "--wrokdir=x"], ["wrokdir"]),
@@ -73,15 +76,21 @@ def test_a_mistake_is_one_line_that_says_what_is_valid(arguments, parts):
         assert part in line
 
 
-def test_help_lists_the_fields_of_a_config():
+def test_help_lists_the_fields_of_a_config_and_what_they_mean():
     result = run(TRAIN, "--help")
     assert result.returncode == 0
-    for field in ("batch_size: 108", "model_channels", "num_steps: 370000"):
-        assert field in result.stdout
+    for text in (
+        "--config.batch_size N   [108]",
+        "--config.num_steps N   [370000]",
+        "SIGTERM and Ctrl-C save first",
+        # The comment above `config.model.neighbors`.
+        "Slices on either side that the network sees, 0 to 2.",
+    ):
+        assert text in result.stdout
 
 
 def test_an_error_of_a_task_is_a_sentence_and_not_a_traceback(tmp_path):
-    result = run("--config=configs/data.py", f"--config.data_dir={tmp_path}")
+    result = run("--config=configs/data.py", f"--workdir={tmp_path}")
     assert result.returncode == 1
     assert "--config.source=DIR" in result.stderr
     assert "Traceback" not in result.stderr

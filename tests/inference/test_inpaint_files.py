@@ -502,11 +502,25 @@ def test_tumor_on_background_is_counted_in_the_record(source, tmp_path):
     roi = np.zeros(SHAPE, np.uint8)
     roi[0:6, 8, 2] = 2  # The brain begins at 3.
     path = write_volume(tmp_path / "roi.nii.gz", roi)
-    out = run(tmp_path / "out", **of_case(source, tumor="", roi=str(path), box=("tumor",)))
+    out = run(tmp_path / "out", **of_case(source, tumor="", roi=str(path)))
     record = json.loads((out / SUBJECT / "sample_000" / "provenance.json").read_text())
     assert record["rois"]["edema"]["pixels_on_background"] == 3
     assert "3 of 6 pixels of edema lie on background" in record["warnings"]
-    assert "box names tumor, of which there is no ROI" in record["warnings"]
+    with pytest.raises(
+        ValueError, match="box names tumor, of which there is no ROI; there is edema"
+    ):
+        run(tmp_path / "box", **of_case(source, tumor="", roi=str(path), box=("tumor",)))
+
+
+def test_a_binary_mask_of_one_tissue(source, tmp_path):
+    roi = np.zeros(SHAPE, np.uint8)
+    roi[4:7, 8:10, 2] = 255
+    path = write_volume(tmp_path / "mask.nii.gz", roi)
+    with pytest.raises(ValueError, match=r"labels \[255\].*of a binary mask say which ROI it is"):
+        run(tmp_path / "out", **of_case(source, tumor="", roi=str(path)))
+    fields = of_case(source, tumor="", roi=str(path), roi_labels="edema")
+    out = run(tmp_path / "out", **fields) / SUBJECT / "sample_000"
+    np.testing.assert_array_equal(stored(out / "rois.nii.gz"), (roi > 0) * 2)
 
 
 def test_float_labels_count_as_whole_within_a_thousandth(source, tmp_path):

@@ -61,6 +61,24 @@ def test_refused(given, labels, sentence):
         regions.to_masks(given, SHAPE, labels)
 
 
+def test_a_binary_mask_is_the_roi_that_it_is_said_to_be():
+    given = 255 * mask(2, 3).astype(np.uint8)
+    masks = regions.to_masks(given, SHAPE, "tumor")
+    np.testing.assert_array_equal(masks[..., 4], mask(2, 3))
+    assert masks.sum() == masks[..., 4].sum()
+    with pytest.raises(ValueError, match="of a binary mask say which ROI it is"):
+        regions.to_masks(given, SHAPE)
+    with pytest.raises(ValueError, match=r"the values \[100, 255\] besides 0"):
+        regions.to_masks(mask(2, 3) * 255 + mask(2, 4) * 100, SHAPE, "tumor")
+
+
+def test_a_box_of_an_roi_that_is_not_there_is_refused():
+    with pytest.raises(
+        ValueError, match="box names edema, of which there is no ROI; there is tumor"
+    ):
+        Rois.of({"tumor": mask(2, 3)}, SHAPE, box=("tumor", "edema"))
+
+
 def test_boxes_are_filled_slice_by_slice():
     masks = np.zeros((2, *SHAPE, 5), bool)
     masks[0, 2, 3, 0] = masks[0, 5, 6, 0] = masks[1, 1, 1, 0] = masks[1, 0, 0, 2] = True
@@ -118,6 +136,7 @@ def test_labels_in_words():
         with pytest.raises(ValueError, match=sentence):
             regions.parse_labels(wrong)
     assert regions.parse_labels("") == regions.ROI_LABELS
+    assert regions.parse_labels("edema") == "edema"
     assert Rois(np.zeros((2, 2, 5)), ["normal"]).is_box.tolist() == [True] + 4 * [False]
     with pytest.raises(ValueError, match="collection of names"):
         Rois(np.zeros((2, 2, 5)), "normal")

@@ -401,6 +401,12 @@ def test_config_and_task(tmp_path):
     with pytest.raises(ValueError, match=r"--config\.source"):
         command.main(config, config.workdir)
     config.source, config.convention = str(DUMMY_DATA), "brats2021"
-    config.data_dir, config.num_workers = str(tmp_path), 1
-    command.main(config, config.workdir)
+    config.num_workers = 1
+    command.main(config, str(tmp_path))
     assert len(SliceSource(tmp_path, "train")) == 12
+    # As earlier versions called it.
+    config.data_dir = str(tmp_path)
+    command.main(config, config.workdir)
+    command.main(config, str(tmp_path))
+    with pytest.raises(ValueError, match="two folders"):
+        command.main(config, str(tmp_path / "other"))
