@@ -139,13 +139,13 @@ def _run(settings: QuickstartSettings, folder: Path) -> None:
     if settings.source:
         print(
             "Next, a model of full size on these cases: python run.py --config=configs/train.py "
-            f"--config.data.dataset={dataset.path} (README.md, 'With the BraTS 2021 archive')"
+            f"--config.data.dataset={dataset.path} (docs/tutorials/brats.md)"
         )
     else:
         print(
             "Next, your own BraTS cases: "
             "python run.py --config=configs/data.py --config.source=DIR --config.convention=brats2021, "
-            "then python run.py --config=configs/train.py (README.md, 'With the BraTS 2021 archive')"
+            "then python run.py --config=configs/train.py (docs/tutorials/brats.md)"
         )
 
 
