@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accelerator.pack import pack
+from benchmarks.accelerator.processes import fork, spawn
 from benchmarks.accelerator.report import write_report
 from benchmarks.accelerator.sizes import SIZES
 from benchmarks.accelerator.stages import STAGES, UnusableError, run_stages
@@ -26,7 +27,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    start = time.monotonic()
+    began = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accelerator", description=__doc__.split("\n\n")[0]
     )
@@ -43,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder, sizes = options.output, SIZES[options.config]
     try:
         with only_process_in(folder, "benchmark"):
-            deadline = start + 60 * options.minutes - sizes.reserve_seconds
+            deadline = began + 60 * options.minutes - sizes.reserve_seconds
             shares = [replace(one, minutes=sizes.patience * one.minutes) for one in STAGES]
-            for stage in run_stages(shares, folder, options.config, deadline):
+            start = fork if sizes.fork else spawn
+            for stage in run_stages(shares, folder, options.config, deadline, start):
                 print(f"{stage.line}\n", flush=True)
                 write_report(folder)
             packed = pack(folder)

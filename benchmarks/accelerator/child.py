@@ -1,4 +1,4 @@
-"""The process of one stage; started by `stages`, not by hand."""
+"""The process of one stage; started by `processes`, not by hand."""
 
 import importlib
 import os
@@ -13,9 +13,8 @@ from benchmarks.accelerator.record import OutOfTime, Record
 from benchmarks.accelerator.sizes import SIZES
 
 
-def main() -> None:
+def run(name: str, folder: str, config: str, seconds: str, share: str) -> None:
     """Runs a stage: its name, the folder, the sizes, its seconds, and its share of all calls."""
-    name, folder, config, seconds, share = sys.argv[1:]
     _end_with_parent()
     signal.signal(signal.SIGTERM, _raise_out_of_time)
     record = Record(Path(folder), name, float(seconds), float(share))
@@ -49,4 +48,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(*sys.argv[1:])

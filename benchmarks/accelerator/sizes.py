@@ -11,6 +11,8 @@ class Sizes:
 
     Attributes:
         needs_accelerator: refuse to run on a CPU.
+        fork: stages are copies of the command's process instead of new ones, which saves imports and
+            takes the environment as it was when the first one started.
         environment: of the stages' processes, where the variables are not set.
         reserve_seconds: of the time given, for ending the last stage and writing the report.
         patience: by which the stages' shares of the time are multiplied.
@@ -36,6 +38,7 @@ class Sizes:
     """
 
     needs_accelerator: bool
+    fork: bool
     environment: Mapping[str, str]
     reserve_seconds: float
     patience: float
@@ -63,6 +66,7 @@ class Sizes:
 SIZES = {
     "full": Sizes(
         needs_accelerator=True,
+        fork=False,
         # A program out of the cache would have the operations' paths of the revision that compiled it.
         environment={"JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true"},
         reserve_seconds=25,
@@ -89,6 +93,7 @@ SIZES = {
     ),
     "tiny": Sizes(
         needs_accelerator=False,
+        fork=True,
         # Compiling is nearly all of the work: quickly, and once what stages have in common. A new OUTPUT
         # holds no programs of other revisions.
         environment={
@@ -145,7 +150,9 @@ SIZES = {
         training_end_seconds=10,
         figures={
             "num_steps": 2,
-            "batch_size": 4,
+            # One program for the pictures of training, the figures and the evaluation.
+            "batch_size": 1,
+            "sampler": "unipc",
             "num_seeds": 1,
             "figures": ("3",),
             "min_component_area": 1,

@@ -7,12 +7,12 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accelerator.processes import Process, spawn
 from benchmarks.accelerator.record import read_record, write_record
 from benchmarks.accelerator.report import stage_line
 from benchmarks.accelerator.sizes import SIZES
@@ -30,8 +30,7 @@ _ENVIRONMENT = {
 }
 
 
-# To which a stage's name, the folder, the sizes, its seconds, and its share of all calls are given.
-CHILD = (sys.executable, "-m", "benchmarks.accelerator.child")
+Start = Callable[[Sequence[str], Mapping[str, str], Path], Process]
 
 
 class UnusableError(ValueError):
@@ -77,7 +76,7 @@ class Ended:
 
 
 def run_stages(
-    stages: Sequence[Stage], folder: Path, config: str, deadline: float
+    stages: Sequence[Stage], folder: Path, config: str, deadline: float, start: Start = spawn
 ) -> Iterator[Ended]:
     """Runs what is not finished, one stage after the other, and yields each as it ends.
 
@@ -86,6 +85,7 @@ def run_stages(
         folder: for results.
         config: a key of `SIZES`.
         deadline: of `time.monotonic`.
+        start: what starts a stage's process.
 
     Raises:
         UnusableError: the folder holds results of other sizes or another card; or the first stage found
@@ -103,7 +103,7 @@ def run_stages(
         if record["state"] != "finished" and seconds >= _LEAST_SECONDS:
             print(f"{stage.name}: at most {seconds:.0f} s", flush=True)
             write_record(folder, stage.name, {**record, "where": where})
-            record = _run(stage, folder, config, seconds)
+            record = _run(stage, folder, config, seconds, start)
         _check_machine(record, config, folder)
         yield Ended(stage.name, stage_line(stage.name, read_record(folder, stage.name), folder))
 
@@ -136,39 +136,32 @@ def _check_machine(record: Mapping[str, Any], config: str, folder: Path) -> None
         )
 
 
-def _run(stage: Stage, folder: Path, config: str, seconds: float) -> dict[str, Any]:
+def _run(
+    stage: Stage, folder: Path, config: str, seconds: float, start: Start
+) -> dict[str, Any]:
     """Runs a stage's process to its end or the end of its time, and returns its record."""
     log = folder / "work" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [stage.name, str(folder), config, str(seconds), str(60 * stage.minutes)]
-    start = time.monotonic()
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [*CHILD, *arguments],
-            env=_environment(stage, folder, config),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # A group of its own, to be ended with the processes that it starts.
-            start_new_session=True,
-        )
-        try:
-            code = _wait(process, seconds)
-        except BaseException:
-            _end(process)
-            raise
+    began = time.monotonic()
+    process = start(arguments, _environment(stage, folder, config), log)
+    try:
+        code = _wait(process, seconds)
+    except BaseException:
+        _end(process)
+        raise
     record = read_record(folder, stage.name)
     if record["state"] not in ("finished", "cut off", "failed"):
         # It did not come to say so itself.
         how = "cut off" if code is None else "failed"
-        record |= {"state": how, "seconds": record["seconds_before"] + time.monotonic() - start}
+        record |= {"state": how, "seconds": record["seconds_before"] + time.monotonic() - began}
         if how == "failed":
             record["error"] = f"exit code {code}: {_last_line(log)}"
         write_record(folder, stage.name, record)
     return record
 
 
-def _wait(process: subprocess.Popen, seconds: float) -> int | None:
+def _wait(process: Process, seconds: float) -> int | None:
     """The exit code; None for a process that had to be killed."""
     for wait, number in ((seconds, signal.SIGTERM), (_GRACE_SECONDS, signal.SIGKILL)):
         try:
@@ -179,7 +172,7 @@ def _wait(process: subprocess.Popen, seconds: float) -> int | None:
     return None
 
 
-def _end(process: subprocess.Popen) -> None:
+def _end(process: Process) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         _wait(process, 2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.accelerator import __main__ as command
-from benchmarks.accelerator import kernels, report, stages
+from benchmarks.accelerator import kernels, processes, report, stages
 from benchmarks.accelerator.record import OutOfTime, Record, read_record, write_record
 from benchmarks.accelerator.stages import Stage, UnusableError, run_stages
 
@@ -32,7 +32,7 @@ def child(tmp_path, monkeypatch):
         )
         path = tmp_path / "child.py"
         path.write_text(prepared + code)
-        monkeypatch.setattr(stages, "CHILD", (sys.executable, str(path)))
+        monkeypatch.setattr(processes, "CHILD", (sys.executable, str(path)))
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(stages, "_LEAST_SECONDS", 0.05)
