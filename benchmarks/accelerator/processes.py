@@ -1,5 +1,6 @@
 """The process of a stage: a new one, or a copy of this one that has imported everything already."""
 
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -93,7 +94,6 @@ class _Copy:
 
 
 def _lead_group(pid: int) -> None:
-    try:
+    # It does so already, or has ended.
+    with contextlib.suppress(PermissionError, ProcessLookupError):
         os.setpgid(pid, pid)
-    except (PermissionError, ProcessLookupError):
-        pass  # It does so already, or has ended.

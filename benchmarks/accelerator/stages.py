@@ -136,9 +136,7 @@ def _check_machine(record: Mapping[str, Any], config: str, folder: Path) -> None
         )
 
 
-def _run(
-    stage: Stage, folder: Path, config: str, seconds: float, start: Start
-) -> dict[str, Any]:
+def _run(stage: Stage, folder: Path, config: str, seconds: float, start: Start) -> dict[str, Any]:
     """Runs a stage's process to its end or the end of its time, and returns its record."""
     log = folder / "work" / f"{stage.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -293,6 +293,8 @@ def test_the_whole_command_at_tiny_sizes(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
+        # JAX warns of a fork where it has computed before.
+        assert "os.fork" not in done.stderr
         return done.stdout
 
     call()
@@ -332,7 +334,8 @@ def test_killed_it_takes_its_stage_with_it(tmp_path):
     assert process.stdout is not None
     process.stdout.readline()
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 20
+    # For the imports that the stages share.
+    deadline = time.monotonic() + 120
     while not (started := children.read_text().split()):
         assert time.monotonic() < deadline
     (stage,) = map(int, started)
