@@ -39,15 +39,14 @@ def title(sequence: str) -> str:
 def case_view(session: Session) -> dict[str, Any]:
     """The images and what is painted on them, as `painter.js` reads it."""
     if session.shown is None:
-        is_case = isinstance(session.source, Case)
-        spacing = session.source.spacing[::-1] if is_case else (1.0, 1.0, 1.0)
+        # A picture says neither which side is which nor how large its pixels are.
+        case = session.source if isinstance(session.source, Case) else None
         session.shown = {
             "key": session.key,
             "shape": list(session.shape),
-            "spacing": list(spacing),
-            # A picture does not say which side is which.
-            "sides": is_case,
-            "affine": session.source.affine[:3].tolist() if is_case else None,
+            "spacing": list(case.spacing[::-1]) if case else [1.0, 1.0, 1.0],
+            "sides": case is not None,
+            "affine": case.affine[:3].tolist() if case else None,
             "brain": _url(session.write_array(session.brain.astype(np.uint8))),
             "sequences": [
                 {
