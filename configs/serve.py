@@ -46,8 +46,8 @@ def get_config() -> ConfigDict:
             "volume_mb": 500,
             # Of a slice.
             "pixels": 1_048_576,
-            # Slices x sequences x samples in one run.
-            "images": 128,
+            # Slices x sequences x samples in one run; memory_mb limits what it becomes.
+            "images": 2048,
             # What the images of one user, and of all, become in memory, in 10^6 bytes.
             "memory_mb": 1000,
             "total_mb": 4000,

@@ -1,5 +1,6 @@
 """What happens on the page: the handlers of its events, and how errors are reported."""
 
+import contextlib
 import functools
 import html
 import logging
@@ -20,10 +21,10 @@ from mbti_jax.web.addresses import client_of
 from mbti_jax.web.examples import load_example
 from mbti_jax.web.line import Line
 from mbti_jax.web.results import Result
-from mbti_jax.web.session import Session, load_files, take_roi
+from mbti_jax.web.session import Session, TumorRois, load_files, paint_tumor, take_roi
+from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
-from tfds_brats.conventions import SEQUENCES
 
 # What a run may make.
 ESTIMATES = ("samples", "mean", "mean in one pass")
@@ -82,59 +83,66 @@ class Actions:
         return load
 
     def open(self, request: gr.Request):
-        """Shows what was loaded: painter, slice slider, sequences."""
+        """Shows what was loaded: the painter, and what is asked of a case alone."""
         session = self._session(request)
-        number, sequence = session.first_slice, session.sequences[0]
-        depth, several = session.shape[0], len(session.sequences) > 1
         choices = [(title(name), name) for name in session.sequences]
-        separate = several and self._inpainter.num_channels == 1
+        separate = len(choices) > 1 and self._inpainter.num_channels == 1
+        depth = session.shape[0]
+        result = None if session.result is None else result_view(session, session.result)
         return (
-            _painter(session, number, sequence),
-            gr.Slider(value=number, maximum=max(depth - 1, 1), visible=depth > 1),
-            gr.Radio(choices, value=sequence, visible=several),
+            _painter(value=case_view(session), result=result),
             gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
             gr.Column(visible=True),
+            gr.Row(visible=depth > 1),
+            gr.Number(value=0, maximum=depth - 1),
+            gr.Number(value=depth - 1, maximum=depth - 1),
         )
-
-    def turn_to(self, number, sequence, request: gr.Request):
-        """Another slice."""
-        if (session := self._visitor(request).session) is None:
-            return gr.skip()
-        return _painter(session, int(number), sequence)
-
-    def show_sequence(self, number, sequence, request: gr.Request):
-        """Another sequence; the painter keeps what it has, and its history."""
-        if (session := self._visitor(request).session) is None:
-            return gr.skip()
-        return _picture(session, int(number), sequence)
 
     def paint(self, value, request: gr.Request):
         session = self._visitor(request).session
-        if session is not None and value is not None:
-            _paint(session, value)
+        if session is not None and isinstance(value, dict) and "edits" in value:
+            session.take_over(value)
 
-    def set_roi(self, file, labels, box, tumor, step_mm, dilate_mm, request: gr.Request):
+    def set_roi(
+        self, file, labels, box, tumor, step_mm, dilate_mm, first, last, seed, request: gr.Request
+    ):
         session = self._session(request)
-        if not file:
-            raise ValueError("choose the file of the ROIs first")
         check_names(box)
         step, dilation = _number("the step", step_mm), _number("the rim", dilate_mm)
         if dilation < 0:
             raise ValueError(f"the rim must be at least 0 mm, not {dilation:g}")
         limits = self._visitors.limits
-        take_roi(session, file, labels or "", limits, tumor or "", step, dilation)
+        depth = session.shape[0]
+        made = TumorRois(
+            tumor or "",
+            step,
+            dilation,
+            first=_whole("the first slice", 0 if first is None else first),
+            last=_whole("the last slice", depth - 1 if last is None else last),
+            seed=_whole("the seed", seed or 0),
+        )
+        if file:
+            take_roi(session, file, labels or "", limits, made)
+            session.uploads = (*session.uploads, Path(file))
+        elif session.segmentation is None:
+            raise ValueError(
+                "this case has no segmentation of its own: choose the file of the ROIs"
+            )
+        elif not tumor:
+            raise ValueError("choose what is made of the case's own tumor, or the file of the ROIs")
+        else:
+            paint_tumor(session, session.segmentation, made)
         session.box = tuple(box)
-        session.uploads = (*session.uploads, Path(file))
         slices = sorted(session.painted)
         return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {_ranges(slices)}."
 
     def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
         session = self._session(request)
-        if value is not None:
-            _paint(session, value)
+        if isinstance(value, dict) and "edits" in value:
+            session.take_over(value)
         session.begin()
-        return "Waiting for the model ..."
+        return "Waiting for the model ...", *_busy(True)
 
     def inpaint(
         self,
@@ -190,7 +198,11 @@ class Actions:
             self._has_compiled = True
             progress((done, total), desc=f"Sampling{cost}", unit="steps")
 
-        with session.run(), self._line.turn(visitor.client, wait, is_cancelled) as stand_back:
+        with (
+            contextlib.suppress(SamplingCancelled),
+            session.run(),
+            self._line.turn(visitor.client, wait, is_cancelled) as stand_back,
+        ):
             first = "" if self._has_compiled else " (the first run compiles: up to a minute more)"
             progress(0, desc=f"Preparing{first}")
 
@@ -199,6 +211,7 @@ class Actions:
                 return is_cancelled()
 
             cost = cost_of(self._inpainter, session, **settings)
+            session.result = None
             session.result = results.run(
                 self._inpainter,
                 session,
@@ -208,6 +221,8 @@ class Actions:
                 progress=report,
             )
         result, visitor.used = session.result, self._visitors.now()
+        if result is None:
+            return "Cancelled; nothing was kept.", None
         sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
         warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
         return sentence + warnings, _paths(result, 0)
@@ -216,47 +231,23 @@ class Actions:
         if (session := self._visitor(request).session) is not None:
             session.cancel()
 
-    def show(self, number, sequence, sample, request: gr.Request):
-        """The results in the slice and sequence that are looked at."""
+    def show(self, request: gr.Request):
+        """The result of the last run, where it was painted, and its files."""
+        session = self._visitor(request).session
+        if session is None or session.result is None:
+            return gr.skip(), gr.Column(visible=False), None
+        shown = result_view(session, session.result)
+        return _painter(result=shown), gr.Column(visible=True), _paths(session.result, 0)
+
+    def files(self, request: gr.Request):
+        """The files of the last run, if these images had one."""
         session = self._visitor(request).session
         result = None if session is None else session.result
-        if session is None or result is None:
-            hidden = gr.Image(visible=False), gr.Gallery(visible=False)
-            return gr.Column(visible=False), None, None, *hidden, "", gr.skip()
-        number, sample = int(number), int(sample)
-        samples = results.samples_of(session, result, number, sequence)
-        marked = results.outlined(session, result, number, sequence)
-        uncertain = results.uncertainty(session, result, number, sequence)
-        pictures = [*samples]
-        if samples:
-            pictures += [results.before(session, result, number, sequence), *marked]
-            text = (
-                f"{title(sequence)}, slice {number}, {result.titles[sample]}: before left of the line, "
-                "after right."
-            )
-            if result.labels is not None:
-                text += " Outlined on the small pictures is what the model says it painted."
-        elif sequence in result.values:
-            text = f"Slice {number} was not repainted; see slice {_ranges(result.slices)}."
-        else:
-            text = f"{title(sequence)} was not repainted."
-        planes = results.in_planes(session, result, sample, sequence)
-        pictures += [picture for picture, _ in planes]
-        if uncertain:
-            pictures += [uncertain[0]]
-        paths = session.write_pictures(pictures)
-        shown = paths[len(samples) + 1 :]
-        gallery = [*zip(shown, result.titles, strict=False)] if samples else []
-        after = paths[len(pictures) - len(planes) - bool(uncertain) :]
-        captioned = [(path, caption) for path, (_, caption) in zip(after, planes, strict=False)]
-        sections = gr.Gallery(value=captioned, visible=bool(planes))
-        compared = (paths[len(samples)], paths[sample]) if samples else None
-        spread = gr.Image(visible=False)
-        if uncertain:
-            label = f"Standard deviation, 0 to {uncertain[1]:.3g}"
-            spread = gr.Image(value=paths[-1], label=label, visible=True)
-        seen = compared, gallery, spread, sections, text
-        return gr.Column(visible=True), *seen, _paths(result, sample)
+        return gr.Column(visible=result is not None), result and _paths(result, 0)
+
+    def rest(self):
+        """The buttons after a run, however it ended."""
+        return _busy(False)
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:
@@ -278,10 +269,6 @@ def in_sentences(function: Callable) -> Callable:
     def wrapped(*arguments):
         try:
             return function(*arguments)
-        except SamplingCancelled:
-            raise gr.Error(
-                "Cancelled; nothing was kept.", title="", print_exception=False
-            ) from None
         except Exception as error:
             raise gr.Error(_sentence(error), duration=20, print_exception=False) from error
 
@@ -304,40 +291,19 @@ def _sentence(error: Exception) -> str:
     )
 
 
-def title(sequence: str) -> str:
-    return sequence.upper() if sequence in SEQUENCES else sequence
-
-
 def _paths(result: Result, sample: int) -> list[str]:
     return [str(path) for path in (result.archive, *result.files[sample])]
 
 
-def _picture(session: Session, number: int, sequence: str, **painted: Any) -> gr.HTML:
-    """The painter with another picture, and what else it is given."""
-    picture = painter.png_url(session.picture(number, sequence))
+def _painter(**given: Any) -> gr.HTML:
+    """The painter with what it is given."""
     # An update replaces all that the painter's script knows, so the tissues are sent again.
-    return gr.HTML(picture=picture, tissues=painter.tissues(), **painted)
+    return gr.HTML(tissues=painter.tissues(), **given)
 
 
-def _painter(session: Session, number: int, sequence: str) -> gr.HTML:
-    value = {
-        "slice": number,
-        "shape": list(session.shape[1:]),
-        "aspect": session.aspect,
-        "runs": painter.to_runs(session.labels(number)),
-        "box": list(session.box),
-        # A picture does not say which side is which.
-        "sides": isinstance(session.source, Case),
-    }
-    return _picture(session, number, sequence, value=value)
-
-
-def _paint(session: Session, value: Any) -> None:
-    """Takes over what the painter sends, see `painter.js`."""
-    box = value.get("box") if isinstance(value, dict) else None
-    if not isinstance(box, list) or not all(isinstance(name, str) for name in box):
-        raise ValueError("the painter's value must have a slice, runs, and a list of boxes")
-    session.paint(value.get("slice"), painter.from_runs(value.get("runs"), session.shape[1:]), box)
+def _busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
+    """Start and cancel: either can be pressed only while it does something."""
+    return gr.Button(interactive=not is_busy), gr.Button(interactive=is_busy)
 
 
 def _loaded_sentence(session: Session) -> str:
@@ -349,7 +315,8 @@ def _loaded_sentence(session: Session) -> str:
         if isinstance(session.source, Case)
         else "The picture is taken as it is; the model expects anterior on top."
     )
-    return f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}"
+    tumor = " Its own tumor can be used below." if session.segmentation is not None else ""
+    return f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}"
 
 
 def _ranges(numbers: list[int]) -> str:

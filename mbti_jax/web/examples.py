@@ -13,8 +13,8 @@ from tfds_brats.slices import to_slices
 
 # Title -> (what is made of the phantom's own tumor, names of the boxes).
 EXAMPLES = {
-    "remove a tumor": ("remove", ("normal",)),
     "grow another tumor": ("replace", ()),
+    "remove a tumor": ("remove", ("normal",)),
 }
 # One with all three components.
 _SEED = 1

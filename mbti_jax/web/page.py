@@ -5,10 +5,13 @@ Scripts use it through `gradio_client`; the endpoints are
 - `/load(files, convention, sequences)`: NIfTI files of a case, or one PNG or npy; see
   `session.load_files`. Returns a sentence.
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
-- `/set_roi(file, labels, box, tumor, step_mm, dilate_mm)`: the ROIs from a file, what its labels mean
+- `/set_roi(file, labels, box, tumor, step_mm, dilate_mm, first, last, seed)`: the ROIs from a file, what
+  its labels mean
   (see `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of the tumor in a
   segmentation, a key of `rois.tumors.MODES`, for grow and shrink the millimeters, and for remove and
-  move how many millimeters of its rim are taken, too. Returns a sentence.
+  move how many millimeters of its rim are taken, too. Without a file the tumor is that of the case's own
+  segmentation; the last three, which may be left out, limit it to a range of slices, and are the seed of
+  the place to move it to. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
   lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. `estimate` is one of
   `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
@@ -40,9 +43,10 @@ from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import MODES
 from mbti_jax.web import painter, storage
-from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences, title
+from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences
 from mbti_jax.web.examples import EXAMPLES
 from mbti_jax.web.uploads import SLICE_ENDINGS
+from mbti_jax.web.views import title
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
 from tfds_brats.volumes import NIFTI_ENDINGS
 
@@ -99,7 +103,6 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int | None) -> gr.B
     with _Page(
         title=_TITLE, analytics_enabled=False, delete_cache=(60, storage.UPLOAD_SECONDS)
     ) as page:
-        parts.sample = gr.State(0)
         gr.HTML(_header(inpainter))
         _choose_section(parts)
         with gr.Column(visible=False) as parts.work:
@@ -118,6 +121,19 @@ def appearance() -> dict[str, Any]:
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # Text against what is behind it, at least 4.5 : 1.
+        block_label_text_color="*primary_800",
+        block_label_text_color_dark="*primary_100",
+        block_title_text_color="*primary_800",
+        block_title_text_color_dark="*primary_100",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
     )
     return {"theme": theme, "css_paths": Path(__file__).with_name("page.css")}
 
@@ -164,47 +180,58 @@ def _choose_section(parts: SimpleNamespace) -> None:
 
 def _paint_section(parts: SimpleNamespace) -> None:
     gr.Markdown("## 2 · Paint what shall be there")
-    with gr.Row():
-        parts.sequence = gr.Radio([], label="Sequence", min_width=240)
-        parts.number = gr.Slider(0, 1, step=1, value=0, label="Slice", min_width=240)
     parts.board = gr.HTML(
         None,
-        html_template=painter.source("html"),
-        css_template=painter.source("css"),
-        js_on_load=painter.source("js"),
+        html_template=painter.template("painter.html"),
+        css_template=painter.template("painter.css"),
+        js_on_load=painter.script(),
         apply_default_css=False,
         elem_id="painter",
-        picture=None,
         tissues=painter.tissues(),
+        result=None,
     )
-    with gr.Accordion("Or take the ROIs from a file", open=False), gr.Row():
-        parts.roi_file = gr.File(label="Label map (NIfTI, PNG or npy)", height=170)
-        with gr.Column():
-            parts.labels = gr.Textbox(
-                label="What its labels mean",
-                placeholder="1:edema, 2:normal; or a convention, such as brats2021",
-                info="Empty: 1 necrotic core, 2 edema, 3 enhancement, 5 normal, 6 tumor",
+    with gr.Accordion("Or take the ROIs from the case's own tumor, or from a file", open=False):
+        with gr.Row():
+            parts.tumor = gr.Dropdown(
+                [
+                    ("(the ROIs of the file as they are)", ""),
+                    *[(f"{n}: {m.meaning}", n) for n, m in MODES.items()],
+                ],
+                value="",
+                label="Of the tumor in the segmentation make",
+                min_width=240,
             )
-            parts.boxes = gr.CheckboxGroup(
-                [(tissue["title"], tissue["name"]) for tissue in painter.tissues()],
-                label="Bounding boxes",
-                value=[],
+            parts.step = gr.Number(2.0, label="grow, shrink: mm", minimum=0, min_width=100)
+            parts.dilate = gr.Number(
+                REMOVAL_MARGIN_MM, label="remove, move: rim, mm", minimum=0, min_width=100
             )
-            with gr.Row():
-                parts.tumor = gr.Dropdown(
-                    [
-                        ("(its ROIs as they are)", ""),
-                        *[(f"{n}: {m.meaning}", n) for n, m in MODES.items()],
-                    ],
-                    value="",
-                    label="Of the tumor in this segmentation make",
-                    min_width=240,
+        with gr.Row(visible=False) as parts.range:
+            parts.first = gr.Number(
+                0, label="From slice", precision=0, minimum=0, min_width=100, elem_id="first"
+            )
+            parts.last = gr.Number(
+                None, label="to slice", precision=0, minimum=0, min_width=100, elem_id="last"
+            )
+            parts.place = gr.Number(
+                0, label="move: seed of the place", precision=0, minimum=0, min_width=100
+            )
+        with gr.Row():
+            parts.roi_file = gr.File(
+                label="Label map (NIfTI, PNG or npy); empty: the case's own segmentation",
+                height=170,
+            )
+            with gr.Column():
+                parts.labels = gr.Textbox(
+                    label="What its labels mean",
+                    placeholder="1:edema, 2:normal; or a convention, such as brats2021",
+                    info="Empty: 1 necrotic core, 2 edema, 3 enhancement, 5 normal, 6 tumor",
                 )
-                parts.step = gr.Number(2.0, label="grow, shrink: mm", minimum=0, min_width=100)
-                parts.dilate = gr.Number(
-                    REMOVAL_MARGIN_MM, label="remove, move: rim, mm", minimum=0, min_width=100
+                parts.boxes = gr.CheckboxGroup(
+                    [(tissue["title"], tissue["name"]) for tissue in painter.tissues()],
+                    label="Bounding boxes",
+                    value=[],
                 )
-            parts.take = gr.Button("Use this file")
+        parts.take = gr.Button("Use these ROIs")
 
 
 def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: int | None) -> None:
@@ -244,46 +271,14 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
     parts.settings += [sampler, guidance, lowest, highest, blend]
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
-        parts.cancel = gr.Button("Cancel", variant="stop", elem_id="cancel", min_width=140)
+        parts.cancel = gr.Button(
+            "Cancel", variant="stop", elem_id="cancel", min_width=140, interactive=False
+        )
     parts.outcome = gr.Markdown("", elem_id="outcome", min_height=70)
 
 
 def _results_section(parts: SimpleNamespace) -> None:
-    gr.Markdown(
-        "## 4 · Results\nChoose a sample to compare it and to get its files; the zip holds all."
-    )
-    parts.caption = gr.Markdown("", elem_id="caption")
-    shown = {"format": "png", "interactive": False}
-    with gr.Row():
-        parts.compare = gr.ImageSlider(
-            label="Before | after",
-            elem_id="compare",
-            buttons=["fullscreen"],
-            min_width=300,
-            max_height=620,
-            **shown,
-        )
-        with gr.Column(min_width=300):
-            parts.gallery = gr.Gallery(
-                label="Samples",
-                columns=2,
-                elem_id="samples",
-                allow_preview=False,
-                object_fit="contain",
-                buttons=[],
-                **shown,
-            )
-            parts.spread = gr.Image(elem_id="uncertainty", buttons=["fullscreen"], **shown)
-    parts.planes = gr.Gallery(
-        label="Planes through the ROIs",
-        columns=3,
-        elem_id="planes",
-        allow_preview=False,
-        object_fit="contain",
-        buttons=[],
-        height="auto",
-        **shown,
-    )
+    gr.Markdown("## 4 · Files\nThe zip holds all samples; beside it are the files of the first.")
     parts.downloads = gr.File(
         label="Downloads", file_count="multiple", interactive=False, elem_id="downloads"
     )
@@ -298,17 +293,14 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     def on(event, function, inputs, outputs, **settings):
         return event(in_sentences(function), inputs, outputs, **settings)
 
-    view = [parts.number, parts.sequence]
-
     def show_results(after):
-        inputs = [*view, parts.sample]
-        shown = [parts.results, parts.compare, parts.gallery, parts.spread]
-        shown += [parts.planes, parts.caption, parts.downloads]
-        on(after.success, actions.show, inputs, shown, **silent)
+        shown = [parts.board, parts.results, parts.downloads]
+        on(after.success, actions.show, None, shown, **silent)
 
     def open_session(after):
-        shown = [parts.board, parts.number, parts.sequence, parts.sequences, parts.work]
-        show_results(on(after.success, actions.open, None, shown, **silent))
+        shown = [parts.board, parts.sequences, parts.work, parts.range, parts.first, parts.last]
+        opened = on(after.success, actions.open, None, shown, **silent)
+        on(opened.success, actions.files, None, [parts.results, parts.downloads], **silent)
 
     inputs = [parts.files, parts.convention, parts.names]
     open_session(on(parts.load.click, actions.load, inputs, parts.status, api_name="load"))
@@ -317,17 +309,16 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     inputs = [parts.example]
     on(parts.example.submit, actions.load_example, inputs, parts.status, api_name="load_example")
 
-    # Unqueued, so that no stroke waits behind a run.
+    # Unqueued, so that no stroke waits behind a run; each message holds all edits, so the last counts.
     unqueued = {**silent, "queue": False}
-    on(parts.board.input, actions.paint, [parts.board], None, **unqueued)
-    # Of the positions that the slider passes only the last one counts.
-    latest = {**silent, "trigger_mode": "always_last"}
-    show_results(on(parts.number.input, actions.turn_to, view, parts.board, **latest))
-    show_results(on(parts.sequence.input, actions.show_sequence, view, parts.board, **latest))
+    latest = {**unqueued, "trigger_mode": "always_last"}
+    on(parts.board.input, actions.paint, [parts.board], None, **latest)
     inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step, parts.dilate]
+    inputs += [parts.first, parts.last, parts.place]
     open_session(on(parts.take.click, actions.set_roi, inputs, parts.status, api_name="set_roi"))
 
-    asked = on(parts.start.click, actions.ask, [parts.board], parts.outcome, **unqueued)
+    buttons = [parts.start, parts.cancel]
+    asked = on(parts.start.click, actions.ask, [parts.board], [parts.outcome, *buttons], **unqueued)
     ran = on(
         asked.success,
         actions.inpaint,
@@ -338,10 +329,6 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
         concurrency_limit=None,
         show_progress_on=parts.outcome,
     )
-    show_results(on(ran.success, lambda: 0, None, parts.sample, **silent))
+    on(ran.then, actions.rest, None, buttons, **unqueued)
+    show_results(ran)
     on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
-    show_results(on(parts.gallery.select, _chosen, None, parts.sample, **silent))
-
-
-def _chosen(event: gr.SelectData) -> int:
-    return event.index

@@ -1,19 +1,18 @@
 """The painter: what it shows and what it sends back, without the page around it.
 
-The painter (`painter.html`, `painter.css`, `painter.js`) draws on a label map of the slice's own
-pixels and sends its numbers. Nothing is read off a picture, so the mask is what was painted, pixel by
-pixel. Gradio's own `ImageEditor` was tried: on a page that has just opened the first stroke reached
-no event, a stroke made soon after a change of color was lost, every stroke sent nine pictures, and it
-cannot show boxes.
+The painter (`painter.html`, `painter.css`; `volumes.js`, `masks.js`, `painter.js`) draws on a label map
+of the slice's own pixels and sends its numbers. Nothing is read off a picture, so the mask is what was
+painted, pixel by pixel. It holds the whole case, so turning a slice waits for no server.
+
+Gradio's own `ImageEditor` was tried: on a page that has just opened the first stroke reached no event, a
+stroke made soon after a change of color was lost, every stroke sent nine pictures, and it cannot show
+boxes. So was niivue: see "Decisions" in ARCHITECTURE.md.
 """
 
-import base64
-import io
 from importlib import resources
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mbti_jax.rois.kinds import KINDS, ROI_LABELS
 
@@ -21,9 +20,18 @@ from mbti_jax.rois.kinds import KINDS, ROI_LABELS
 _FIRST = ("normal", "edema", "enhancement", "necrotic_core")
 
 
-def source(ending: str) -> str:
-    """The painter's file of that ending: html, css or js."""
-    return (resources.files("mbti_jax.web") / f"painter.{ending}").read_text("utf-8")
+# Of its script, in their order: they share one scope.
+_SCRIPTS = ("volumes.js", "masks.js", "painter.js")
+
+
+def template(name: str) -> str:
+    """A file of the painter: `painter.html` or `painter.css`."""
+    return (resources.files("mbti_jax.web") / name).read_text("utf-8")
+
+
+def script() -> str:
+    """All of its script."""
+    return "\n".join(map(template, _SCRIPTS))
 
 
 def tissues() -> list[dict[str, Any]]:
@@ -58,10 +66,3 @@ def from_runs(runs: Any, shape: tuple[int, int]) -> np.ndarray:
         if known and sum(lengths) == shape[0] * shape[1]:
             return np.repeat(labels.astype(np.uint8), lengths.astype(int)).reshape(shape)
     raise ValueError(f"the mask is not a label map of {shape[1]} x {shape[0]} pixels")
-
-
-def png_url(picture: np.ndarray) -> str:
-    """uint8 [H, W, 3] -> data URL of a PNG."""
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from mbti_jax.diffusion.samplers.driver import Cancel, Progress
@@ -19,23 +18,15 @@ from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import RECORD, case_record, preview_title
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
-from mbti_jax.io import pictures
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
-from mbti_jax.io.planes import AXIAL, Plane, planes_through
 from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
-from mbti_jax.rois.kinds import KINDS
 from mbti_jax.web import uploads
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
-from tfds_brats.slices import bounding_box, from_slices
+from tfds_brats.slices import from_slices
 
-# Of the pictures, in screen pixels; and what is left around the brain, in the slice's.
-_LEAST_SIDE, _MARGIN = 480, 6
-_MOST_PIXELS = 2**22
-# Of the pictures of planes.
-_PLANE_SIDE = 300
 # Of a pixel that is made: twice in float64, once in float32 while it is sampled, once while it is kept.
 _PIXEL_BYTES = 8 + 8 + 4 + 4
 # Of a pixel of all slices: the probabilities of four labels, twice in float32, and the label.
@@ -54,8 +45,6 @@ class Result:
         std: of a mean, sequence -> float32 [len(slices), H, W], the standard deviation over the samples;
             None without any.
         roi: bool [len(slices), H, W].
-        planes: of a volume, those through the ROIs; empty where one slice was repainted.
-        requested: of each plane, uint8, the numbers of `ROI_LABELS`.
         labels: uint8 [results, len(slices), H, W], what a model with a label head says it painted;
             None for other models.
         files: for each result its files.
@@ -68,18 +57,16 @@ class Result:
     values: dict[str, np.ndarray]
     std: dict[str, np.ndarray] | None
     roi: np.ndarray
-    planes: tuple[Plane, ...]
-    requested: list[np.ndarray]
     labels: np.ndarray | None
     files: list[list[Path]]
     archive: Path
     warnings: list[str]
 
-    def samples(self, number: int, sequence: str) -> np.ndarray:
-        """[results, H, W] of a slice; [0, H, W] where it was not repainted."""
-        if number not in self.slices or sequence not in self.values:
-            return np.empty((0, *self.roi.shape[1:]))
-        return self.values[sequence][:, self.slices.index(number)]
+    def spread(self) -> dict[str, np.ndarray] | None:
+        """Sequence -> float32 [len(slices), H, W], the standard deviation over the samples, if known."""
+        if self.std is not None or len(self.titles) < 2:
+            return self.std
+        return {name: standard_deviation(v, self.roi) for name, v in self.values.items()}
 
 
 def run(
@@ -187,97 +174,17 @@ def run(
             packed.write(path, path.relative_to(folder))
     # Without a label head it is the request, which the user painted.
     labels = labels if inpainter.has_labels else None
-    planes, requested = (), []
-    if isinstance(source, Case) and len(slices) > 1:
-        planes = planes_through(rois.union, session.brain, source.spacing[::-1])
-        requested = [plane.of(rois.label_map()) for plane in planes]
     return Result(
         slices,
         titles,
         values,
         std,
         rois.union[slices],
-        planes,
-        requested,
         labels,
         files,
         archive,
         warnings,
     )
-
-
-def samples_of(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
-    """uint8 [h, w, 3], the samples of a slice in gray; empty where it was not repainted."""
-    samples = session.scales[sequence].to_model(result.samples(number, sequence))
-    return [_close_up(session, result, pictures.gray(sample)) for sample in samples]
-
-
-def outlined(session: Session, result: Result, number: int, sequence: str) -> list[np.ndarray]:
-    """As `samples_of`, with the outlines of what the model says it painted, if it does."""
-    scale, samples = session.scales[sequence], result.samples(number, sequence)
-    shown = [pictures.gray(scale.to_model(sample)) for sample in samples]
-    if shown and result.labels is not None:
-        labels = result.labels[:, result.slices.index(number)]
-        shown = [pictures.with_labels(*both) for both in zip(shown, labels, strict=True)]
-    return [_close_up(session, result, picture) for picture in shown]
-
-
-def before(session: Session, result: Result, number: int, sequence: str) -> np.ndarray:
-    """uint8 [h, w, 3], the slice as it came, cut and enlarged as `samples_of` does."""
-    return _close_up(session, result, session.picture(number, sequence))
-
-
-def in_planes(
-    session: Session, result: Result, sample: int, sequence: str
-) -> list[tuple[np.ndarray, str]]:
-    """The planes through the ROIs with their titles: all before, with the ROIs' outlines, then after.
-
-    Pictures are uint8 [h, w, 3] in the proportions of the volume. Empty where one slice was repainted,
-    or the sequence was not.
-    """
-    if sequence not in result.values:
-        return []
-    scale, values = session.scales[sequence], result.values[sequence][sample]
-    first, then = [], []
-    for plane, labels in zip(result.planes, result.requested, strict=True):
-        section = np.take(session.volumes[sequence], plane.number, plane.axis).astype(np.float32)
-        gray = _plane_picture(plane.shown(scale.to_model(section)))
-        masks = np.stack([labels == kind.label for kind in KINDS], axis=-1)
-        masks = pictures.enlarge(masks, _PLANE_SIDE)
-        first.append((pictures.with_rois(gray, masks, fill=0.0), f"{plane.title}, before"))
-        if plane.axis == AXIAL:
-            section = values[result.slices.index(plane.number)]
-        else:
-            section[result.slices] = np.take(values, plane.number, plane.axis)
-        gray = _plane_picture(plane.shown(scale.to_model(section)))
-        then.append((gray, f"{plane.title}, after"))
-    return first + then
-
-
-def _plane_picture(section: np.ndarray) -> np.ndarray:
-    return pictures.enlarge(pictures.gray(section), _PLANE_SIDE)
-
-
-def uncertainty(
-    session: Session, result: Result, number: int, sequence: str
-) -> tuple[np.ndarray, float] | None:
-    """The standard deviation over the samples as a picture.
-
-    Returns:
-        (uint8 [h, w, 3] with the ROI from dark to bright over the dimmed slice, the value of the
-        brightest color in the file's units); None with fewer than two samples.
-    """
-    samples = result.samples(number, sequence)
-    if len(samples) < (1 if result.std else 2):
-        return None
-    index = result.slices.index(number)
-    roi = result.roi[index]
-    spread = result.std[sequence][index] if result.std else standard_deviation(samples, roi)
-    top = float(spread.max())
-    colors = matplotlib.colormaps["inferno"](spread / (top or 1.0))[..., :3]
-    shown = session.picture(number, sequence) // 2
-    shown[roi] = np.rint(255 * colors[roi])
-    return _close_up(session, result, shown), top
 
 
 def _write_volumes(
@@ -321,15 +228,3 @@ def _write_slice(
 def _request(session: Session) -> dict[str, Any]:
     digests = {path.name: file_digest(path) for path in session.files}
     return {"inputs": digests, "made_with": "web page"}
-
-
-def _close_up(session: Session, result: Result, picture: np.ndarray) -> np.ndarray:
-    """Brain and ROIs with a margin, enlarged; the same part in all slices."""
-    shown = np.logical_or(session.brain.any(0), result.roi.any(0))
-    y0, x0, y1, x1 = bounding_box(shown)
-    y0, x0 = max(y0 - _MARGIN, 0), max(x0 - _MARGIN, 0)
-    cut = picture[y0 : y1 + _MARGIN, x0 : x1 + _MARGIN]
-    height, width = cut.shape[:2]
-    # Of a narrow one the shorter side stays shorter.
-    factor = max(1, math.isqrt(_MOST_PIXELS // (height * width)))
-    return pictures.enlarge(cut, min(_LEAST_SIDE, factor * min(height, width)))

@@ -2,26 +2,25 @@
 
 import contextlib
 import dataclasses
+import gzip
 import re
 import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mbti_jax.inference import checks, inputs
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.io import pictures, slices
+from mbti_jax.io import slices
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.regions import Rois, check_names, parse_labels
 from mbti_jax.rois.tumors import own_tumor
-from mbti_jax.web import uploads
+from mbti_jax.web import painter, uploads
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case, CaseFiles, read_case
 from tfds_brats.conventions import SEQUENCES
@@ -48,6 +47,9 @@ class Session:
         segmentation: uint8 [Z, H, W], canonical, which label maps keep outside the ROIs; None if it is
             not known.
         result: what the last run made, a `results.Result`.
+        key: names these images to the browser.
+        serial: of the last that the painter sent.
+        shown: what the browser is told of the images; None before it asks.
         busy: whether a run is asked for, waiting or under way.
         running: whether it is waiting or under way.
         cancelled: set to stop it.
@@ -65,6 +67,9 @@ class Session:
     box: tuple[str, ...] = ()
     segmentation: np.ndarray | None = None
     result: Any = None
+    key: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
+    serial: int = 0
+    shown: dict[str, Any] | None = None
     busy: bool = False
     running: bool = False
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
@@ -130,12 +135,34 @@ class Session:
         # Tissues may be boxes before anything is painted of them.
         return Rois(Rois.of(labels, self.shape).masks, self.box)
 
-    def picture(self, number: int, sequence: str) -> np.ndarray:
-        """uint8 [H, W, 3], a slice in gray."""
-        return pictures.gray(self.scales[sequence].to_model(self.volumes[sequence][number]))
+    def take_over(self, value: Any) -> None:
+        """What the painter sends, see `painter.js`: all that was painted since it was opened.
 
-    def write_pictures(self, pictures: Sequence[np.ndarray]) -> list[str]:
-        """Writes what is shown, uint8 [h, w, 3] each, as PNG; that of the time before last is deleted.
+        What it sent before, or of images that are not loaded any more, changes nothing.
+
+        Raises:
+            ValueError: it is not what a painter sends.
+        """
+        box, edits = (value.get(name) for name in ("box", "edits"))
+        if not isinstance(box, list) or not all(isinstance(name, str) for name in box):
+            raise ValueError("the painter's value must have edits, and a list of boxes")
+        if not isinstance(edits, dict) or type(value.get("serial")) is not int:
+            raise ValueError("the painter's value must have a serial number, and edits of slices")
+        with self._lock:
+            if value.get("key") != self.key or value["serial"] <= self.serial:
+                return
+            maps = {}
+            for number, runs in edits.items():
+                if not number.isdecimal() or int(number) >= self.shape[0]:
+                    raise ValueError(f"{self.name} has no slice {number!r:.20}")
+                maps[int(number)] = painter.from_runs(runs, self.shape[1:])
+            check_names(box)
+            for number, labels in maps.items():
+                self.paint(number, labels, box)
+            self.box, self.serial = tuple(box), value["serial"]
+
+    def write_array(self, array: np.ndarray, folder: str = "shown") -> Path:
+        """Writes what the browser reads, gzipped numbers in C order, into a folder of the session.
 
         Raises:
             ValueError: the session was closed.
@@ -143,17 +170,11 @@ class Session:
         with self._lock:
             if self._closed:
                 raise ValueError("these images are not kept any more; load them again")
-            shown = self.folder / "shown"
-            shown.mkdir(exist_ok=True)
-            # The browser may still be fetching the last ones. No name is used twice, as it keeps copies.
-            for old in sorted(shown.iterdir(), key=lambda path: int(path.name))[:-1]:
-                shutil.rmtree(old, ignore_errors=True)
-            folder = shown / str(time.monotonic_ns())
-            folder.mkdir()
-            paths = [folder / f"{number}.png" for number in range(len(pictures))]
-            for path, picture in zip(paths, pictures, strict=True):
-                Image.fromarray(picture).save(path)
-            return list(map(str, paths))
+            target = self.folder / folder
+            target.mkdir(exist_ok=True)
+            path = target / f"{secrets.token_hex(8)}.bin"
+            path.write_bytes(gzip.compress(np.ascontiguousarray(array).tobytes(), 1))
+            return path
 
     def begin(self) -> None:
         """A run is asked for: it may be cancelled from now on."""
@@ -240,30 +261,42 @@ def load_files(
             raise ValueError("a picture and a NIfTI file do not make one case; choose either")
         else:
             found = _case_files(files, convention, sequences, folder)
-            case = read_case(found, [s for s in SEQUENCES if s in found.images], labels=False)
+            has_tumor = found.labels is not None
+            case = read_case(found, [s for s in SEQUENCES if s in found.images], labels=has_tumor)
             uploads.check_slice(case.subject, case.brain.shape[:2], limits)
             session = volume_session(case, inpainter, folder)
         on_failure.pop_all()
     return session
 
 
+@dataclasses.dataclass(frozen=True)
+class TumorRois:
+    """Which ROIs are made of a file or a tumor.
+
+    Attributes:
+        mode: a key of `rois.tumors.MODES`; "" if a file holds the ROIs themselves.
+        step_mm: for modes "grow" and "shrink"; pixels of a single slice count as 1 mm.
+        dilate_mm: for modes "remove" and "move", likewise.
+        first, last: the slices to which they are limited, both included; `last` None for all.
+        seed: of the place in mode "move".
+    """
+
+    mode: str = ""
+    step_mm: float = 0.0
+    dilate_mm: float = 0.0
+    first: int = 0
+    last: int | None = None
+    seed: int = 0
+
+
 def take_roi(
-    session: Session,
-    path: str | Path,
-    meaning: str,
-    limits: Limits,
-    tumor: str = "",
-    step_mm: float = 0.0,
-    dilate_mm: float = 0.0,
+    session: Session, path: str | Path, meaning: str, limits: Limits, made: TumorRois
 ) -> None:
     """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
 
     Args:
         meaning: of the labels, see `rois.regions.parse_labels`.
-        tumor: a key of `rois.tumors.MODES` if the file is a segmentation of whose tumor ROIs shall be
-            made; "" if it holds the ROIs themselves.
-        step_mm: for modes "grow" and "shrink"; pixels of a single slice count as 1 mm.
-        dilate_mm: for modes "remove" and "move", likewise.
+        made: what of it is used; with a mode the file is a segmentation.
 
     Raises:
         ValueError: it cannot be used; the message names the file.
@@ -284,19 +317,53 @@ def take_roi(
         else:
             roi = Rois.of(slices.read_roi(file), session.shape[1:], labels=labels)
             maps = roi.label_map()[None]
-    session.segmentation = None
-    if tumor:
+    if made.mode:
         if not set(np.unique(maps).tolist()) <= {0, *COMPONENTS.values()}:
             raise ValueError(
                 f"{Path(path).name}: holds ROIs that are no components of a tumor; a segmentation is "
                 "needed"
             )
+        paint_tumor(session, maps, made)
         session.segmentation = maps
-        spacing = source.spacing[::-1] if isinstance(source, Case) else (1.0, 1.0, 1.0)
-        wider = {"dilate_mm": dilate_mm, "spacing": spacing}
-        rois = own_tumor(maps, session.brain, tumor, step_mm=step_mm, **wider)
-        maps = rois.label_map()
-    session.painted = {int(z): maps[z] for z in np.flatnonzero(maps.any((1, 2)))}
+    else:
+        _paint_volume(session, maps, made)
+
+
+def paint_tumor(session: Session, segmentation: np.ndarray, made: TumorRois) -> None:
+    """Replaces what is painted by ROIs of the tumor in uint8 [Z, H, W], canonical.
+
+    Raises:
+        ValueError: see `rois.tumors.own_tumor`; or there is none of it in the range of slices.
+    """
+    source = session.source
+    spacing = source.spacing[::-1] if isinstance(source, Case) else (1.0, 1.0, 1.0)
+    rois = own_tumor(
+        segmentation,
+        session.brain,
+        made.mode,
+        seed=made.seed,
+        step_mm=made.step_mm,
+        dilate_mm=made.dilate_mm,
+        spacing=spacing,
+    )
+    _paint_volume(session, rois.label_map(), made)
+
+
+def _paint_volume(session: Session, maps: np.ndarray, made: TumorRois) -> None:
+    last = len(maps) - 1 if made.last is None else made.last
+    if not 0 <= made.first <= last < len(maps):
+        raise ValueError(
+            f"slices {made.first} to {last} are no range of {session.name}, which has 0 to "
+            f"{len(maps) - 1}"
+        )
+    found = np.flatnonzero(maps.any((1, 2))).tolist()
+    painted = {z: maps[z] for z in found if made.first <= z <= last}
+    if found and not painted:
+        raise ValueError(
+            f"slices {made.first} to {last} hold none of these ROIs; slices {found[0]} to {found[-1]} "
+            "do"
+        )
+    session.painted = painted
 
 
 def new_session_folder(root: Path) -> Path:
@@ -403,6 +470,7 @@ def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
         scales={name: case.scale(name) for name in sequences},
         brain=to_slices(case.brain),
         files=list(dict.fromkeys(case.files.images.values())),
+        segmentation=None if case.labels is None else to_slices(case.labels),
     )
 
 

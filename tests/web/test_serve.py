@@ -2,11 +2,13 @@
 
 import builtins
 import functools
+import gzip
 import json
 import os
 import re
 import socket
 import zipfile
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,11 +25,10 @@ from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.io import pictures
 from mbti_jax.rois.kinds import ROI_LABELS
-from mbti_jax.web import painter, results
+from mbti_jax.web import painter, views
 from mbti_jax.web.actions import cost_of
-from mbti_jax.web.session import take_roi
+from mbti_jax.web.session import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.uploads import Limits
 
 # The painter.
@@ -96,15 +97,15 @@ def test_painting_is_kept_slice_by_slice(case_files, tmp_path):
 def test_rois_from_a_file(case_files, png, tmp_path):
     session = load(case_files, tmp_path, "brats2021")
     roi = case_files[0].with_name(f"{SUBJECT}_seg.nii.gz")
-    take_roi(session, roi, "brats2021", LIMITS)
+    take_roi(session, roi, "brats2021", LIMITS, TumorRois())
     _, labels = make_arrays(0)
     expected = np.where(labels == 4, 3, labels).transpose(2, 1, 0)
     found = np.stack([session.labels(z) for z in range(SHAPE[2])])
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"^BraTS2021_00001_seg\.nii\.gz: .*labels \[4\]"):
-        take_roi(session, roi, "1:edema, 2:tumor", LIMITS)
+        take_roi(session, roi, "1:edema, 2:tumor", LIMITS, TumorRois())
     with pytest.raises(ValueError, match="is a NIfTI file"):
-        take_roi(session, png, "", LIMITS)
+        take_roi(session, png, "", LIMITS, TumorRois())
     np.testing.assert_array_equal(np.stack([session.labels(z) for z in range(6)]), expected)
 
 
@@ -113,12 +114,12 @@ def test_pictures_of_rois(png, tmp_path):
     picture = np.zeros((40, 36, 3), np.uint8)
     picture[10:20, 10:20] = (240, 228, 66)
     Image.fromarray(picture).save(tmp_path / "roi.png")
-    take_roi(session, tmp_path / "roi.png", "", LIMITS)
+    take_roi(session, tmp_path / "roi.png", "", LIMITS, TumorRois())
     np.testing.assert_array_equal(session.labels(0) == NUMBERS["edema"], picture.any(-1))
     picture[12, 12] = (240, 229, 66)
     Image.fromarray(picture).save(tmp_path / "roi.png")
     with pytest.raises(ValueError, match="unknown colors"):
-        take_roi(session, tmp_path / "roi.png", "", LIMITS)
+        take_roi(session, tmp_path / "roi.png", "", LIMITS, TumorRois())
 
 
 # What comes out.
@@ -186,59 +187,78 @@ def test_a_picture_is_repainted(png, tmp_path):
         np.testing.assert_array_equal(after, result.values["slice"][number, 0])
 
 
-def test_pictures_of_results(case_files, tmp_path):
+def decoded(about, dtype=np.uint16):
+    """What the browser makes of an array that it is told of."""
+    path = Path(about["url"].removeprefix("gradio_api/file="))
+    codes = np.frombuffer(gzip.decompress(path.read_bytes()), dtype)
+    return about.get("low", 0) + about.get("step", 1) * codes.astype(np.float64)
+
+
+def test_what_the_painter_shows(case_files, tmp_path):
+    """What is written arrives: images exactly, results to 1/65535 of their range."""
     session = load(case_files, tmp_path, "brats2021")
     mask = painted(session, 2)
     result = run(session, sequences=["t1"])
-    samples = results.samples_of(session, result, 2, "t1")
-    before = results.before(session, result, 2, "t1")
-    # The brain of `make_arrays` and six pixels around it: columns 0 to 23, rows 0 to 19.
-    assert before.shape == (480, 576, 3), "enlarged 24 times"
-    inside = np.kron(mask, np.ones((24, 24), bool))
-    assert len(samples) == 2 and samples[0].shape == before.shape
-    np.testing.assert_array_equal(samples[0][~inside], before[~inside])
-    assert (samples[0][inside] != before[inside]).any()
-    picture, top = results.uncertainty(session, result, 2, "t1")
-    values = result.values["t1"][:, 0]
-    assert top == pytest.approx(np.abs(values[0] - values[1]).max() / np.sqrt(2), rel=1e-6)
-    np.testing.assert_array_equal(picture[~inside], before[~inside] // 2)
-    assert results.samples_of(session, result, 3, "t1") == []
-    assert results.samples_of(session, result, 2, "t2") == []
-    assert results.uncertainty(session, result, 3, "t1") is None
-
-
-def test_planes_of_a_volume_are_shown_before_and_after(case_files, tmp_path):
-    """The written volume, cut with NumPy; voxels of 1 mm, so that planes are enlarged evenly."""
-    session = load(case_files, tmp_path, "brats2021")
-    mask = painted(session, 2, "edema")
-    painted(session, 3, "edema")
-    result = run(session, sequences=["t1", "t2"])
-    shown = results.in_planes(session, result, 1, "t1")
-    row, column = (int(mask.sum(axis).argmax()) for axis in (1, 0))
-    titles = ("axial 2", f"coronal {row}", f"sagittal {column}")
-    assert [title for _, title in shown] == [
-        f"{title}, {when}" for when in ("before", "after") for title in titles
-    ]
-    path = result.files[1][0].with_name(f"{SUBJECT}_t1-inpainted.nii.gz")
-    after = stored(path).transpose(2, 1, 0)
-    # The brain of `make_arrays`: slices 0 to 4, rows 4 to 16, columns 3 to 18.
-    cuts = (after[2, 4:17, 3:19], after[4::-1, row, 3:19], after[4::-1, 4:17, column])
-    for (picture, _), cut in zip(shown[3:], cuts, strict=True):
-        gray = pictures.gray(session.scales["t1"].to_model(cut))
-        factor = picture.shape[0] // cut.shape[0]
-        assert picture.shape[:2] == (factor * cut.shape[0], factor * cut.shape[1])
-        expected = gray.repeat(factor, 0).repeat(factor, 1).astype(int)
+    view = json.loads(json.dumps(views.case_view(session)))
+    assert view["shape"] == [6, 20, 24] and view["first"] == 2 and view["sides"]
+    assert [one["title"] for one in view["sequences"]] == ["T1", "T1CE", "T2", "FLAIR"]
+    for path, one in zip(case_files, view["sequences"], strict=True):
+        np.testing.assert_array_equal(decoded(one), stored(path).transpose(2, 1, 0).ravel())
+    brain = np.any([stored(path) for path in case_files], axis=0).transpose(2, 1, 0)
+    np.testing.assert_array_equal(decoded({"url": view["brain"]}, np.uint8), brain.ravel())
+    shown = json.loads(json.dumps(views.result_view(session, result)))
+    assert shown["slices"] == [2] and list(shown["values"]) == ["t1"]
+    np.testing.assert_array_equal(painter.from_runs(shown["roi"][0], mask.shape) > 0, mask)
+    after = [decoded(about).reshape(mask.shape) for about in shown["values"]["t1"]]
+    for number, values in enumerate(after):
+        written = stored(result.files[number][0].with_name(f"{SUBJECT}_t1-inpainted.nii.gz"))
         # Stored values are rounded to whole numbers.
-        assert np.abs(picture - expected).max() <= 1
-    outlined = (shown[0][0] == pictures.COLORS["edema"]).all(-1)
-    factor = outlined.shape[0] // 13
-    inside = mask[4:17, 3:19].repeat(factor, 0).repeat(factor, 1)
-    assert outlined.any() and not outlined[~inside].any()
-    assert results.in_planes(session, result, 0, "flair") == []
-    # Of one slice there is one plane, which is shown anyway.
+        np.testing.assert_allclose(values, written[..., 2].T, atol=0.6)
+    spread = decoded(shown["std"]["t1"]).reshape(mask.shape)
+    np.testing.assert_allclose(spread, np.std(after, axis=0, ddof=1) * mask, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[-70000, 70000]]),
+        np.array([[0.5, 0.25, -3.0]], np.float32),
+        np.full((2, 3), 7.5),
+        np.array([[5, 65540]]),
+    ],
+)
+def test_codes_of_arrays(values):
+    codes, low, step = views.encode(values)
+    near = 0 if np.issubdtype(values.dtype, np.integer) and np.ptp(values) < 65536 else step / 2
+    np.testing.assert_allclose(low + step * codes.astype(float), values, rtol=0, atol=near * 1.001)
+
+
+def test_what_the_painter_sends(case_files, tmp_path):
+    """Each message holds all edits, so one that comes late, or of other images, changes nothing."""
     session = load(case_files, tmp_path, "brats2021")
-    painted(session, 2)
-    assert results.in_planes(session, run(session, sequences=["t1"]), 0, "t1") == []
+    labels = np.zeros((20, 24), np.uint8)
+    labels[5, 6:9] = 2
+    runs = painter.to_runs(labels)
+    sent = {"key": session.key, "serial": 2, "edits": {"2": runs, "3": runs}, "box": ["edema"]}
+    session.take_over(sent)
+    assert sorted(session.painted) == [2, 3] and session.box == ("edema",)
+    late = {**sent, "serial": 1, "edits": {"2": [0, 480]}, "box": []}
+    for ignored in (late, {**late, "serial": 3, "key": "other"}):
+        session.take_over(ignored)
+        assert sorted(session.painted) == [2, 3] and session.box == ("edema",)
+    session.take_over({**late, "serial": 3})
+    assert sorted(session.painted) == [3] and session.box == ()
+    for wrong in (
+        {"serial": "4"},
+        {"edits": {"9": runs}},
+        {"edits": {"x": runs}},
+        {"edits": {"2": [1]}},
+        {"box": "edema"},
+        {"box": ["bone"]},
+    ):
+        with pytest.raises(ValueError, match=r"painter|slice|mask|bone"):
+            session.take_over({**late, "serial": 4, **wrong})
+    assert sorted(session.painted) == [3] and session.serial == 3
 
 
 @pytest.mark.parametrize("kind", ["case", "picture"])
@@ -249,13 +269,13 @@ def test_the_mean_is_one_result_with_its_deviation(case_files, png, tmp_path, ki
     number, name = (2, "t1") if kind == "case" else (0, "slice")
     mask = painted(session, number)
     sequences = [name] if kind == "case" else []
-    samples = run(session, sequences=sequences, num_samples=3).samples(number, name)
+    samples = run(session, sequences=sequences, num_samples=3).values[name][:, 0]
     result = run(session, sequences=sequences, num_samples=3, estimate="mean")
     assert result.titles == ["mean of 3 samples"] and len(result.files) == 1
-    (mean,) = result.samples(number, name)
+    (mean,) = result.values[name][:, 0]
     # Files of integers round it; those of the case are not read back.
     np.testing.assert_allclose(mean, samples.mean(0), atol=1)
-    _, top = results.uncertainty(session, result, number, name)
+    top = result.spread()[name].max()
     deviation = samples.std(0, ddof=1)[mask]
     assert top == pytest.approx(deviation.max(), rel=0.01)
     names = [path.name for path in result.files[0]]
@@ -264,7 +284,7 @@ def test_the_mean_is_one_result_with_its_deviation(case_files, png, tmp_path, ki
     ]
     result = run(session, sequences=sequences, num_samples=1, estimate="mean", mean_passes=1)
     assert result.titles == ["mean in one pass"]
-    assert results.uncertainty(session, result, number, name) is None
+    assert result.spread() is None
 
 
 def test_what_a_model_says_it_painted_is_outlined_and_offered(png, tmp_path):
@@ -273,16 +293,12 @@ def test_what_a_model_says_it_painted_is_outlined_and_offered(png, tmp_path):
     labels[15:22, 12:20] = NUMBERS["tumor"]
     session.paint(0, labels, ())
     result = run(session, inpainter=labeling_inpainter())
-    outlined = results.outlined(session, result, 0, "slice")
+    said = views.result_view(session, result)["labels"]
     for number, files in enumerate(result.files):
         written = np.asarray(Image.open(next(path for path in files if path.name == "seg.png")))
         np.testing.assert_array_equal(written, result.labels[number, 0])
         assert not written[labels == 0].any() and written.any()
-        clean = results.samples_of(session, result, 0, "slice")[number]
-        changed = (outlined[number] != clean).any(-1)
-        # Colored is the outline of what was painted, and nothing else.
-        assert changed.any() and not changed.all()
-    assert results.outlined(session, result, 1, "slice") == []
+        np.testing.assert_array_equal(painter.from_runs(said[number][0], labels.shape), written)
     # Without a label head there is nothing to say.
     assert run(session).labels is None
 
@@ -292,7 +308,7 @@ def test_rois_of_the_tumor_in_a_segmentation(case_files, tmp_path):
     images, labels = make_arrays(0)
     path = write_volume(tmp_path / "seg.nii.gz", labels)
     session = load(case_files, tmp_path, "brats2021")
-    take_roi(session, path, "brats2021", LIMITS, "grow", 1.0)
+    take_roi(session, path, "brats2021", LIMITS, TumorRois("grow", 1.0))
     canonical = np.where(labels == 4, 3, labels).transpose(2, 1, 0)
     np.testing.assert_array_equal(session.segmentation, canonical)
     rois = np.stack([session.labels(z) for z in range(SHAPE[2])])
@@ -307,7 +323,24 @@ def test_rois_of_the_tumor_in_a_segmentation(case_files, tmp_path):
         stored(written).transpose(2, 1, 0), np.where(expected == 3, 4, expected)
     )
     with pytest.raises(ValueError, match="no components of a tumor"):
-        take_roi(session, path, "1:normal, 2:edema, 4:enhancement", LIMITS, "remove")
+        take_roi(session, path, "1:normal, 2:edema, 4:enhancement", LIMITS, TumorRois("remove"))
+
+
+def test_a_whole_case_from_its_own_segmentation(case_files, tmp_path):
+    """Files of a convention may come with the segmentation; a range of slices limits what is taken."""
+    path = case_files[0].with_name(f"{SUBJECT}_seg.nii.gz")
+    session = load([*case_files, path], tmp_path, "brats2021")
+    canonical = np.array([0, 1, 2, 0, 3])[stored(path)].transpose(2, 1, 0)
+    np.testing.assert_array_equal(session.segmentation, canonical)
+    paint_tumor(session, session.segmentation, TumorRois("replace", first=2, last=2))
+    assert list(session.painted) == [2]
+    np.testing.assert_array_equal(session.labels(2), canonical[2])
+    paint_tumor(session, session.segmentation, TumorRois("remove"))
+    for z in range(6):
+        np.testing.assert_array_equal(session.labels(z) > 0, canonical[z] > 0)
+    for first, last, match in ((4, 5, "hold none"), (3, 2, "no range"), (0, 6, "no range")):
+        with pytest.raises(ValueError, match=match):
+            paint_tumor(session, session.segmentation, TumorRois("remove", first=first, last=last))
 
 
 def test_a_run_that_cannot_be(case_files, tmp_path):

@@ -169,8 +169,8 @@ def test_a_run_can_be_cancelled(client):
     while not (job.status().progress_data or job.done()) and time.monotonic() < deadline:
         time.sleep(0.05)
     client.predict(api_name="/cancel")
-    with pytest.raises(gradio_client.exceptions.AppError, match="Cancelled"):
-        job.result()
+    said, found = job.result()
+    assert said.startswith("Cancelled") and not found, "no error"
     said, _ = client.predict(["t1"], 0, 1, 1, 0.4, api_name="/inpaint")
     assert "Repainted" in said, "a cancelled run must not stop the next one"
 

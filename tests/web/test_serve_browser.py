@@ -70,8 +70,9 @@ class Board:
 
     def __init__(self, page):
         self.page = page
-        self.canvas = page.locator("#painter canvas")
+        self.canvas = page.locator("#painter .view")
         self.canvas.wait_for(state="visible")
+        page.locator("#painter .loading").wait_for(state="hidden")
         self.hint = page.locator("#painter .hint")
 
     def at(self, x, y):
@@ -113,10 +114,8 @@ def load_case(page, tmp_path):
     return files
 
 
-def set_number(page, label, value):
-    field = page.get_by_label(f"number input for {label}")
-    field.fill(str(value))
-    field.press("Enter")
+def turn_to(page, number):
+    page.get_by_label("Number of the slice").fill(str(number))
 
 
 def stored(path):
@@ -129,7 +128,7 @@ def test_from_files_to_download(open_page, tmp_path):
     assert page.get_by_text("random weights").is_visible(), "the checkpoint's note"
     files = load_case(page, tmp_path)
     board = Board(page)
-    set_number(page, "Slice", 2)
+    turn_to(page, 2)
     board.says("Choose a tissue and paint where it shall be.")
 
     # One pixel wide: every pixel between the ends, and no other.
@@ -156,35 +155,46 @@ def test_from_files_to_download(open_page, tmp_path):
     board.says(f"normal tissue: box 2 x 3 · edema: 6 px · necrotic core: {len(disk)} px")
 
     # Another slice and back: the masks are kept, and each slice has its own.
-    set_number(page, "Slice", 3)
+    turn_to(page, 3)
     board.says("Choose a tissue and paint where it shall be.")
     board.choose("whole tumor")
     board.drag((8, 8), (8, 10))
     board.says("whole tumor: 3 px")
-    set_number(page, "Slice", 2)
+    turn_to(page, 2)
     board.says(f"normal tissue: box 2 x 3 · edema: 6 px · necrotic core: {len(disk)} px")
-    page.get_by_label("FLAIR", exact=True).first.check()
+    # A stroke in air is refused with a word, and changes nothing.
+    board.drag((1, 1), (1, 3))
+    page.get_by_text("That is air").wait_for()
+    board.says(f"normal tissue: box 2 x 3 · edema: 6 px · necrotic core: {len(disk)} px")
+    small = page.locator("#painter .strip .small")
+    sync_api.expect(small).to_have_text(["T1", "T1CE", "T2", "FLAIR"])
+    small.nth(3).click()
+    chosen = page.get_by_role("radio", name="FLAIR", exact=True)
+    sync_api.expect(chosen).to_have_attribute("aria-checked", "true")
 
+    sync_api.expect(page.locator("#cancel")).to_be_disabled()
     page.locator("#start").click()
     page.locator("#downloads").wait_for(state="visible")
-    sync_api.expect(page.locator("#caption")).to_contain_text("FLAIR, slice 2, sample 0")
-    assert page.locator("#compare img").count() == 2
-    samples = page.locator("#samples img")
-    sync_api.expect(samples).to_have_count(2)
-    sync_api.expect(page.locator("#uncertainty img")).to_be_visible(timeout=PATIENCE_MS)
-    # Both slices hold something: three planes before, three after, in the volume's proportions.
-    planes = page.locator("#planes img")
-    sync_api.expect(planes).to_have_count(6)
-    page.locator("#planes").get_by_text("coronal").first.wait_for()
-    sizes = planes.evaluate_all("all => all.map(one => [one.naturalWidth, one.naturalHeight])")
-    assert sizes[:3] == sizes[3:]
-    # Nothing of them is cut off.
-    whole = page.locator("#planes .grid-wrap").evaluate(
-        "one => one.scrollHeight - one.clientHeight"
+    # The result is where one painted; held down, the button shows what was there before.
+    layers = page.locator("#painter .layers button")
+    sync_api.expect(layers).to_have_text(
+        ["Before", "Sample 0", "Sample 1", "Difference", "Standard deviation"]
     )
-    assert whole <= 2
-    samples.nth(1).click()
-    sync_api.expect(page.locator("#caption")).to_contain_text("sample 1", timeout=PATIENCE_MS)
+    page.get_by_text("This is the result").wait_for()
+    shown = "one => one.toDataURL()"
+    hold = page.get_by_role("button", name="Hold for before")
+    hold.hover()
+    after = board.canvas.evaluate(shown)
+    page.mouse.down()
+    before = board.canvas.evaluate(shown)
+    page.mouse.up()
+    assert board.canvas.evaluate(shown) == after != before
+    for name, unit in (("Standard deviation", "standard"), ("Difference", "after minus before")):
+        page.get_by_role("radio", name=name).click()
+        sync_api.expect(page.locator("#painter .bar-unit")).to_contain_text(unit)
+    turn_to(page, 4)
+    page.locator("#painter .bar").wait_for(state="hidden")
+    sync_api.expect(page.locator("#start")).to_be_enabled()
 
     with page.expect_download() as waiting:
         page.locator("#downloads a", has_text="MB").or_(
@@ -241,3 +251,44 @@ def test_errors_are_shown_as_sentences(open_page):
     page.locator("#start").click()
     page.get_by_text("nothing is painted yet").wait_for()
     assert page.get_by_text("Traceback").count() == 0
+
+
+def test_painting_by_keys_and_numbers(open_page):
+    """Without a mouse: slices, tissues, a box, undo; and what is made of painted slices."""
+    page = open_page()
+    page.get_by_role("button", name="Grow another tumor").click()
+    board = Board(page)
+    board.press("Clear slice")
+    board.canvas.focus()
+    # From the slice with most of the tumor, 1, to 2; and the second tissue, edema.
+    for key in ("ArrowUp", "2"):
+        page.keyboard.press(key)
+    sync_api.expect(page.get_by_label("Number of the slice")).to_have_value("2")
+    page.get_by_text("Shapes and numbers").click()
+    for name, value in (("x0", 6), ("x1", 8), ("y0", 7), ("y1", 8)):
+        page.locator(f"#painter .box-{name}").fill(str(value))
+    board.press("Set this box")
+    board.says("edema: box 3 x 2")
+    page.get_by_label("edema as bounding box").uncheck()
+    board.says("edema: 6 px")
+    # Six pixels and the ten beside them.
+    board.press("Dilate by 1 px")
+    board.says("edema: 16 px")
+    page.get_by_text("Other slices").click()
+    page.get_by_label("To how many slices").fill("1")
+    board.press("Copy to the next")
+    turn_to(page, 3)
+    board.says("edema: 16 px")
+    board.canvas.focus()
+    page.keyboard.press("Control+z")
+    board.says("Choose a tissue and paint where it shall be.")
+    page.keyboard.press("Control+Shift+z")
+    turn_to(page, 1)
+    board.canvas.focus()
+    page.keyboard.press("]")
+    sync_api.expect(page.locator("#painter .brush-text")).to_have_text("11 px")
+    # Wheel: one slice.
+    board.canvas.hover()
+    page.mouse.wheel(0, 100)
+    sync_api.expect(page.get_by_label("Number of the slice")).to_have_value("2")
+    board.says("edema: 16 px")

@@ -11,7 +11,6 @@ from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 from web_sessions import LIMITS, SUBJECT, load, run
 
 from mbti_jax import Sampling
-from mbti_jax.web import results
 from mbti_jax.web.session import load_files
 from mbti_jax.web.uploads import Limits, copy_in, memory_needed
 
@@ -318,15 +317,3 @@ def test_results_are_limited_in_bytes(png, tmp_path):
     limits = Limits(5, 20, 10**5, 10**6, 1)
     with pytest.raises(ValueError, match=r"what is made of 1000 images becomes 35 MB"):
         run(session, limits=limits, num_samples=1000)
-
-
-def test_a_narrow_slice_is_not_enlarged_beyond_measure(tmp_path):
-    image = np.zeros((3, 600), np.uint16)
-    image[1, 2:590] = np.arange(588) + 5
-    Image.fromarray(image).save(tmp_path / "narrow.png")
-    session = load([tmp_path / "narrow.png"], tmp_path)
-    labels = np.zeros(image.shape, np.uint8)
-    labels[1, 4:8] = 2
-    session.paint(0, labels, ())
-    result = run(session, num_samples=1)
-    assert results.before(session, result, 0, "slice").size <= 3 * 2**22

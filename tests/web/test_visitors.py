@@ -248,4 +248,4 @@ def test_the_end_waits_for_runs(png, tmp_path):
     assert left.is_set() and not session.folder.exists()
     thread.join()
     with pytest.raises(ValueError, match="not kept any more"):
-        session.write_pictures([np.zeros((2, 2, 3), np.uint8)])
+        session.write_array(np.zeros((2, 2), np.uint8))
