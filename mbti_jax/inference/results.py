@@ -1,29 +1,82 @@
 """Repainted cases and slices as files and pictures."""
 
 import dataclasses
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+import nibabel as nib
 import numpy as np
 
-from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.io import pictures
 from mbti_jax.io.files import distinct_names, write_bytes
 from mbti_jax.io.nifti import write_label_map, write_map, write_nifti_like
 from mbti_jax.io.planes import planes_through
 from mbti_jax.rois.kinds import KINDS
+from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
 STD_OF_SLICE = "std.npy"
+# Samples of a slice that a picture shows.
+_MOST_SAMPLES = 4
 # What a header has to say of it; NIfTI has no units of intensities.
 _STD = "standard deviation over samples, in the image's units"
 
 
-def write_case(
-    folder: Path, case: Case, result: InpaintedVolume, ending: str = ""
-) -> dict[str, int]:
+class Volume(Protocol):
+    """An `InpaintedVolume`, which see."""
+
+    @property
+    def values(self) -> dict[str, np.ndarray]: ...
+    @property
+    def std(self) -> dict[str, np.ndarray] | None: ...
+    @property
+    def rois(self) -> Rois: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def label_probabilities(self) -> np.ndarray | None: ...
+
+
+class Slice(Protocol):
+    """An `InpaintedSlice`, which see."""
+
+    @property
+    def images(self) -> np.ndarray: ...
+    @property
+    def std(self) -> np.ndarray | None: ...
+    @property
+    def rois(self) -> Rois: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def label_probabilities(self) -> np.ndarray | None: ...
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+    @property
+    def is_mean(self) -> bool: ...
+
+
+class NiftiImages(NamedTuple):
+    """A repainted case as nibabel images, each on the grid of its input.
+
+    Attributes:
+        images: sequence -> the input with its ROI repainted, in its data type and scaling.
+        std: sequence -> float32, of a mean; else empty.
+        rois: uint8, in the numbers of `rois.kinds.ROI_LABELS`.
+        labels: uint8, what is in the images; None where nobody knows.
+    """
+
+    images: dict[str, nib.Nifti1Image]
+    std: dict[str, nib.Nifti1Image]
+    rois: nib.Nifti1Image
+    labels: nib.Nifti1Image | None
+
+
+def write_case(folder: Path, case: Case, result: Volume, ending: str = "") -> dict[str, int]:
     """Writes the repainted volumes, the map of ROIs and the label map into `folder`.
 
     A volume is named <input>-inpainted, or <input>-<sequence>-inpainted where inputs share a name. The
@@ -55,6 +108,37 @@ def write_case(
         labels = case.files.convention.on_disk(from_slices(result.labels))
         write_label_map(folder / f"{case.subject}-seg.nii.gz", labels, grid)
     return clipped
+
+
+def as_nifti(case: Case, result: Volume) -> NiftiImages:
+    """A repainted case as images in memory; what `write_case` writes."""
+    by_sequence, names = _names(case, result.values)
+
+    def read(path: Path) -> nib.Nifti1Image:
+        # Whole, since the file goes.
+        return type(nib.load(path)).from_bytes(path.read_bytes())  # pyright: ignore
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder)
+        write_case(written, case, result, ".nii")
+
+        def of_inputs(kind: str) -> dict[str, nib.Nifti1Image]:
+            stems = {name: names[by_sequence[case.files.images[name]]] for name in result.values}
+            return {name: read(written / f"{stem}-{kind}.nii") for name, stem in stems.items()}
+
+        labels = written / f"{case.subject}-seg.nii.gz"
+        return NiftiImages(
+            of_inputs("inpainted"),
+            of_inputs("std") if result.std else {},
+            _in_memory(written / "rois.nii.gz"),
+            _in_memory(labels) if labels.exists() else None,
+        )
+
+
+def _in_memory(path: Path) -> nib.Nifti1Image:
+    """A label map without its file."""
+    image = nib.load(path)
+    return type(image)(np.asanyarray(image.dataobj), image.affine, image.header)  # pyright: ignore
 
 
 def write_std(folder: Path, case: Case, std: Mapping[str, np.ndarray], ending: str = "") -> None:
@@ -139,7 +223,7 @@ def _by_file(
     return out
 
 
-def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> None:
+def draw_case(path: Path, case: Case, result: Volume, title: str) -> None:
     """Draws a case with its ROIs before, and after: what lies around them, as wide as a screen.
 
     A row is a sequence. Side by side are the axial, the coronal and the sagittal plane in which the ROIs
@@ -175,24 +259,34 @@ def draw_case(path: Path, case: Case, result: InpaintedVolume, title: str) -> No
     )
 
 
-def draw_slice(path: Path, image: np.ndarray, result: InpaintedSlice, title: str) -> None:
-    """Draws a slice before, with its ROIs, and after (the first sample), one sequence per row."""
+def draw_slice(path: Path, image: np.ndarray, result: Slice, title: str) -> None:
+    """Draws a slice before, with its ROIs, and after, one sequence per row.
+
+    Beside each other are the samples, of many the first ones, and their standard deviation.
+    """
     cells, labels = [], _painted_labels(result)
-    before, after = np.atleast_3d(image), np.atleast_3d(result.images[0])
+    shown = result.images[:_MOST_SAMPLES]
+    before = np.atleast_3d(image)
     for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
         picture = pictures.gray(before[..., c], low, high)
-        marked = pictures.with_rois(picture, result.rois.masks)
-        line = [picture, marked, pictures.gray(after[..., c], low, high)]
+        line = [picture, pictures.with_rois(picture, result.rois.masks)]
+        line += [pictures.gray(np.atleast_3d(sample)[..., c], low, high) for sample in shown]
+        if result.std is not None:
+            std = np.atleast_3d(result.std)[..., c]
+            line.append(pictures.gray(std, 0.0, float(std.max()) or 1.0))
         if labels is not None:
-            line.append(pictures.with_labels(line[-1], labels[0]))
+            line.append(pictures.with_labels(line[2], labels[0]))
         cells.append(line)
     rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
-    columns = ["input", "ROIs", "inpainted"] + ["labels painted"] * (labels is not None)
+    columns = ["input", "ROIs"]
+    columns += ["inpainted"] if len(shown) == 1 else [f"sample {n}" for n in range(len(shown))]
+    columns += ["standard deviation"] * (result.std is not None)
+    columns += ["labels painted"] * (labels is not None)
     kinds = pictures.kinds_in(result.rois.masks) if labels is None else None
     marks = pictures.Marks(kinds, ["RL"] * len(columns))
     pictures.figure(path, cells, rows=rows, columns=columns, title=title, marks=marks)
 
 
-def _painted_labels(result: InpaintedSlice | InpaintedVolume) -> np.ndarray | None:
+def _painted_labels(result: Slice | Volume) -> np.ndarray | None:
     """The labels that a preview shows; those that are the request would say nothing that ROIs do not."""
     return None if result.label_probabilities is None else result.labels
