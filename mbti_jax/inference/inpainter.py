@@ -61,7 +61,7 @@ class _Painted(NamedTuple):
 class Inpainter:
     """A trained model and its sampler.
 
-    Example:
+    Examples:
         An axial slice of T1, T1CE, T2 and FLAIR, here a plain disk; background is 0.
 
         >>> import numpy as np
