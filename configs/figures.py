@@ -9,15 +9,16 @@ With your own model and data, and the paper's 1000 steps:
         --config.checkpoint=runs/paper --config.data_dir=data/slices
 
 Each figure has a row for each sequence of the model, T1, T1CE, T2 and FLAIR: a random slice that shows
-all three tumor components. WORKDIR gets figure_N.png and figure_N.json, which says how it was made.
+all three tumor components. WORKDIR gets figure_N.png, the same as PDF, and figure_N.json, which says how
+it was made.
 Run again, the same command draws what is missing.
 
     3   components, free-form; with edema as a box
     4   a tumor whose components the model chooses, free-form; in a box
-    5   tumorless tissue, free-form; in a box
+    5   normal tissue, free-form; in a box
     6   a tumor in a box, one seed, rising guidance weight
     7   a tumor in a box, different seeds
-    1b  tumorless tissue and a tumor elsewhere in the same pass, free-form and boxes mixed
+    1b  normal tissue and a tumor elsewhere in the same pass, free-form and boxes mixed
 """
 
 from ml_collections import ConfigDict
@@ -43,8 +44,8 @@ def get_config() -> ConfigDict:
     config.phantom = ConfigDict()
     # The bundled model was trained on phantoms of seed 0.
     config.phantom.seed = 1
-    # Four of them are the test split.
-    config.phantom.num_subjects = 35
+    # One for each row; all of them are in the split.
+    config.phantom.num_subjects = 4
     # Pixels that each component must have in a slice.
     config.min_component_area = 50
 

@@ -12,20 +12,26 @@ A dataclass says in the types of its fields what they may hold, and asks for the
 """
 
 import dataclasses
+import difflib
 import functools
+import inspect
 import math
 import numbers
 import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
 _MAX_INT = 2**31 - 1
 # The least number that float32 holds with all its digits; processors make zeros of smaller ones.
 _TINY, _MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class FieldError(ValueError):
@@ -225,3 +231,22 @@ def _check_length(name: str, value: Any, interval: Interval | None) -> None:
     if not len(value):
         raise FieldError(name, "must not be empty")
     raise FieldError(name, f"has {len(value)} entries, whose number must {interval}")
+
+
+def suggesting_names(function: Callable[P, T]) -> Callable[P, T]:
+    """`function`, which answers an argument of an unknown name with the nearest that it knows.
+
+    Python does so itself from 3.13 on, but for dataclasses and for names that are far off.
+    """
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                way = f"did you mean {near[0]}?" if near else f"arguments are {', '.join(known)}"
+                raise TypeError(f"{function.__qualname__} has no argument {name!r}; {way}")
+        return function(*args, **kwargs)
+
+    return checked

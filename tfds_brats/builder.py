@@ -107,11 +107,12 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager  # Nothing is downloaded.
-        in_order = [files for split in SPLITS for files in self._subjects[split]]
+        splits = [split for split in SPLITS if split in self._subjects]
+        in_order = [files for split in splits for files in self._subjects[split]]
         # One stream of results for all shards, which TFDS writes one after another.
         results = self._workers.map(encode_subject, in_order, "Encoding")
         shards = {}
-        for split in SPLITS:
+        for split in splits:
             count = len(self._subjects[split])
             sizes = [
                 min(_SUBJECTS_PER_SHARD, count - first)
@@ -154,6 +155,7 @@ def build(
     convention: str,
     data_dir: str | os.PathLike,
     num_workers: int | None = None,
+    only: str = "",
 ) -> Path:
     """Builds the dataset of a source folder unless it already exists.
 
@@ -164,6 +166,7 @@ def build(
         convention: name of the convention that they follow, a key of `CONVENTIONS`.
         data_dir: folder for the dataset.
         num_workers: processes that read and encode, at least 1; None uses every core.
+        only: the split that all cases go into; empty for a split by patient.
 
     Returns:
         The folder of the dataset, for `SliceSource`.
@@ -182,6 +185,8 @@ def build(
         "source_digest": _source_digest(cases),
         "num_subjects": len(cases),
     }
+    if only:
+        summary["only"] = only
     data_dir = Path(data_dir)
     with only_process_in(data_dir, "build"):
         if (dataset_dir := find_dataset(data_dir)) is not None:
@@ -195,7 +200,8 @@ def build(
             logger.info(f"Wrote {dataset_dir}.")
             for subject, warnings in read_summary(dataset_dir)["warnings"].items():
                 logger.info(f"warning: {subject}: {'; '.join(warnings)}")
-    logger.info(format_table({split: SliceSource(dataset_dir, split).index for split in SPLITS}))
+    splits = (only,) if only else SPLITS
+    logger.info(format_table({split: SliceSource(dataset_dir, split).index for split in splits}))
     return dataset_dir
 
 
@@ -219,6 +225,7 @@ def build_or_make_phantoms(
     source: str | os.PathLike = "",
     convention: str = "",
     data_dir: str | os.PathLike = "",
+    only: str = "",
 ) -> BuiltDataset:
     """Builds the dataset of the cases in `source`, or of newly made phantoms when there is no source.
 
@@ -228,6 +235,7 @@ def build_or_make_phantoms(
         source: folder of the cases; empty for phantoms.
         convention: of the cases in `source`.
         data_dir: folder of the dataset; empty for `folder/slices`.
+        only: see `build`.
 
     Raises:
         ValueError, OSError: see `write_phantoms` and `build`.
@@ -235,15 +243,19 @@ def build_or_make_phantoms(
     if not source:
         source, convention = folder / "phantom", "phantom"
         write_phantoms(source, phantoms.num_subjects, phantoms.seed)
-    path = build(source, convention, data_dir or folder / "slices")
+    path = build(source, convention, data_dir or folder / "slices", only=only)
     return BuiltDataset(path, Path(source), convention)
 
 
 def _build(
     cases: Sequence[CaseFiles], summary: Mapping[str, Any], data_dir: Path, workers: Workers
 ) -> Path:
-    areas = list(workers.map(survey_case, cases, "Reading segmentations"))
-    subjects = split_cases(cases, areas)
+    if "only" in summary:
+        subjects = {summary["only"]: cases}
+    else:
+        subjects = split_cases(
+            cases, list(workers.map(survey_case, cases, "Reading segmentations"))
+        )
     builder = BratsSlices(data_dir=data_dir, subjects=subjects, summary=summary, workers=workers)
     # A build that was killed leaves its temporary folder behind.
     for leftover in Path(builder.data_dir).parent.glob("incomplete.*"):
@@ -335,7 +347,7 @@ def _content_digest(path: Path) -> str:
 
 def _check_same(dataset_dir: Path, source: str | os.PathLike, summary: Mapping[str, Any]) -> None:
     present = read_summary(dataset_dir)
-    if any(present[key] != summary[key] for key in summary):
+    if any(present.get(key) != summary.get(key) for key in (*summary, "only")):
         raise ValueError(
             f"{dataset_dir} holds the dataset of {present['num_subjects']} subjects of convention "
             f"{present['convention']} (digest {present['source_digest'][:12]}), but {source} has "

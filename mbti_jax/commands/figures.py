@@ -42,5 +42,9 @@ def main(config: ConfigDict, workdir: str) -> None:
     settings, folder = from_config(Settings, config), Path(workdir)
     with only_process_in(folder):
         inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
-        dataset = settings.data_dir or build_or_make_phantoms(folder, settings.phantom).path
+        dataset = settings.data_dir
+        if not dataset:
+            # Of these phantoms all are drawn, so that none is made in vain.
+            made = build_or_make_phantoms(folder, settings.phantom, only=settings.split)
+            dataset = made.path
         draw_figures(inpainter, SliceSource(dataset, settings.split), settings, folder)

@@ -71,6 +71,7 @@ def draw_first_picture(inpainter: Inpainter, case: Case, path: Path, seed: int =
                 )
             )
     rows, columns = pictures.around(brain[z])
+    used = pictures.kinds_in(*(result.rois.masks for result in results))
     cells = []
     for channel, scale in enumerate(ranges):
 
@@ -88,6 +89,7 @@ def draw_first_picture(inpainter: Inpainter, case: Case, path: Path, seed: int =
         cells,
         rows=[name.upper() for name in inpainter.sequences],
         columns=["input", *(title for title, *_ in REQUESTS)],
-        title=f"{case.subject}, a digital phantom, painted by the bundled model",
+        title=f"{case.subject}, a digital phantom, slice {z}, painted by the bundled model",
         footnote="synthetic inside the outlines, not for diagnosis",
+        marks=pictures.Marks(used, ["RL"] * (1 + len(REQUESTS))),
     )

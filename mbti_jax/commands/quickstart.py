@@ -184,7 +184,7 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 def draw_figure(
     inpainter: Inpainter, source: SliceSource, settings: QuickstartSettings, path: Path
 ) -> Path:
-    """One held-out slice in every sequence: healthy tissue, components and a mixed tumor painted in.
+    """One held-out slice in every sequence: normal tissue, components and a whole tumor painted in.
 
     The slice is the one with the largest tumor that shows all three components.
     """
@@ -200,19 +200,23 @@ def draw_figure(
             Sampling(settings.evaluation.figure_steps, guidance=settings.guidance_weight),
             progress=progress,
         ).images[0]
-    marks = pictures.enlarge(np.maximum(*(task.roi_masks[0] for task in conditions[1:])))
+    window = pictures.around(slices.brain[0], margin=2)
+    marks = np.maximum(*(task.roi_masks[0] for task in conditions[1:]))
+    marks = pictures.enlarge(marks[window])
     cells = []
     for channel in range(len(inpainter.sequences)):
-        shown = [pictures.gray(image[..., channel]) for image in (slices.images[0], *painted)]
+        images = (slices.images[0], *painted)
+        shown = [pictures.gray(image[window][..., channel]) for image in images]
         before, *after = map(pictures.enlarge, shown)
         cells.append([before, pictures.with_rois(before, marks, fill=0.15), *after])
     return pictures.figure(
         path,
         cells,
         rows=[name.upper() for name in inpainter.sequences],
-        columns=["input", "ROIs", "healthy tissue", "components", "mixed tumor"],
-        title=f"Held-out slice of {slices.subjects[0]}, inpainted",
+        columns=["input", "ROIs", "normal tissue", "components", "whole tumor"],
+        title=f"Held-out slice {slices.slice_indices[0]} of {slices.subjects[0]}, inpainted",
         footnote="synthetic, not for diagnosis",
+        marks=pictures.Marks(pictures.kinds_in(marks), ["RL"] * 5),
     )
 
 

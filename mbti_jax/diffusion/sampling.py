@@ -25,6 +25,7 @@ from mbti_jax.fields import (
     check_fields,
     finite_number,
     one_of,
+    suggesting_names,
 )
 
 # What a `Sampling` leaves open, where the checkpoint recommends nothing; None is the sampler's `STEPS`
@@ -210,3 +211,7 @@ def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:
             "guidance weight; if it is 0, the checkpoint or the image is at fault"
         )
     return samples
+
+
+# Made by `dataclass`, so that it cannot be decorated where it is written.
+Sampling.__init__ = suggesting_names(Sampling.__init__)

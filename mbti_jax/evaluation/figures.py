@@ -18,7 +18,7 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done
 from mbti_jax.io import files, pictures
 from mbti_jax.io.progress import progress_bar
-from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, NORMAL, TUMOR
+from mbti_jax.rois.kinds import COMPONENT_CHANNELS, COMPONENTS, KINDS, NORMAL, TUMOR
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor
 from tfds_brats.reading import SliceSource
@@ -55,7 +55,7 @@ class Prediction:
     @property
     def label(self) -> str:
         """The settings in words."""
-        boxes = ", ".join(name.replace("_", " ") for name in self.box)
+        boxes = ", ".join(kind.title for kind in KINDS if kind.name in self.box)
         rois = f"box: {boxes}" if boxes else "free-form"
         return f"{rois}\nw = {self.guidance_weight:g}, seed {self.seed}"
 
@@ -154,7 +154,7 @@ class FigureSettings:
         others = tuple(changed(box, seed=self.seed + n) for n in range(self.num_seeds))
         both = shown("move"), shown("move", "normal", "edema"), shown(_MOVE_RANDOM, "tumor")
         choice = "Tumor with components of the model's choice"
-        instead = "Tumorless tissue instead of the tumor"
+        instead = "Normal tissue instead of the tumor"
         figures = (
             Figure("3", "Components in given ROIs", free_form_and_box("replace", "edema")),
             Figure("4", choice, free_form_and_box("random", "tumor")),
@@ -334,29 +334,41 @@ def _draw(
     painted: list,
     num_steps: int,
 ) -> None:
+    # Each row shows the brain of its slice.
+    windows = [pictures.around(brain, margin=2) for brain in content.slices.brain]
+
     def shown(images: np.ndarray) -> list[np.ndarray]:
         """Pictures of the rows' sequences in [rows, S, S, C]."""
         rows = [image[..., min(n, image.shape[-1] - 1)] for n, image in enumerate(images)]
-        return [pictures.enlarge(pictures.gray(row)) for row in rows]
+        cut = [row[window] for row, window in zip(rows, windows, strict=True)]
+        return [pictures.enlarge(pictures.gray(row)) for row in cut]
 
     before, masks = shown(content.images(inpainter)), None
     columns, labels = [before], ["input"]
     for number, prediction in enumerate(figure.predictions):
         previous, masks = masks, [rois.masks for rois in content.rois[number]]
         if previous is None or not np.array_equal(masks, previous):
-            marked = zip(before, map(pictures.enlarge, masks), strict=True)
+            cut = [mask[window] for mask, window in zip(masks, windows, strict=True)]
+            marked = zip(before, map(pictures.enlarge, cut), strict=True)
             columns.append([pictures.with_rois(picture, roi, fill=0.2) for picture, roi in marked])
             labels.append("ROIs")
         columns.append(shown(painted[number]))
         labels.append(f"prediction {number + 1}, {prediction.label}")
     note = inpainter.checkpoint["note"]
+    numbers = content.slices.slice_indices.tolist()
+    used = pictures.kinds_in(*(rois.masks for row in content.rois for rois in row))
     pictures.figure(
         path,
         list(zip(*columns, strict=True)),
-        rows=[name.upper() for name in inpainter.sequences],
+        rows=[
+            f"{name.upper()}, slice {z}"
+            for name, z in zip(inpainter.sequences, numbers, strict=True)
+        ],
         columns=labels,
         title=figure.heading + (f"\n{note}" if note else ""),
         footnote=f"synthetic inside the ROIs, not for diagnosis; {num_steps} steps",
+        marks=pictures.Marks(used, ["RL"] * len(columns), letters=True),
+        pdf=True,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mbti_jax.inference import provenance
 from mbti_jax.inference.continuity import describe, measure
 from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainted import InpaintedVolume
@@ -20,7 +21,15 @@ from mbti_jax.inference.requests import (
     make_request,
     preview_title,
 )
-from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
+from mbti_jax.inference.results import (
+    STD_OF_SLICE,
+    draw_case,
+    draw_slice,
+    std_of_samples,
+    write_case,
+    write_label_descriptions,
+    write_std,
+)
 from mbti_jax.inference.series import steps
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
@@ -142,14 +151,40 @@ def _inpaint_case(
         for sample, result, details in paint_samples(inpainter, case, settings, missing):
             with new_folder(folders[sample]) as target:
                 clipped = write_case(target, case, result)
+                write_label_descriptions(target / "rois.label.txt")
                 title = preview_title(case.subject, inpainter)
                 draw_case(target / "preview.png", case, result, title)
                 details["clipped_to_dtype"] = clipped
                 record = case_record(inpainter, case, result, request, **details)
                 write_json(target / RECORD, record)
+    if settings.num_samples > 1 and settings.has_one_roi:
+        _write_std(inpainter, files, settings, request, list(folders.values()))
     _log.info(
         f"{files.subject}: {'written to' if missing else 'is there,'} {folder / files.subject}"
     )
+
+
+def _write_std(
+    inpainter: Inpainter,
+    files: CaseFiles,
+    settings: InpaintSettings,
+    request: dict[str, Any],
+    samples: Sequence[Path],
+) -> None:
+    """The standard deviation over the samples of a case, in a folder beside theirs."""
+    target = samples[0].parent / f"std_of_{len(samples)}"
+    request = {**request, "num_samples": len(samples)}
+    if is_done(target / RECORD, request):
+        return
+    case = read_case(files, [name for name in SEQUENCES if name in files.images], labels=False)
+    chosen = inpainter.sequences_of(case, settings.sequences)
+    with new_folder(target) as partial:
+        write_std(partial, case, std_of_samples(case, samples, chosen))
+        details = {"subject": case.subject, "inputs": request["inputs"], "request": request}
+        details["std"] = (
+            f"over {len(samples)} samples, n - 1 in the denominator, in the input's units"
+        )
+        write_json(partial / RECORD, provenance.record(inpainter.checkpoint, **details))
 
 
 def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
@@ -190,7 +225,7 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
                 write_sequences(partial, sources, sample, f"inpainted-{which}", names)
                 if result.labels is not None:
                     write_slice(partial / f"{name}-seg-{which}.png", result.labels[number])
-            if result.is_mean and result.std is not None:
+            if result.std is not None:
                 write_slice(partial / STD_OF_SLICE, result.std)
             draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
             details = {"inputs": request["inputs"], "request": request}

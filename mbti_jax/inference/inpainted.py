@@ -1,15 +1,72 @@
 """What an `Inpainter` returns: a repainted slice, a repainted volume, samples in the model's units."""
 
+import base64
 import dataclasses
+import io
+import sys
+import tempfile
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
+from mbti_jax.inference import provenance, results
+from mbti_jax.io.files import new_folder, write_bytes, write_json
+from mbti_jax.io.slices import write_slice
 from mbti_jax.rois.regions import Rois
+from tfds_brats.cases import Case
+
+_RECORD = "provenance.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class InpaintedSlice:
+class _Shown:
+    """What a notebook and a prompt show of a result."""
+
+    def _draw(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def picture(self) -> bytes:
+        """The result beside what was there, as PNG."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "picture.png"
+            self._draw(path)
+            return path.read_bytes()
+
+    def show(self) -> None:
+        """Shows the picture: in a notebook below the cell, else in the system's viewer."""
+        if "IPython" in sys.modules and (display := _display()):
+            display(self)
+        else:
+            Image.open(io.BytesIO(self.picture())).show()
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.picture()).decode()
+        text = f"{self!r}".replace("&", "&amp;").replace("<", "&lt;")
+        return f'<div>{text}</div><img src="data:image/png;base64,{picture}">'
+
+
+def _display() -> Any:
+    """IPython's `display` where it is a notebook's; None at a prompt, which shows no pictures."""
+    from IPython import display, get_ipython
+
+    shell = get_ipython()
+    is_notebook = shell is not None and hasattr(shell, "kernel")
+    return display.display if is_notebook else None
+
+
+def _described(rois: Rois, unit: str) -> str:
+    """ROIs in words."""
+    record = rois.record()
+    return ", ".join(
+        f"{name.replace('_', ' ')}{' box' * (entry['mode'] == 'box')} of {entry['pixels']} {unit}"
+        for name, entry in record.items()
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class InpaintedSlice(_Shown):
     """What `Inpainter.inpaint` made of a slice.
 
     Attributes:
@@ -25,6 +82,9 @@ class InpaintedSlice:
         label_probabilities: float32 [images, H, W, 4], of no tumor and canonical labels 1 to 3, 0
             outside the ROI; None without a label head.
         provenance: how it was made, in JSON values.
+        image: the input.
+
+    In a notebook it shows itself.
     """
 
     images: np.ndarray
@@ -33,15 +93,60 @@ class InpaintedSlice:
     labels: np.ndarray | None
     label_probabilities: np.ndarray | None
     provenance: dict[str, Any]
+    image: np.ndarray | None = None
 
     @property
     def is_mean(self) -> bool:
         """Whether `images` is one, the mean of the samples."""
         return self.provenance["sampling"].get("estimate") == "mean"
 
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        what = "mean" if self.is_mean else f"{count} sample{'s' * (count > 1)}"
+        size = " x ".join(map(str, shape))
+        return (
+            f"InpaintedSlice({what}, {size} {self.images.dtype}: {_described(self.rois, 'pixels')})"
+        )
 
-@dataclasses.dataclass(frozen=True)
-class InpaintedVolume:
+    def save(self, path: str | Path) -> Path:
+        """Saves the result.
+
+        Args:
+            path: a file that ends in .npy, for `images`; or in .png, for the picture; or a new folder,
+                for inpainted.npy, std.npy, labels.npy, the picture and the provenance record.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: it cannot be written, or the folder exists.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".npy":
+            write_slice(path, self.images)
+        elif path.suffix.lower() == ".png":
+            write_bytes(path, self.picture())
+        else:
+            with new_folder(path) as folder:
+                arrays = {"inpainted": self.images, "std": self.std, "labels": self.labels}
+                for name, array in arrays.items():
+                    if array is not None:
+                        write_slice(folder / f"{name}.npy", array)
+                write_bytes(folder / "preview.png", self.picture())
+                write_json(folder / _RECORD, self.provenance)
+        return path
+
+    def _draw(self, path: Path) -> None:
+        image = self.images[0] if self.image is None else self.image
+        note = self.provenance["checkpoint"]["note"]
+        results.draw_slice(path, image, self, "\n".join(filter(None, (_SYNTHETIC, note))))
+
+
+_SYNTHETIC = "synthetic inside the ROIs"
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class InpaintedVolume(_Shown):
     """One sample of a case, or the mean of its samples, made by `Inpainter.inpaint_volume`.
 
     Attributes:
@@ -51,6 +156,10 @@ class InpaintedVolume:
         rois: the ROIs of the slices that were repainted, [Z, H, W].
         labels, label_probabilities: as in `InpaintedSlice`, [Z, H, W] and [Z, H, W, 4].
         details: for the provenance record, in JSON values.
+        case: what was repainted.
+        checkpoint: the model, see `Inpainter.checkpoint`.
+
+    In a notebook it shows itself.
     """
 
     values: dict[str, np.ndarray]
@@ -59,6 +168,69 @@ class InpaintedVolume:
     labels: np.ndarray | None
     label_probabilities: np.ndarray | None
     details: dict[str, Any]
+    case: Case | None = None
+    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        subject = "" if self.case is None else f"{self.case.subject}, "
+        count = len(self.details["slices"])
+        return (
+            f"InpaintedVolume({subject}{', '.join(self.values)}; {count} slice{'s' * (count > 1)}: "
+            f"{_described(self.rois, 'voxels')})"
+        )
+
+    @cached_property
+    def nifti(self) -> results.NiftiImages:
+        """The images, ROIs and labels as nibabel images on the grid of the input.
+
+        Raises:
+            ValueError: it is not known what was repainted.
+        """
+        return results.as_nifti(self._known_case, self)
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """Sequence -> nibabel image: the input with its ROI repainted."""
+        return self.nifti.images
+
+    def save(self, path: str | Path) -> Path:
+        """Saves the result.
+
+        Args:
+            path: a file that ends in .png, for the picture; or a new folder, for what `mbti inpaint`
+                writes of a sample: volumes, ROIs and labels as NIfTI, a preview and the record.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: it is not known what was repainted.
+            OSError: it cannot be written, or the folder exists.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".png":
+            write_bytes(path, self.picture())
+            return path
+        case = self._known_case
+        with new_folder(path) as folder:
+            clipped = results.write_case(folder, case, self)
+            results.write_label_descriptions(folder / "rois.label.txt")
+            self._draw(folder / "preview.png")
+            details = {**self.details, "clipped_to_dtype": clipped}
+            record = provenance.record(self.checkpoint, subject=case.subject, **details)
+            write_json(folder / _RECORD, record)
+        return path
+
+    def _draw(self, path: Path) -> None:
+        case, note = self._known_case, self.checkpoint.get("note")
+        title = f"{case.subject}: {_SYNTHETIC}" + (f"\n{note}" if note else "")
+        results.draw_case(path, case, self, title)
+
+    @property
+    def _known_case(self) -> Case:
+        if self.case is None:
+            raise ValueError("this result does not know the case that was repainted")
+        return self.case
 
 
 class Samples(NamedTuple):

@@ -18,10 +18,11 @@ from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.output import Denoised
 from mbti_jax.diffusion.samplers.driver import Batch, Cancel, Progress, Sampler, Surroundings
 from mbti_jax.diffusion.sampling import Sampling, check_finite
-from mbti_jax.fields import whole_number
+from mbti_jax.fields import suggesting_names, whole_number
 from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume, Samples
+from mbti_jax.inference.inputs import case_of, rois_of
 from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.stacks import neighbor_rows, seen_slices
@@ -60,14 +61,26 @@ class _Painted(NamedTuple):
 class Inpainter:
     """A trained model and its sampler.
 
-    Example:
-        >>> inpainter = Inpainter.load("phantom")  # or the folder of a training run
-        >>> mask = np.zeros(image.shape[:2], bool)  # image: one axial slice, background 0
+    Examples:
+        An axial slice of T1, T1CE, T2 and FLAIR, here a plain disk; background is 0.
+
+        >>> import numpy as np
+        >>> from mbti_jax import Inpainter, Rois, Sampling
+        >>> rows, columns = np.mgrid[:240, :240]
+        >>> brain = np.hypot(rows - 120, columns - 120) < 70
+        >>> image = np.repeat(500 * brain[..., None], 4, axis=-1).astype(np.uint16)
+        >>> mask = np.zeros(brain.shape, bool)
         >>> mask[100:130, 90:120] = True
         >>> rois = Rois.of({"normal": mask}, mask.shape, box=("normal",))
-        >>> result = inpainter.inpaint(image, rois, Sampling(seed=1), num_samples=4)
-        >>> result.images.shape, result.images.dtype == image.dtype
-        ((4, 240, 240, 4), True)
+        >>> inpainter = Inpainter.load("phantom")  # or the folder of a training run
+        >>> sampling = Sampling(seed=1, num_steps=2)
+        >>> result = inpainter.inpaint(
+        ...     image, rois, sampling, num_samples=4, intensity_range=(0, 1000)
+        ... )
+        >>> result
+        InpaintedSlice(4 samples, 240 x 240 x 4 uint16: normal box of 900 pixels)
+        >>> bool((result.images[:, ~mask] == image[~mask]).all())
+        True
 
     Attributes:
         pipeline: network, process and tasks.
@@ -172,6 +185,7 @@ class Inpainter:
         """What a sample of one image costs: `evaluations` and `network_passes`, see `Sampler.passes`."""
         return self._sampler.passes(self.resolve(sampling))
 
+    @suggesting_names
     def inpaint(
         self,
         image: np.ndarray,
@@ -293,12 +307,13 @@ class Inpainter:
             warnings=warnings,
             **({} if painted.std is None else _STD_RECORD),
         )
-        return InpaintedSlice(images, std, rois, label_maps, probabilities, details)
+        return InpaintedSlice(images, std, rois, label_maps, probabilities, details, image)
 
+    @suggesting_names
     def inpaint_volume(
         self,
-        case: Case,
-        rois: Rois,
+        case: Case | Mapping[str, Any],
+        rois: Any,
         sampling: Sampling = Sampling(z_sigma_mm=None),  # noqa: B008 (frozen)
         *,
         samples: Sequence[int] = (0,),
@@ -315,8 +330,10 @@ class Inpainter:
 
         Args:
             case: the images, and the segmentation if it was read, which the label maps then have outside
-                the ROI.
-            rois: [Z, H, W].
+                the ROI; or {sequence: path or nibabel image} of the NIfTI volumes.
+            rois: `Rois` [Z, H, W]; or in any form that `inputs.rois_of` takes: a map of ROIs or {name:
+                mask}, each as array [Z, H, W], path or nibabel image. `images` of a result are nibabel
+                images again.
             sampling: how the samples are drawn.
             samples: numbers of the samples.
             sequences: those to repaint; empty for all that the case and the model have.
@@ -329,6 +346,8 @@ class Inpainter:
                 brain, or sequences that the model cannot paint.
             SamplingCancelled: `cancel` returned true.
         """
+        case = case_of(case)
+        rois = rois_of(rois, case)
         sequences = self.sequences_of(case, sequences)
         numbers = _slice_numbers(rois.union, slices, case.subject)
         brain = to_slices(case.brain)
@@ -418,7 +437,8 @@ class Inpainter:
                 **({} if std is None else _STD_RECORD),
             }
             values = by_sequence(painted.values[row])
-            results.append(InpaintedVolume(values, std, chosen, labels, everywhere, record))
+            parts = (values, std, chosen, labels, everywhere, record)
+            results.append(InpaintedVolume(*parts, case, self.checkpoint))
         return results
 
     def sample(

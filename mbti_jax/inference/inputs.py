@@ -1,15 +1,20 @@
-"""Cases and ROIs given as files."""
+"""Cases and ROIs given as files or images."""
 
 import dataclasses
 import itertools
+import os
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 
+from mbti_jax.rois.kinds import CHANNELS, ROI_LABELS
 from mbti_jax.rois.regions import Rois
-from tfds_brats.cases import Case, CaseFiles, read_label_volume
+from tfds_brats.cases import Case, CaseFiles, read_case, read_label_volume
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
@@ -46,6 +51,73 @@ def named_files(images: Mapping[str, str]) -> CaseFiles:
             raise CaseError(f"{path}: is given for {other} and for {name}")
     subject = _common_name([split_ending(path)[0] for path in paths.values()])
     return CaseFiles(subject, subject, Convention("files", "", "", {}), paths, None)
+
+
+def case_of(images: Case | Mapping[str, Any]) -> Case:
+    """A case of paths or nibabel images.
+
+    Args:
+        images: the case itself; or {sequence: path or NIfTI image}, with sequences t1, t1ce, t2 and
+            flair.
+
+    Raises:
+        ValueError: see `named_files` and `read_case`, or something else than these is given.
+    """
+    if isinstance(images, Case):
+        return images
+    # Its files are deleted with the case.
+    folder = tempfile.TemporaryDirectory(prefix="mbti_jax.")
+    paths = {name: str(_path_of(image, name, Path(folder.name))) for name, image in images.items()}
+    files = named_files(paths)
+    if any(Path(folder.name) in Path(path).parents for path in paths.values()):
+        files = dataclasses.replace(files, subject="case", patient="case")
+    case = read_case(files, [name for name in SEQUENCES if name in files.images], labels=False)
+    vars(case)["_folder"] = folder
+    return case
+
+
+def rois_of(rois: Any, case: Case) -> Rois:
+    """The ROIs of a case, given as `Rois`, arrays, paths or nibabel images.
+
+    Args:
+        rois: `Rois`; or a map of the numbers of `rois.kinds.ROI_LABELS`; or {name: mask}. Maps and masks
+            are arrays [Z, H, W], or paths or NIfTI images on the grid of the case.
+
+    Raises:
+        ValueError: see `read_roi_volume` and `Rois.of`.
+    """
+    shape = to_slices(case.brain).shape
+    if isinstance(rois, Mapping):
+        masks = [_roi_of(given, case, shape, name).masks for name, given in rois.items()]
+        if not masks:
+            raise ValueError("the ROI is empty: there is nothing to inpaint")
+        return Rois(np.any(masks, axis=0))
+    return _roi_of(rois, case, shape, ROI_LABELS)
+
+
+def _roi_of(
+    given: Any, case: Case, shape: tuple[int, ...], labels: Mapping[int, str] | str
+) -> Rois:
+    if isinstance(labels, str) and labels not in CHANNELS:
+        raise ValueError(f"unknown ROI {labels!r}; ROIs are {', '.join(CHANNELS)}")
+    if isinstance(given, str | os.PathLike | nib.Nifti1Image):
+        with tempfile.TemporaryDirectory() as folder:
+            return read_roi_volume(_path_of(given, "roi", Path(folder)), case, labels)
+    return Rois.of(given, shape, labels=labels)
+
+
+def _path_of(image: Any, name: str, folder: Path) -> Path:
+    """The file of an image, written to `folder` if there is none that holds what it holds."""
+    if isinstance(image, str | os.PathLike):
+        return Path(image)
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{name} is {type(image).__name__}; a path or a NIfTI image is needed")
+    file = image.get_filename()
+    if file and nib.is_proxy(image.dataobj) and Path(file).is_file():
+        return Path(file)
+    path = folder / f"{name}.nii"
+    path.write_bytes(image.to_bytes())
+    return path
 
 
 def voided_cases(source: str | Path, with_all_sequences: bool) -> tuple[list[CaseFiles], list[str]]:

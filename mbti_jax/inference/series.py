@@ -113,5 +113,12 @@ def _together(
         "warnings": list(dict.fromkeys(before.details["warnings"] + step.details["warnings"])),
     }
     return InpaintedVolume(
-        values, std, rois, None if labels is None else labels[0], probabilities, details
+        values,
+        std,
+        rois,
+        None if labels is None else labels[0],
+        probabilities,
+        details,
+        before.case,
+        before.checkpoint,
     )

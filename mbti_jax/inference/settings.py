@@ -197,6 +197,12 @@ class InpaintSettings:
         """Whether samples are steps of a series, each of which starts from the one before."""
         return bool(self.tumor) and MODES[self.shares[0].mode].is_step
 
+    @property
+    def has_one_roi(self) -> bool:
+        """Whether each sample is another answer to the same request: no mean, series, or mixture."""
+        same = not self.tumor or (len(self.shares) == 1 and self.shares[0].mode != "move")
+        return same and not self.is_series and not self.is_mean
+
     def share_of(self, subject: str, sample: int) -> Share:
         """The mode of a sample of a case, drawn by the shares; a function of seed, case and sample."""
         shares = self.shares

@@ -1,9 +1,12 @@
 """Pictures a person can look at: gray slices, colored ROIs, sheets and figures."""
 
+import dataclasses
 import os
+import string
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from skimage.segmentation import find_boundaries
@@ -11,6 +14,21 @@ from skimage.segmentation import find_boundaries
 from mbti_jax.io.files import replacing
 from mbti_jax.rois.kinds import CHANNELS, COLORS, COMPONENT_CHANNELS, KINDS, NUM_KINDS
 from tfds_brats.slices import bounding_box
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """What a figure says beside its pictures.
+
+    Attributes:
+        kinds: names of the ROI kinds that the legend explains; None for all.
+        sides: of the pictures of each column, what lies left and right, such as "RL"; empty for nothing.
+        letters: whether columns are lettered.
+    """
+
+    kinds: Sequence[str] | None = None
+    sides: Sequence[str] = ()
+    letters: bool = False
 
 
 def gray(image: np.ndarray, low: float = -1.0, high: float = 1.0) -> np.ndarray:
@@ -101,6 +119,8 @@ def figure(
     columns: Sequence[str],
     title: str = "",
     footnote: str = "",
+    marks: Marks = Marks(),
+    pdf: bool = False,
 ) -> Path:
     """Writes a labeled grid of pictures as PNG, with the colors of the ROI channels explained.
 
@@ -109,6 +129,8 @@ def figure(
         cells: rows of uint8 [H, W, 3] pictures.
         rows, columns: labels; they are wrapped, as the title is.
         title, footnote: text above and below.
+        marks: what is said beside the pictures.
+        pdf: whether the same is written as PDF beside it.
     """
     # Not with the module: training draws without it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -149,20 +171,50 @@ def figure(
                 axis.set_title(columns[c], fontsize=9)
             if c == 0:
                 axis.set_ylabel(rows[r], fontsize=10)
+            if r == 0 and marks.letters:
+                _write_inside(axis, (0.02, 0.98), "left", "top", string.ascii_lowercase[c % 26])
+            if r == 0 and c < len(marks.sides):
+                for side, x in zip(marks.sides[c], ("left", "right"), strict=bool(marks.sides[c])):
+                    _write_inside(axis, (0.02 if x == "left" else 0.98, 0.5), x, "center", side)
     fig.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
     handles = [
-        Patch(color="#{:02x}{:02x}{:02x}".format(*color), label=name.replace("_", " "))
-        for name, color in COLORS.items()
+        Patch(color="#{:02x}{:02x}{:02x}".format(*kind.color), label=kind.title)
+        for kind in KINDS
+        if marks.kinds is None or kind.name in marks.kinds
     ]
     place = {"loc": "upper left", "bbox_to_anchor": (0, (bottom - 0.02) / height)}
-    fig.legend(handles=handles, **place, ncols=len(handles), fontsize=8, frameon=False)
+    if handles:
+        fig.legend(handles=handles, **place, ncols=len(handles), fontsize=8, frameon=False)
     fig.text(1 - 0.05 / width, 0.08 / height, footnote, ha="right", fontsize=8)
     FigureCanvasAgg(fig)
     # Fine enough that no pixel is left out, such as those of a thin outline.
     largest = max(max(cell.shape[:2]) for line in cells for cell in line)
+    dpi = max(110, largest / (inch / 1.04))
     with replacing(path) as beside:
-        fig.savefig(beside, format="png", dpi=max(110, largest / (inch / 1.04)))
+        fig.savefig(beside, format="png", dpi=dpi)
+    if pdf:
+        with replacing(Path(path).with_suffix(".pdf")) as beside:
+            # Without the time, so that the same figure is the same file.
+            fig.savefig(beside, format="pdf", dpi=dpi, metadata={"CreationDate": None})
     return Path(path)
+
+
+def kinds_in(*masks: np.ndarray) -> list[str]:
+    """Names of the kinds of ROI in masks [..., 5]."""
+    return [
+        name for channel, name in enumerate(CHANNELS) if any(m[..., channel].any() for m in masks)
+    ]
+
+
+def _write_inside(
+    axis: Any, place: tuple[float, float], across: str, along: str, text: str
+) -> None:
+    """White letters with a dark rim, which can be read on any picture."""
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=2, foreground="black")]
+    style = {"color": "white", "fontsize": 9, "fontweight": "bold", "path_effects": rim}
+    axis.text(*place, text, ha=across, va=along, transform=axis.transAxes, **style)
 
 
 def _fitting(text: str, inches: float, points: float) -> str:

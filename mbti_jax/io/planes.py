@@ -39,6 +39,11 @@ class Plane:
         return _NAMES[self.axis]
 
     @property
+    def sides(self) -> str:
+        """What lies left and right in a picture: the patient's right and left, or front and back."""
+        return "AP" if self.axis == SAGITTAL else "RL"
+
+    @property
     def title(self) -> str:
         """Such as "coronal 97"."""
         return f"{self.name} {self.number}"

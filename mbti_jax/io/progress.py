@@ -34,7 +34,9 @@ def progress_bar(name: str, leave: bool = True) -> Iterator[Progress]:
 @contextlib.contextmanager
 def waiting(name: str) -> Iterator[None]:
     """What a step is that takes time, and how much it took so far; nothing of it stays."""
-    with tqdm(desc=name, bar_format="{desc} {elapsed}", leave=False) as bar, ticking(bar):
+    # Not shown where it takes no time.
+    layout = {"bar_format": "{desc} {elapsed}", "delay": _SECONDS, "leave": False}
+    with tqdm(desc=name, **layout) as bar, ticking(bar):
         yield
 
 
@@ -42,13 +44,16 @@ def waiting(name: str) -> Iterator[None]:
 def ticking(bar: tqdm, what: str = "") -> Iterator[None]:
     """The time of a bar goes on by itself, and its end says `what` is going on."""
     ended = threading.Event()
-    seconds = _SECONDS if sys.stderr.isatty() else _SECONDS_OF_LOG
+    later = _SECONDS if sys.stderr.isatty() else _SECONDS_OF_LOG
 
     def tick() -> None:
+        seconds = _SECONDS
         while not ended.wait(seconds):
             bar.refresh()
+            seconds = later
 
-    bar.set_postfix_str(what)
+    if what:
+        bar.set_postfix_str(what)
     clock = threading.Thread(target=tick, daemon=True)
     clock.start()
     try:

@@ -171,18 +171,26 @@ def test_rows_are_the_sequences_of_random_test_slices(
     monkeypatch.setattr(pictures, "enlarge", lambda picture: picture)
     run(tmp_path, dataset, figures=("3",))
     record = json.loads((tmp_path / "figure_3.json").read_text())
-    assert drawn["rows"] == ["T1", "T1CE", "T2", "FLAIR"]
+    numbers = [row["slice_index"] for row in record["rows"]]
+    names = ("T1", "T1CE", "T2", "FLAIR")
+    assert drawn["rows"] == [f"{n}, slice {z}" for n, z in zip(names, numbers, strict=True)]
     assert [row["sequence"] for row in record["rows"]] == ["t1", "t1ce", "t2", "flair"]
     assert len({row["record"] for row in record["rows"]}) == 4
     source = SliceSource(dataset, "test")
     for r, (row, cells) in enumerate(zip(record["rows"], drawn["cells"], strict=True)):
         assert source.index.slice_index[row["record"]] == row["slice_index"]
         assert source.index.subject[row["record"]] == row["subject"]
-        expected = pictures.gray(record_image(dataset, row["record"])[..., r]).astype(int)
+        whole = record_image(dataset, row["record"])
+        # What is shown is the brain, with two pixels around it, in a square.
+        y0, x0, y1, x1 = bounding_box((whole != -1).any(-1))
+        window = pictures.around((whole != -1).any(-1), margin=2)
+        assert window[0].start <= y0 and y1 <= window[0].stop
+        assert window[1].start <= x0 and x1 <= window[1].stop
+        expected = pictures.gray(whole[window][..., r]).astype(int)
         before, _, first, _, second = (np.asarray(cell).astype(int) for cell in cells)
         assert np.abs(before - expected).max() <= 1
         for number, (call, after) in enumerate(zip(calls, (first, second), strict=True)):
-            roi = call.masks[r].any(-1)
+            roi = call.masks[r].any(-1)[window]
             np.testing.assert_array_equal(after[~roi], before[~roi])
             value = pictures.gray(np.full((1, 1), 0.5 + 0.1 * number))[0, 0, 0]
             assert (after[roi] == value).all()
@@ -198,6 +206,9 @@ def test_a_figure_says_how_it_was_made(dataset, tmp_path, monkeypatch):
     run(tmp_path, dataset, figures=("6",), weights=(1.0, 40.0), seed=5)
     assert "random weights" in shown["title"]  # The checkpoint's note.
     assert "synthetic" in shown["footnote"] and "2 steps" in shown["footnote"]
+    # Left and right, letters, and of the legend what is there: whole tumors in boxes.
+    assert shown["marks"] == pictures.Marks(["tumor"], ["RL"] * 4, letters=True)
+    assert (tmp_path / "figure_6.pdf").read_bytes().startswith(b"%PDF")
     assert shown["columns"][:2] == ["input", "ROIs"]
     for label, weight in zip(shown["columns"][2:], ("1", "40"), strict=True):
         assert f"w = {weight}, seed 5" in label

@@ -569,3 +569,29 @@ def test_the_training_pixels_size_scales_the_window():
         result = inpainter.inpaint(image, {"edema": mask}, Sampling(2), pixel_size=pixel_size)
         rows = result.provenance["geometry"]["rows"]
         assert rows[1] - rows[0] >= side and (pixel_size == 2.0 or rows[1] - rows[0] == side)
+
+
+def test_the_standard_deviation_over_samples_and_what_overlays_them(source, tmp_path):
+    fields = of_case(source, num_samples=3)
+    out = run(tmp_path / "out", **fields) / SUBJECT
+    samples = [out / f"sample_{n:03d}" for n in range(3)]
+    roi = stored(samples[0] / "rois.nii.gz") > 0
+    for name in SUFFIXES:
+        stem = f"{SUBJECT}{SUFFIXES[name]}"
+        painted = [nib.load(folder / f"{stem}-inpainted.nii.gz").get_fdata() for folder in samples]
+        std = nib.load(out / "std_of_3" / f"{stem}-std.nii.gz")
+        assert std.get_data_dtype() == np.float32
+        np.testing.assert_allclose(std.get_fdata(), np.std(painted, axis=0, ddof=1), atol=1e-3)
+        assert (std.get_fdata()[~roi] == 0).all() and std.get_fdata()[roi].any()
+        np.testing.assert_array_equal(std.affine, nib.load(folder_of(source, stem)).affine)
+    # More samples are another deviation; a series or a mixture has none.
+    run(tmp_path / "out", **{**fields, "num_samples": 4})
+    assert (out / "std_of_4" / "provenance.json").is_file()
+    moved = run(tmp_path / "moved", **of_case(source, tumor="move", num_samples=2)) / SUBJECT
+    assert sorted(path.name for path in moved.iterdir()) == ["sample_000", "sample_001"]
+    lines = (samples[0] / "rois.label.txt").read_text().splitlines()
+    assert '2 240 228 66 1 1 1 "edema"' in lines
+
+
+def folder_of(source: Path, stem: str) -> Path:
+    return next(source.rglob(f"{stem}.nii.gz"))

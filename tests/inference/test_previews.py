@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, make_arrays, write_volume
 
 from mbti_jax.inference import results
 from mbti_jax.inference.inpainted import InpaintedVolume
 from mbti_jax.inference.inputs import named_files
+from mbti_jax.rois.kinds import COLORS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import read_case
 from tfds_brats.slices import to_slices
@@ -40,11 +42,14 @@ def drawn(tmp_path, monkeypatch):
     return case, masks, found
 
 
-def test_a_row_is_a_plane_of_a_sequence(drawn):
+def test_a_row_is_a_sequence_with_its_planes_side_by_side(drawn):
     _, _, found = drawn
+    assert found["rows"] == ["T1", "T2"]
     planes = ("axial 2", "coronal 6", "sagittal 9")
-    assert found["rows"] == [f"{name} {plane}" for name in ("T1", "T2") for plane in planes]
-    assert found["columns"] == ["input", "ROIs", "inpainted"]
+    assert found["columns"] == [x for plane in planes for x in (f"{plane}, ROIs", "inpainted")]
+    # Columns from the patient's right to the left; sagittal planes with anterior on the left.
+    assert found["marks"].sides == ["RL"] * 4 + ["AP"] * 2
+    assert found["marks"].kinds == ["edema"]
 
 
 def test_planes_have_the_proportions_of_the_volume_and_show_what_was_painted(drawn):
@@ -53,12 +58,19 @@ def test_planes_have_the_proportions_of_the_volume_and_show_what_was_painted(dra
     z, y, x = (np.flatnonzero((brain | masks).any(axes)) for axes in ((1, 2), (0, 2), (0, 1)))
     heights = (len(y), 3 * len(z), 3 * len(z))
     widths = (len(x), len(x), len(y))
-    white, black = found["cells"][:3], found["cells"][3:]
     # No picture reaches beyond the brain, which is smaller than what is shown around an ROI.
-    for cells, shade in ((white, 255), (black, 0)):
-        for line, height, width in zip(cells, heights, widths, strict=True):
-            assert {cell.shape for cell in line} == {(height, width, 3)}
+    for line, shade in zip(found["cells"], (255, 0), strict=True):
+        for plane in range(3):
+            pair = line[2 * plane : 2 * plane + 2]
+            assert {cell.shape for cell in pair} == {(heights[plane], widths[plane], 3)}
         inside = np.repeat(masks[z[0] : z[-1] + 1, y[0] : y[-1] + 1, 9][::-1], 3, axis=0)
-        before, _, after = cells[2]
+        outlined, after = line[4:]
         assert (after[inside] == shade).all()
-        np.testing.assert_array_equal(after[~inside], before[~inside])
+        np.testing.assert_array_equal(after[~inside], outlined[~inside])
+        assert (outlined[inside] == COLORS["edema"]).all(-1).any()
+
+
+def test_a_preview_is_as_wide_as_a_screen(tmp_path, drawn):
+    with Image.open(tmp_path / "preview.png") as picture:
+        assert picture.width > 2 * picture.height > 0
+        assert 1200 <= picture.width <= 1500

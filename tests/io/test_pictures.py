@@ -174,3 +174,41 @@ def test_row_labels_neither_overlap_nor_leave_the_figure(tmp_path, monkeypatch, 
         assert box.y0 > below.y1
     for box in boxes:
         assert box.x0 >= 0 and box.y0 >= 0 and box.y1 <= fig.bbox.height
+
+
+def test_a_figure_says_what_is_used_where_left_is_and_which_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda fig, file, **_: file.touch() or drawn.append(fig))
+    cell = np.zeros((16, 16, 3), np.uint8)
+    masks = np.zeros((4, 4, 5), bool)
+    masks[1, 1, 3] = True
+    marks = pictures.Marks(pictures.kinds_in(masks), ["RL", "", "AP"], letters=True)
+    path = pictures.figure(
+        tmp_path / "figure.png",
+        [[cell] * 3] * 2,
+        rows=["T1", "T2"],
+        columns=["x", "y", "z"],
+        marks=marks,
+        pdf=True,
+    )
+    assert path.is_file() and path.with_suffix(".pdf").is_file()
+    fig = drawn[0]
+    assert [[text.get_text() for text in axis.texts] for axis in fig.axes] == [
+        ["a", "R", "L"],
+        ["b"],
+        ["c", "A", "P"],
+        [],
+        [],
+        [],
+    ]
+    (legend,) = fig.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["enhancing tumor"]
+
+
+def test_a_pdf_is_the_same_again(tmp_path):
+    cell = np.zeros((16, 16, 3), np.uint8)
+    for name in ("one", "other"):
+        path = tmp_path / f"{name}.png"
+        pictures.figure(path, [[cell]], rows=["a"], columns=["b"], pdf=True)
+    assert (tmp_path / "one.pdf").read_bytes() == (tmp_path / "other.pdf").read_bytes()
+    assert (tmp_path / "one.pdf").read_bytes().startswith(b"%PDF")

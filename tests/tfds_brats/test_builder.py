@@ -410,3 +410,18 @@ def test_config_and_task(tmp_path):
     command.main(config, str(tmp_path))
     with pytest.raises(ValueError, match="two folders"):
         command.main(config, str(tmp_path / "other"))
+
+
+def test_all_cases_in_one_split(tmp_path):
+    dataset = builder.build(DUMMY_DATA, "brats2021", tmp_path, 1, only="test")
+    split = builder.build(DUMMY_DATA, "brats2021", tmp_path / "split", 1)
+    whole = [SliceSource(split, name).index for name in SPLITS]
+    index = SliceSource(dataset, "test").index
+    assert sorted(set(index.subject)) == sorted({s for part in whole for s in part.subject})
+    assert len(index.subject) == sum(len(part.subject) for part in whole)
+    assert builder.build(DUMMY_DATA, "brats2021", tmp_path, 1, only="test") == dataset
+    for other in ("", "train"):
+        with pytest.raises(ValueError, match="choose another data_dir"):
+            builder.build(DUMMY_DATA, "brats2021", tmp_path, 1, only=other)
+    with pytest.raises(ValueError, match="choose another data_dir"):
+        builder.build(DUMMY_DATA, "brats2021", tmp_path / "split", 1, only="test")
