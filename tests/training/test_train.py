@@ -319,9 +319,9 @@ def test_validation_uses_the_same_noise_every_time():
     np.testing.assert_allclose(labels.cross_entropy, np.log(4) * labels.pixels, rtol=1e-5)
 
 
-def test_neighbors_move_with_their_slice_and_are_noised_like_it():
-    """Neighbors that are copies of the slice stay copies; noise of the same t comes into their ROIs."""
-    batch, tiny = 64, tiny_settings()
+def stacks(batch):
+    """A pipeline whose network sees neighbors, and examples whose neighbors are copies of them."""
+    tiny = tiny_settings()
     model = {**tiny.model, "neighbors": 1}
     seeing = Pipeline.of(vars(tiny.data), model, tiny.diffusion, tiny.tasks)
     rng = np.random.default_rng(0)
@@ -340,6 +340,14 @@ def test_neighbors_move_with_their_slice_and_are_noised_like_it():
         "neighbor_labels": np.stack([labels, labels], axis=1),
         "neighbor_present": present,
     }
+    return seeing, examples
+
+
+def test_neighbors_move_with_their_slice_and_are_noised_like_it():
+    """Neighbors that are copies of the slice stay copies; noise of the same t comes into their ROIs."""
+    batch = 64
+    seeing, examples = stacks(batch)
+    present = examples["neighbor_present"]
     keys = jax.random.split(jax.random.key(0), batch)
     inputs = jit(functools.partial(seeing.prepare, augmented=True))(examples, keys)
     neighbors = inputs.condition.neighbors
@@ -379,3 +387,27 @@ def test_neighbors_move_with_their_slice_and_are_noised_like_it():
     shared = roi.all(1)
     correlations = np.corrcoef([eps[:, place][shared] for place in range(3)])
     assert np.abs(correlations - np.eye(3)).max() < 5 / np.sqrt(shared.sum())
+
+
+def test_validation_shows_all_neighbors():
+    """Its loss is that of a network that sees them: none is left out, and what they show is there."""
+    seeing, examples = stacks(16)
+
+    class Shown:
+        """A network that predicts, everywhere, how many images of neighbors it was shown."""
+
+        label_head = False
+        neighbors = 1
+
+        def apply(self, variables, x_t, t, condition, **options):
+            around = condition.neighbors
+            shown = around.present * (around.images.std((2, 3, 4)) > 0.01)
+            return Output(jnp.broadcast_to(1e4 * shown.sum(1)[:, None, None, None], x_t.shape))
+
+    spied = dataclasses.replace(seeing, model=Shown())
+    step = jit(make_validation_step(spied, jax.random.key(0)))
+    # Beside such predictions, the noise that is to be predicted does not matter.
+    for present, seen in ((examples["neighbor_present"] * 0, 0), (np.ones((16, 2), np.float32), 2)):
+        terms = step({}, {**examples, "neighbor_present": present}, 0)
+        root = np.sqrt(terms.sums.sum() / terms.counts.sum()) / 1e4
+        assert root == pytest.approx(seen, abs=1e-3)
