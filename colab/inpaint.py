@@ -19,13 +19,11 @@
 # %% [markdown]
 # # Multitask brain-tumor inpainting
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github)
-#
-# The badge opens Colab's browser of GitHub repositories: give it the address that you have this
-# notebook from, and choose `colab/inpaint.ipynb`.
+# The project has no public address yet, so there is no badge here: open this file in Colab with File >
+# Upload notebook, and fill in REPOSITORY below.
 #
 # A diffusion model repaints chosen regions of an axial brain MRI slice: with tumor components
-# (necrotic core, edema, enhancement), with a tumor that it composes itself, or with tumor-free
+# (necrotic core, edema, enhancement), with a tumor that it composes itself, or with normal
 # tissue; each region free-form or given as a bounding box. The method is that of Rouzrokh et al.
 # 2022 ([arXiv:2210.12113](https://arxiv.org/abs/2210.12113)).
 #
@@ -59,7 +57,8 @@ if "mbti-jax" not in before:
     source = REPOSITORY or next((str(f) for f in folders if (f / "tfds_brats").is_dir()), "")
     if not source:
         raise ValueError(
-            "fill in REPOSITORY: the notebook does not lie in a checkout of the project"
+            "the project has no public address yet, and this notebook does not lie in a checkout of it: "
+            "fill in REPOSITORY with what pip shall install, such as the path of an uploaded wheel"
         )
     # The runtime's JAX fits its accelerator, so it stays as it is, and so does NumPy, which may be
     # loaded already: pip has to choose versions of everything else that go with them.
@@ -238,21 +237,24 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
 def show(name, title, before, results):
     """Draws input, ROIs and results {label: InpaintedSlice}; the ROIs again wherever they change.
 
+    What is shown is the brain.
+
     A model with a label head says what it painted: the components are outlined in their colors.
     """
     channel = sequences.index(SEQUENCE)
     (low, high) = next(iter(results.values())).provenance["intensity"]["low_high"][channel]
-    shown = pictures.gray(before[..., channel], low, high)
+    window = pictures.around((before != 0).any(-1))
+    shown = pictures.gray(before[..., channel], low, high)[window]
     cells, columns, last = [shown], ["input"], None
     for label, result in results.items():
         if last is None or (result.rois.masks != last).any():
             last = result.rois.masks
-            cells.append(pictures.with_rois(shown, last, fill=0.2))
+            cells.append(pictures.with_rois(shown, last[window], fill=0.2))
             columns.append("ROIs")
-        cells.append(pictures.gray(result.images[0][..., channel], low, high))
+        cells.append(pictures.gray(result.images[0][window][..., channel], low, high))
         columns.append(label)
         if result.label_probabilities is not None:
-            cells.append(pictures.with_labels(cells[-1], result.labels[0]))
+            cells.append(pictures.with_labels(cells[-1], result.labels[0][window]))
             columns.append("labels")
     path = pictures.figure(
         RESULTS / f"{name}.png",
@@ -261,6 +263,10 @@ def show(name, title, before, results):
         columns=columns,
         title=f"{title}\n{NOTE}".rstrip(),
         footnote=f"synthetic inside the ROIs, not for diagnosis; {NUM_STEPS} steps",
+        marks=pictures.Marks(
+            pictures.kinds_in(*(result.rois.masks for result in results.values())),
+            ["RL"] * len(columns),
+        ),
     )
     display(Image(str(path)))
 
@@ -287,13 +293,13 @@ results = {"free-form": paint("random"), "box": paint("random", ("tumor",))}
 show("scenario_2", "Tumor with components of the model's choice", image, results)
 
 # %% [markdown]
-# **Scenario 3**: tumor-free tissue instead of the tumor (figure 5). A box also takes the
+# **Scenario 3**: normal tissue instead of the tumor (figure 5). A box also takes the
 # surroundings that the tumor has pushed aside.
 
 # %%
-# @title Scenario 3: tumor-free tissue
+# @title Scenario 3: normal tissue
 results = {"free-form": paint("remove"), "box": paint("remove", ("normal",))}
-show("scenario_3", "Tumor-free tissue instead of the tumor", image, results)
+show("scenario_3", "Normal tissue instead of the tumor", image, results)
 
 # %% [markdown]
 # **Scenario 4**: the same seed with a rising guidance weight (figure 6). High weights exaggerate.
@@ -314,7 +320,7 @@ results = {f"seed {seed}": paint("random", box, seed) for seed in range(SEED, SE
 show("scenario_5", "Different seeds", image, results)
 
 # %% [markdown]
-# **Several tasks in one pass** (figure 1B): the tumor gives way to tumor-free tissue, and its
+# **Several tasks in one pass** (figure 1B): the tumor gives way to normal tissue, and its
 # components appear elsewhere.
 
 # %%
@@ -330,31 +336,17 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # paints phantom tissue into whatever it is given.
 
 # %% cellView="form"
-# @title 7. Paint into your own slice
+# @title 7. Load your own slice
 # @markdown Path of the image; empty for the phantom's. For a model of several sequences write
 # @markdown `{sequence}` where the files' names have t1, t1ce, t2 and flair. Or upload them (in Colab),
 # @markdown in this order.
-from skimage.draw import ellipse
-
 from mbti_jax.inference.inputs import named_files
-from mbti_jax.io.files import write_json
-from mbti_jax.io.slices import read_sequences, write_slice
+from mbti_jax.io.slices import read_sequences
 
 IMAGE = ""  # @param {type:"string"}
 UPLOAD_IMAGE = False  # @param {type:"boolean"}
 # @markdown Number of the slice in a NIfTI volume, from below.
 SLICE = 62  # @param {type:"integer"}
-TISSUE = "edema"  # @param ["normal", "necrotic_core", "edema", "enhancement", "tumor"]
-# @markdown The region: an ellipse, or the rectangle around it as a bounding box. Row 0 is at the top.
-AS_BOX = False  # @param {type:"boolean"}
-TOP = 90  # @param {type:"integer"}
-LEFT = 90  # @param {type:"integer"}
-HEIGHT = 40  # @param {type:"integer"}
-WIDTH = 30  # @param {type:"integer"}
-NUM_SAMPLES = 1  # @param {type:"integer"}
-# @markdown `sample`: brains that could be there. `mean`: the mean of at least two samples, nearer to the
-# @markdown truth and smoother than any brain, with its standard deviation.
-ESTIMATE = "sample"  # @param ["sample", "mean"]
 
 paths = {name: IMAGE.replace("{sequence}", name) for name in sequences} if IMAGE else {}
 paths = paths or {name: str(phantom_files.images[name]) for name in sequences}
@@ -378,15 +370,55 @@ else:
     # One file may hold all sequences, an npy of [H, W, C].
     own_files = [Path(path) for path in dict.fromkeys(paths.values())]
     own_image, own_volume = np.atleast_3d(read_sequences(own_files)), {}
+print(f"{own_image.shape[0]} x {own_image.shape[1]} pixels from {source.name}")
+
+# %% cellView="form"
+# @title 8. Choose a region { run: "auto" }
+# @markdown In Colab the picture follows the sliders. The region is an ellipse, or the rectangle around
+# @markdown it as a bounding box. Row 0 is at the top; L and R are the patient's left and right.
+from matplotlib.figure import Figure
+from skimage.draw import ellipse
+
+TISSUE = "edema"  # @param ["normal", "necrotic_core", "edema", "enhancement", "tumor"]
+AS_BOX = False  # @param {type:"boolean"}
+TOP = 90  # @param {type:"slider", min:0, max:255, step:1}
+LEFT = 90  # @param {type:"slider", min:0, max:255, step:1}
+HEIGHT = 40  # @param {type:"slider", min:1, max:256, step:1}
+WIDTH = 30  # @param {type:"slider", min:1, max:256, step:1}
+
 mask = np.zeros(own_image.shape[:2], bool)
 rows, columns = ellipse(
     TOP + (HEIGHT - 1) / 2, LEFT + (WIDTH - 1) / 2, HEIGHT / 2, WIDTH / 2, shape=mask.shape
 )
 mask[rows, columns] = True
+rois = Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ())
+channel = sequences.index(SEQUENCE)
+seen = own_image[..., channel][own_image[..., channel] != 0]
+picture = pictures.gray(own_image[..., channel], *np.percentile(seen, [0.5, 99.5]))
+figure = Figure(figsize=(6, 6))
+axis = figure.subplots()
+axis.imshow(pictures.with_rois(picture, rois.masks, fill=0.2))
+axis.set(xticks=range(0, mask.shape[1], 20), yticks=range(0, mask.shape[0], 20))
+axis.set(title=f"{SEQUENCE.upper()}, {int(rois.union.sum())} pixels", xlabel="R          L")
+axis.grid(alpha=0.2)
+RESULTS.mkdir(exist_ok=True)
+figure.savefig(RESULTS / "region.png", bbox_inches="tight")
+display(Image(str(RESULTS / "region.png")))
+
+# %% cellView="form"
+# @title 9. Paint the region
+from mbti_jax.io.files import write_json
+from mbti_jax.io.slices import write_slice
+
+NUM_SAMPLES = 1  # @param {type:"integer"}
+# @markdown `sample`: brains that could be there. `mean`: the mean of at least two samples, nearer to the
+# @markdown truth and smoother than any brain, with its standard deviation.
+ESTIMATE = "sample"  # @param ["sample", "mean"]
+
 with progress_bar("your slice") as progress:
     result = inpainter.inpaint(
         own_image,
-        Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ()),
+        rois,
         Sampling(
             NUM_STEPS,
             METHOD,
@@ -413,7 +445,7 @@ if result.std is not None:
 write_json(RESULTS / "own_slice.json", result.provenance)
 
 # %%
-# @title 8. Results
+# @title 10. Results
 # @markdown Pictures, the slice as npy, its label map as PNG, and its provenance record.
 archive = shutil.make_archive("inpainted", "zip", RESULTS)
 print(*sorted(path.name for path in RESULTS.iterdir()), sep="\n")

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from tiny_inpainter import tiny_inpainter
 
+from colab import address
 from mbti_jax.inference.inpainter import Inpainter
 from tfds_brats.cases import read_case
 from tfds_brats.conventions import SEQUENCES
@@ -23,6 +24,8 @@ from tfds_brats.slices import to_slices
 
 NOTEBOOK = ROOT / "colab" / "inpaint.ipynb"
 SOURCE = NOTEBOOK.with_suffix(".py")
+# Five scenarios, several tasks at once, one's own region and slice.
+NUM_PICTURES = 8
 
 
 def cell(title: str) -> str:
@@ -41,11 +44,32 @@ def test_notebook_and_source_agree():
     assert notebook.metadata["kernelspec"] == source.metadata["kernelspec"]
 
 
-def test_notebook_is_committed_without_outputs():
+def test_notebook_is_committed_with_its_pictures():
     notebook = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(notebook)
-    code = [c for c in notebook.cells if c.cell_type == "code"]
-    assert not any(c.outputs or c.execution_count for c in code)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == NUM_PICTURES
+    assert not any(o.output_type == "error" for o in outputs)
+    # Nothing that tells whose machine it was.
+    assert "/tmp/" not in NOTEBOOK.read_text() and "/home/" not in NOTEBOOK.read_text()
+
+
+def test_the_address_is_that_of_setup_cfg():
+    text = SOURCE.read_text()
+    url = address.address((ROOT / "setup.cfg").read_text())
+    assert address.with_address(text, url) == text
+    here = "https://github.com/someone/some-name"
+    setup = f"[metadata]\nname = x\nurl = {here}/\n"
+    there = address.with_address(text, address.address(setup))
+    page = (
+        "https://colab.research.google.com/github/someone/some-name/blob/main/colab/inpaint.ipynb"
+    )
+    assert f"({page})" in there and f'REPOSITORY = "git+{here}"' in there
+    assert "no public address" not in there.partition("# %%")[2].partition("# %%")[0]
+    # And back.
+    assert address.with_address(there, "") == address.with_address(text, "")
+    with pytest.raises(ValueError, match="Colab opens https://github"):
+        address.with_address(text, "https://example.org/x")
 
 
 def test_notebook_runs_from_top_to_bottom(tmp_path):
@@ -66,8 +90,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
     outputs = [o for c in nbformat.read(copy, 4).cells if c.cell_type == "code" for o in c.outputs]
     printed = "".join(o.text for o in outputs if o.output_type == "stream")
     assert "digital phantoms only" in printed and "(cpu)" in printed
-    # Five scenarios, several tasks at once, one's own slice.
-    assert sum("image/png" in o.get("data", {}) for o in outputs) == 7
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == NUM_PICTURES
 
     (files,) = find_cases(tmp_path / "phantoms" / "1", "phantom")
     case = read_case(files)

@@ -242,8 +242,9 @@ def test_clipping_to_the_data_type_is_counted():
 def test_progress_and_cancel():
     calls = []
     image, rois = make_slice(), {"normal": make_mask()}
-    inpaint(image, rois, num_samples=5, num_steps=12, progress=lambda *call: calls.append(call))
-    assert calls == [(10, 24), (12, 24), (22, 24), (24, 24)]
+    inpaint(image, rois, num_samples=5, num_steps=3, progress=lambda *call: calls.append(call))
+    # Two batches of three steps, and each step is one.
+    assert calls == [(done, 6) for done in range(1, 7)]
     with pytest.raises(SamplingCancelled):
         inpaint(image, rois, cancel=lambda: True, **STEPS)
 
