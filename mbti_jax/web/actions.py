@@ -112,14 +112,15 @@ class Actions:
         if dilation < 0:
             raise ValueError(f"the rim must be at least 0 mm, not {dilation:g}")
         limits = self._visitors.limits
-        depth = session.shape[0]
+        end = _whole("the last slice", last)
         made = TumorRois(
             tumor or "",
             step,
             dilation,
-            first=_whole("the first slice", 0 if first is None else first),
-            last=_whole("the last slice", depth - 1 if last is None else last),
-            seed=_whole("the seed", seed or 0),
+            first=_whole("the first slice", first),
+            # As the page has it before anything is loaded, and scripts that leave it out.
+            last=None if end == -1 else end,
+            seed=_whole("the seed", seed),
         )
         if file:
             take_roi(session, file, labels or "", limits, made)

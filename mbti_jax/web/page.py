@@ -6,12 +6,12 @@ Scripts use it through `gradio_client`; the endpoints are
   `session.load_files`. Returns a sentence.
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
 - `/set_roi(file, labels, box, tumor, step_mm, dilate_mm, first, last, seed)`: the ROIs from a file, what
-  its labels mean
-  (see `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of the tumor in a
+  its labels mean (see `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of
+  the tumor in a
   segmentation, a key of `rois.tumors.MODES`, for grow and shrink the millimeters, and for remove and
   move how many millimeters of its rim are taken, too. Without a file the tumor is that of the case's own
-  segmentation; the last three, which may be left out, limit it to a range of slices, and are the seed of
-  the place to move it to. Returns a sentence.
+  segmentation; the last three, which may be left out, limit it to a range of slices (-1 is the last
+  one), and are the seed of the place to move it to. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
   lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. `estimate` is one of
   `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
@@ -210,7 +210,7 @@ def _paint_section(parts: SimpleNamespace) -> None:
                 0, label="From slice", precision=0, minimum=0, min_width=100, elem_id="first"
             )
             parts.last = gr.Number(
-                None, label="to slice", precision=0, minimum=0, min_width=100, elem_id="last"
+                -1, label="to slice", precision=0, minimum=-1, min_width=100, elem_id="last"
             )
             parts.place = gr.Number(
                 0, label="move: seed of the place", precision=0, minimum=0, min_width=100
