@@ -1,6 +1,7 @@
 """What `benchmarks.data` times: dataset build, loader and preprocessing, each with its floor."""
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import io
@@ -148,12 +149,23 @@ def device_rivals(
         (rivals, seconds that compiling each took).
     """
     pipeline, batch_size = settings.pipeline(), settings.batch_size
-    examples = settings.data.examples(SliceSource(dataset_dir, _SPLIT))
-    (batch,) = jax.device_put(loader.fixed_batches(examples, 1, batch_size))
+    source = SliceSource(dataset_dir, _SPLIT)
+    (batch,) = jax.device_put(loader.fixed_batches(settings.data.examples(source), 1, batch_size))
     keys = jax.random.split(jax.random.key(settings.seed), batch_size)
+    # The same slices, with one neighbor on either side.
+    model = {**settings.model, "neighbors": 1}
+    seeing = dataclasses.replace(settings, model=model).pipeline()
+    (stacks,) = jax.device_put(
+        loader.fixed_batches(settings.data.examples(source, neighbors=1), 1, batch_size)
+    )
     resized = jax.jit(pipeline.resized)(batch)
     functions = {
         "prepare": (functools.partial(pipeline.prepare, augmented=True), batch, keys),
+        "prepare, 1 neighbor each side": (
+            functools.partial(seeing.prepare, augmented=True),
+            stacks,
+            keys,
+        ),
         "decode and resize": (pipeline.resized, batch),
         "augment": (jax.vmap(augment), keys, *resized),
         "sample_task": (

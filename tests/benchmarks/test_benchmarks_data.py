@@ -107,6 +107,8 @@ def test_tiny_run_reports_every_rate(tmp_path):
         assert section["rows"][firsts[name]]["cpu_ratio"] == 1
     assert set(report["share_of_train_step"]) == {"prepare", "augment"}
     assert min(report["share_of_train_step"].values()) > 0
+    for name in ("preprocessing", "train_step"):
+        assert "prepare, 1 neighbor each side" in report["sections"][name]["rows"]
     build, loader = report["goals"].values()
     assert build["measured"] > 0 and loader["measured"] > 0
 
