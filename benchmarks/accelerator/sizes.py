@@ -150,7 +150,7 @@ SIZES = {
         training_end_seconds=10,
         figures={
             "num_steps": 2,
-            # One program for the pictures of training, the figures and the evaluation.
+            # The batch of training's pictures and the evaluation's sampler: fewer programs to compile.
             "batch_size": 1,
             "sampler": "unipc",
             "num_seeds": 1,
