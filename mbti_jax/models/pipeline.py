@@ -26,7 +26,7 @@ from mbti_jax.rois.kinds import COMPONENTS, NUM_KINDS, NUM_LABELS
 from mbti_jax.rois.regions import CLASS_BOX, requested_labels
 from mbti_jax.rois.tasks import TaskSettings, sample_stack, sample_task
 
-T = TypeVar("T", ProcessSettings, TaskSettings)
+T = TypeVar("T", ProcessSettings, TaskSettings, Augmentation)
 
 PixelSize = Annotated[float, Interval(0.01, 100)]
 
