@@ -105,7 +105,8 @@ def test_resumes_where_it_stopped(source, tmp_path, capsys):
     out = run(tmp_path / "out", **fields) / SUBJECT
     first = (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns
     run(tmp_path / "out", **fields, num_samples=3)
-    assert sorted(path.name for path in out.iterdir()) == ["sample_000", "sample_001", "sample_002"]
+    names = ["sample_000", "sample_001", "sample_002", "std_of_3"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert (out / "sample_000" / f"{SUBJECT}_t1-inpainted.nii.gz").stat().st_mtime_ns == first
     capsys.readouterr()
     run(tmp_path / "out", **fields, num_samples=3)
