@@ -123,6 +123,8 @@ def appearance() -> dict[str, Any]:
         font_mono=["ui-monospace", "monospace"],
     ).set(
         # Text against what is behind it, at least 4.5 : 1.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
         block_label_text_color="*primary_800",
         block_label_text_color_dark="*primary_100",
         block_title_text_color="*primary_800",
