@@ -100,7 +100,7 @@ class Actions:
 
     def paint(self, value, request: gr.Request):
         session = self._visitor(request).session
-        if session is not None and isinstance(value, dict) and "edits" in value:
+        if session is not None:
             session.take_over(value)
 
     def set_roi(
@@ -140,8 +140,7 @@ class Actions:
     def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
         session = self._session(request)
-        if isinstance(value, dict) and "edits" in value:
-            session.take_over(value)
+        session.take_over(value)
         session.begin()
         return "Waiting for the model ...", *_busy(True)
 

@@ -138,11 +138,16 @@ class Session:
     def take_over(self, value: Any) -> None:
         """What the painter sends, see `painter.js`: all that was painted since it was opened.
 
-        What it sent before, or of images that are not loaded any more, changes nothing.
+        What it sent before, or of images that are not loaded any more, changes nothing; nor does what
+        it was given to show, which is its value until something is painted.
 
         Raises:
             ValueError: it is not what a painter sends.
         """
+        if value is None or (isinstance(value, dict) and "painted" in value):
+            return
+        if not isinstance(value, dict):
+            raise ValueError("the painter's value must be a group of fields")
         box, edits = (value.get(name) for name in ("box", "edits"))
         if not isinstance(box, list) or not all(isinstance(name, str) for name in box):
             raise ValueError("the painter's value must have edits, and a list of boxes")
