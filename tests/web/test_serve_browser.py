@@ -127,7 +127,12 @@ def sent(page, act):
     with page.expect_request(lambda request: '"edits"' in (request.post_data or "")) as waiting:
         act()
     edits = waiting.value.post_data_json["data"][0]["edits"]
-    return {int(z): painter.from_runs(runs, SHAPE[1::-1]) for z, runs in edits.items()}
+    return {int(z): painter.from_runs(runs, (SHAPE[1], SHAPE[0])) for z, runs in edits.items()}
+
+
+def distances(inside):
+    """How far each pixel lies from what is not `inside`."""
+    return np.asarray(ndimage.distance_transform_edt(inside))
 
 
 def turn_to(page, number):
@@ -345,11 +350,8 @@ def test_tools_make_the_masks_of_other_programs(open_page):
 
     page.get_by_text("Other slices").click()
     made = sent(page, lambda: board.press("Interpolate"))
-    distance = sum(
-        ndimage.distance_transform_edt(labels == 0) - ndimage.distance_transform_edt(labels)
-        for labels in (polygon, filled)
-    )
-    np.testing.assert_array_equal(made[2], 2 * ((distance < 0) & brain[2]))
+    signed = [distances(labels == 0) - distances(labels > 0) for labels in (polygon, filled)]
+    np.testing.assert_array_equal(made[2], 2 * ((sum(signed) < 0) & brain[2]))
     assert made[2].any()
     np.testing.assert_array_equal(made[1], polygon)
 
