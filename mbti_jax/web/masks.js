@@ -62,11 +62,14 @@ function filled(labels, width, start, label) {
   return out;
 }
 
-// Whether the middle of a pixel lies in a polygon of [x, y], by the even-odd rule.
+// Whether a pixel lies in a polygon of pixels [x, y], by the even-odd rule, or on its line: then a rectangle holds
+// all four of its corners.
 function inPolygon(points, x, y) {
   let inside = false;
   for (let i = 0, j = points.length - 1; i < points.length; j = i++) {
     const [xi, yi] = points[i], [xj, yj] = points[j];
+    const isBetween = x >= Math.min(xi, xj) && x <= Math.max(xi, xj) && y >= Math.min(yi, yj) && y <= Math.max(yi, yj);
+    if (isBetween && (xj - xi) * (y - yi) === (x - xi) * (yj - yi)) return true;
     if ((yi > y) !== (yj > y) && x < (xj - xi) * (y - yi) / (yj - yi) + xi) inside = !inside;
   }
   return inside;

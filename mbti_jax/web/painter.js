@@ -273,8 +273,12 @@ function drawSlice() {
   }
   if (stroke?.box) rectangle(stroke.box, "white", 0.2);
   if (corners.length) {
-    context.strokeStyle = "white"; context.lineWidth = 2; context.beginPath();
-    corners.forEach(([x, y]) => context.lineTo(...toScreen(x + 0.5, y + 0.5)));
+    context.strokeStyle = context.fillStyle = "white"; context.lineWidth = 2; context.beginPath();
+    for (const [x, y] of corners) {
+      const [left, top] = toScreen(x + 0.5, y + 0.5);
+      context.lineTo(left, top);
+      context.fillRect(left - 4, top - 4, 8, 8);
+    }
     context.stroke();
   }
   find("hint").textContent = sizes.join(" · ") || "Choose a tissue and paint where it shall be.";
@@ -286,11 +290,14 @@ let pointer = null;  // The pixel under it.
 function showBrush() {
   if (!isReady() || stroke) return;
   context.drawImage(drawn, 0, 0);
-  if (!pointer || tool !== "brush") return;
+  if (!pointer || !(tool === "brush" || corners.length)) return;
   const [x, y] = toScreen(pointer[0] + 0.5, pointer[1] + 0.5);
   context.strokeStyle = "white"; context.lineWidth = 1.5;
   context.beginPath();
-  context.arc(x, y, Number(find("brush").value) / 2 * scale * view.zoom, 0, 2 * Math.PI);
+  if (corners.length) {
+    const [lastX, lastY] = corners.at(-1);
+    context.moveTo(...toScreen(lastX + 0.5, lastY + 0.5)); context.lineTo(x, y);
+  } else context.arc(x, y, Number(find("brush").value) / 2 * scale * view.zoom, 0, 2 * Math.PI);
   context.stroke();
 }
 
@@ -402,6 +409,13 @@ function pixelOf(event) {
   ];
 }
 
+// Whether an event is at a pixel, or as near to its middle as a finger is exact.
+function isAt(event, [x, y]) {
+  const area = canvas.getBoundingClientRect(), [left, top] = toScreen(x + 0.5, y + 0.5), [ex, ey] = pixelOf(event);
+  const shrink = area.width / canvas.width, lower = area.height / canvas.height;
+  return (ex === x && ey === y) || Math.hypot(event.clientX - area.left - left * shrink, event.clientY - area.top - top * lower) <= 10;
+}
+
 function stamp(x, y) {
   const radius = Number(find("brush").value) / 2, reach = Math.floor(radius);
   for (let dy = -reach; dy <= reach; dy++) for (let dx = -reach; dx <= reach; dx++) {
@@ -434,9 +448,10 @@ function setBox([y0, x0, y1, x1]) {
 }
 
 function closePolygon() {
+  if (!corners.length) return;
+  if (corners.length < 3) { say("A polygon has at least three corners."); return; }
   const points = corners;
   corners = [];
-  if (points.length < 3) { draw(); return; }
   const labels = labelsOf(z).slice();
   let taken = 0;
   for (let i = 0; i < labels.length; i++) {
@@ -450,23 +465,26 @@ function closePolygon() {
 const AIR = "That is air: strokes are taken inside the brain only. Untick the box beside the picture to paint there.";
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!scene) return;
+  // A second finger would end the stroke of the first.
+  if (!scene || stroke || !event.isPrimary) return;
   event.preventDefault(); canvas.focus({preventScroll: true});
   if (!isReady()) { say("This slice is not loaded yet; nothing was painted."); return; }
   canvas.setPointerCapture(event.pointerId);
   const here = pixelOf(event);
   if (event.button === 2) { stroke = {kind: "window", from: [event.clientX, event.clientY], window: windowOf(sequence)}; return; }
-  if (event.button === 1 || event.shiftKey) { stroke = {kind: "pan", from: [event.clientX, event.clientY], at: {...view}}; return; }
+  if (event.button === 1 || event.shiftKey || (event.button === 0 && tool === "move")) { stroke = {kind: "pan", from: [event.clientX, event.clientY], at: {...view}}; return; }
   if (event.button !== 0) return;
   say("");
   if (tool === "polygon") {
-    const [first] = corners;
-    if (corners.length > 2 && Math.hypot(here[0] - first[0], here[1] - first[1]) <= 2) closePolygon();
+    if (corners.length > 2 && isAt(event, corners[0])) closePolygon();
     else { corners.push(here); draw(); }
   } else if (tool === "fill") {
     const at = here[1] * width + here[0];
     if (chosen !== ERASER && !isBrain(at)) { say(AIR); return; }
-    const labels = filled(labelsOf(z), width, at, chosen);
+    const before = labelsOf(z);
+    if (before[at] === chosen) { say("This place has that label already."); return; }
+    const labels = filled(before, width, at, chosen);
+    if (labels && chosen !== ERASER) for (let i = 0; i < labels.length; i++) if (!isBrain(i)) labels[i] = before[i];
     if (labels) change([z], () => put(z, labels)); else say("The line around this place is not closed; nothing was filled.");
   } else if (tool === "box") {
     stroke = {kind: "box", from: here, box: [here[1], here[0], here[1] + 1, here[0] + 1]}; draw();
@@ -478,6 +496,7 @@ canvas.addEventListener("pointerdown", (event) => {
   }
 });
 canvas.addEventListener("pointermove", (event) => {
+  if (!event.isPrimary) return;
   pointer = scene ? pixelOf(event) : null;
   if (!stroke) { showBrush(); readOut(); return; }
   const area = canvas.getBoundingClientRect();
@@ -501,7 +520,8 @@ canvas.addEventListener("pointermove", (event) => {
   }
   drawSlice(); readOut();
 });
-function finish() {
+function finish(event) {
+  if (!event.isPrimary) return;
   const ended = stroke;
   stroke = null;
   if (ended?.kind === "box") setBox(ended.box);
@@ -514,6 +534,7 @@ function finish() {
 }
 canvas.addEventListener("pointerup", finish);
 canvas.addEventListener("pointercancel", finish);
+canvas.addEventListener("lostpointercapture", finish);
 canvas.addEventListener("pointerleave", () => { pointer = null; if (scene) showBrush(); readOut(); });
 canvas.addEventListener("contextmenu", (event) => event.preventDefault());
 canvas.addEventListener("wheel", (event) => {
@@ -600,19 +621,21 @@ on("interpolate", "click", () => {
   const slices = [...painted.keys()].sort((a, b) => a - b), gaps = [];
   for (let i = 1; i < slices.length; i++) for (let at = slices[i - 1] + 1; at < slices[i]; at++) gaps.push([at, slices[i - 1], slices[i]]);
   if (!gaps.length) { say("There is no empty slice between painted ones."); return; }
-  change(gaps.map(([at]) => at), () => {
-    for (const [at, a, b] of gaps) {
-      const labels = between(painted.get(a), painted.get(b), height, width, (at - a) / (b - a));
-      put(at, labels.map((label, i) => (label && isBrain(i, at) ? label : 0)));
-    }
-  });
-  say("Filled " + gaps.length + " slice" + (gaps.length > 1 ? "s" : "") + " between painted ones.");
+  const made = new Map();
+  for (const [at, a, b] of gaps) {
+    const labels = between(painted.get(a), painted.get(b), height, width, (at - a) / (b - a));
+    for (let i = 0; i < labels.length; i++) if (labels[i] && !isBrain(i, at)) labels[i] = 0;
+    if (labels.some((label) => label)) made.set(at, labels);
+  }
+  if (!made.size) { say("Nothing lies between: painted slices next to each other have no tissue in common, or lie too far apart in it."); return; }
+  change([...made.keys()], () => made.forEach((labels, at) => put(at, labels)));
+  say("Filled " + made.size + " slice" + (made.size > 1 ? "s" : "") + " between painted ones.");
 });
 on("mirror", "click", () => {
   let x0 = width, x1 = 0;
   for (let i = 0; i < height * width; i++) if (brain[z * height * width + i]) { x0 = Math.min(x0, i % width); x1 = Math.max(x1, i % width + 1); }
-  const labels = mirrored(labelsOf(z), width, (x0 + x1) / 2);
-  change([z], () => put(z, labels.map((label, i) => (label && isBrain(i) ? label : 0))));
+  const labels = mirrored(labelsOf(z), width, (x0 + x1) / 2).map((label, i) => (label && isBrain(i) ? label : 0));
+  if (labels.some((label) => label)) change([z], () => put(z, labels)); else say(AIR);
 });
 on("dilate", "click", () => {
   if (chosen === ERASER) { say("Choose the tissue to dilate."); return; }
@@ -642,6 +665,7 @@ on("window-reset", "click", () => {
 });
 for (const button of element.querySelectorAll(".tool")) button.addEventListener("click", () => {
   tool = button.dataset.tool; corners = [];
+  canvas.style.cursor = tool === "move" ? "grab" : "";
   for (const other of element.querySelectorAll(".tool")) other.setAttribute("aria-pressed", other === button);
   draw();
 });

@@ -9,8 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_cases import SHAPE, SUFFIXES, write_case
+from scipy import ndimage
+from skimage import draw
+from synthetic_cases import SHAPE, SUFFIXES, make_arrays, write_case
 from tiny_inpainter import make_slice
+
+from mbti_jax.web import painter
 
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -95,6 +99,10 @@ class Board:
             self.page.mouse.move(*self.at(*point), steps=7)
         self.page.mouse.up()
 
+    def click(self, *points):
+        for point in points:
+            self.page.mouse.click(*self.at(*point))
+
     def press(self, name):
         self.page.locator("#painter").get_by_role("button", name=name).click()
 
@@ -112,6 +120,19 @@ def load_case(page, tmp_path):
     page.get_by_role("option", name="brats2021").click()
     page.get_by_role("button", name="Load files").click()
     return files
+
+
+def sent(page, act):
+    """What `act` makes the page send: slice -> labels [H, W]."""
+    with page.expect_request(lambda request: '"edits"' in (request.post_data or "")) as waiting:
+        act()
+    edits = waiting.value.post_data_json["data"][0]["edits"]
+    return {int(z): painter.from_runs(runs, (SHAPE[1], SHAPE[0])) for z, runs in edits.items()}
+
+
+def distances(inside):
+    """How far each pixel lies from what is not `inside`."""
+    return np.asarray(ndimage.distance_transform_edt(inside))
 
 
 def turn_to(page, number):
@@ -292,3 +313,52 @@ def test_painting_by_keys_and_numbers(open_page):
     page.mouse.wheel(0, 100)
     sync_api.expect(page.get_by_label("Number of the slice")).to_have_value("2")
     board.says("edema: 16 px")
+
+
+def test_tools_make_the_masks_of_other_programs(open_page):
+    """Polygon, fill, interpolation and mirror against scikit-image and SciPy."""
+    page = open_page()
+    page.get_by_role("button", name="Grow another tumor").click()
+    board = Board(page)
+    board.press("Clear slice")
+    images, _ = make_arrays(0)
+    # As [z, y, x], like what is painted.
+    brain = (images["t1"] > 0).T
+    turn_to(page, 1)
+    board.choose("edema")
+
+    board.press("Polygon")
+    corners = [(4, 2), (12, 5), (15, 13), (9, 9), (6, 15)]
+    # The last click closes it.
+    polygon = sent(page, lambda: board.click(*corners, corners[0]))[1]
+    columns, rows = np.transpose(corners)
+    expected = np.zeros(brain.shape[1:], bool)
+    expected[draw.polygon(rows, columns)] = True
+    assert (expected & ~brain[1]).any(), "some of it is air, which is left out"
+    np.testing.assert_array_equal(polygon, 2 * (expected & brain[1]))
+
+    turn_to(page, 3)
+    board.press("Brush")
+    # Its diagonals touch at corners only, through which nothing leaks.
+    ring = sent(page, lambda: board.drag((10, 5), (14, 9), (10, 13), (6, 9), (10, 5)))[3]
+    assert not ring[9, 10]
+    board.press("Fill")
+    board.click((4, 15))
+    page.get_by_text("is not closed").wait_for()
+    filled = sent(page, lambda: board.click((10, 9)))[3]
+    np.testing.assert_array_equal(filled, 2 * ndimage.binary_fill_holes(ring))
+
+    page.get_by_text("Other slices").click()
+    made = sent(page, lambda: board.press("Interpolate"))
+    signed = [distances(labels == 0) - distances(labels > 0) for labels in (polygon, filled)]
+    np.testing.assert_array_equal(made[2], 2 * ((sum(signed) < 0) & brain[2]))
+    assert made[2].any()
+    np.testing.assert_array_equal(made[1], polygon)
+
+    page.get_by_text("Shapes and numbers").click()
+    mirrored = sent(page, lambda: board.press("Mirror"))[3]
+    # The brain lies in columns 3 to 18.
+    expected = np.zeros_like(filled)
+    expected[:, 3:19] = filled[:, 3:19][:, ::-1]
+    np.testing.assert_array_equal(mirrored, expected * brain[3])
+    assert (mirrored != filled).any()
