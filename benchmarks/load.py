@@ -343,7 +343,7 @@ class _Client:
             self._uploaded = [await self._upload(path) for path in files]
         *images, roi = self._uploaded
         await self._call("load", [images, "phantom", []])
-        await self._call("set_roi", [roi, "", [], "", 1, 0])
+        await self._call("set_roi", [roi, "", [], "", 1, 0, 0, -1, 0])
 
     async def run(self, steps: int) -> None:
         """Asks for a run, waits for it, and fetches its archive."""
