@@ -41,7 +41,7 @@ def running(root: Path, password: str | None = None, **settings: Any) -> Iterato
         **settings: fields that differ from those of `configs/serve.py`.
     """
     metadata = tiny_metadata()
-    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny", report_every=1)
+    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")
     config = get_config()
     config.num_steps = 2
     config.limits = {"upload_mb": 1, "volume_mb": 2, "pixels": 100_000, "images": 32}

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from mbti_jax.commands.settings import from_config
 from mbti_jax.evaluation.healthy_masks import case_mask, read_shapes, write_layout
 from mbti_jax.fields import FieldError, Name, check_fields
-from mbti_jax.inference.provenance import digest
-from mbti_jax.inference.requests import RECORD, is_done
+from mbti_jax.inference.provenance import RECORD, digest
+from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import file_digest, new_folder, write_json
 from tfds_brats.cases import CaseFiles, read_case
 from tfds_brats.locking import only_process_in

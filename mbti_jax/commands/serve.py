@@ -79,7 +79,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     password = read_password(settings)
     # Each step is reported: on a CPU a step takes longer than reporting it.
     model = load_model(settings.checkpoint)
-    inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint, report_every=1)
+    inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint)
     with ending_on_signals() as end, server_folder(workdir or None) as root:
         # Uploads under way lie in the folder for temporary files.
         tempfile.tempdir = str(root)

@@ -7,7 +7,8 @@ from pathlib import Path
 from mbti_jax.inference.files import paint_sample, size_of_images
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
-from mbti_jax.inference.requests import RECORD, case_record, is_done, make_request, preview_title
+from mbti_jax.inference.provenance import RECORD, preview_title
+from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import draw_case, write_case
 from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
@@ -52,7 +53,7 @@ def _inpaint_case(
         with new_folder(record_folder) as target:
             ((written, count),) = write_case(target, case, result).items()
             details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}
-            title = preview_title(case.subject, inpainter)
+            title = preview_title(case.subject, inpainter.checkpoint)
             draw_case(target / "preview.png", case, result, title)
             record = case_record(inpainter, case, result, request, **details)
             write_json(target / RECORD, record)

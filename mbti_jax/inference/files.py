@@ -14,13 +14,8 @@ from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainted import InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
-from mbti_jax.inference.requests import (
-    RECORD,
-    case_record,
-    is_done,
-    make_request,
-    preview_title,
-)
+from mbti_jax.inference.provenance import RECORD, preview_title
+from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import (
     STD_OF_SLICE,
     draw_case,
@@ -152,7 +147,7 @@ def _inpaint_case(
             with new_folder(folders[sample]) as target:
                 clipped = write_case(target, case, result)
                 write_label_descriptions(target / "rois.label.txt")
-                title = preview_title(case.subject, inpainter)
+                title = preview_title(case.subject, inpainter.checkpoint)
                 draw_case(target / "preview.png", case, result, title)
                 details["clipped_to_dtype"] = clipped
                 record = case_record(inpainter, case, result, request, **details)
@@ -227,7 +222,9 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
                     write_slice(partial / f"{name}-seg-{which}.png", result.labels[number])
             if result.std is not None:
                 write_slice(partial / STD_OF_SLICE, result.std)
-            draw_slice(partial / "preview.png", image, result, preview_title(name, inpainter))
+            draw_slice(
+                partial / "preview.png", image, result, preview_title(name, inpainter.checkpoint)
+            )
             details = {"inputs": request["inputs"], "request": request}
             write_json(partial / RECORD, {**result.provenance, **details})
     _log.info(f"{name}: written to {target}")

@@ -1,5 +1,6 @@
 """What an `Inpainter` returns: a repainted slice, a repainted volume, samples in the model's units."""
 
+import abc
 import base64
 import dataclasses
 import io
@@ -18,14 +19,13 @@ from mbti_jax.io.slices import write_slice
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
 
-_RECORD = "provenance.json"
 
-
-class _Shown:
+class _Shown(abc.ABC):
     """What a notebook and a prompt show of a result."""
 
+    @abc.abstractmethod
     def _draw(self, path: Path) -> None:
-        raise NotImplementedError
+        """Writes the picture."""
 
     def picture(self) -> bytes:
         """The result beside what was there, as PNG."""
@@ -133,16 +133,13 @@ class InpaintedSlice(_Shown):
                     if array is not None:
                         write_slice(folder / f"{name}.npy", array)
                 write_bytes(folder / "preview.png", self.picture())
-                write_json(folder / _RECORD, self.provenance)
+                write_json(folder / provenance.RECORD, self.provenance)
         return path
 
     def _draw(self, path: Path) -> None:
         image = self.images[0] if self.image is None else self.image
-        note = self.provenance["checkpoint"]["note"]
-        results.draw_slice(path, image, self, "\n".join(filter(None, (_SYNTHETIC, note))))
-
-
-_SYNTHETIC = "synthetic inside the ROIs"
+        title = provenance.preview_title("slice", self.provenance["checkpoint"])
+        results.draw_slice(path, image, self, title)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -218,12 +215,12 @@ class InpaintedVolume(_Shown):
             self._draw(folder / "preview.png")
             details = {**self.details, "clipped_to_dtype": clipped}
             record = provenance.record(self.checkpoint, subject=case.subject, **details)
-            write_json(folder / _RECORD, record)
+            write_json(folder / provenance.RECORD, record)
         return path
 
     def _draw(self, path: Path) -> None:
-        case, note = self._known_case, self.checkpoint.get("note")
-        title = f"{case.subject}: {_SYNTHETIC}" + (f"\n{note}" if note else "")
+        case = self._known_case
+        title = provenance.preview_title(case.subject, self.checkpoint)
         results.draw_case(path, case, self, title)
 
     @property

@@ -65,6 +65,11 @@ def case_of(images: Case | Mapping[str, Any]) -> Case:
     """
     if isinstance(images, Case):
         return images
+    if not isinstance(images, Mapping):
+        raise ValueError(
+            f"the case is given as {type(images).__name__}; give {{sequence: path or NIfTI image}} or "
+            "a Case"
+        )
     # Its files are deleted with the case.
     folder = tempfile.TemporaryDirectory(prefix="mbti_jax.")
     paths = {name: str(_path_of(image, name, Path(folder.name))) for name, image in images.items()}

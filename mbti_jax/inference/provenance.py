@@ -13,6 +13,9 @@ import mbti_jax
 from mbti_jax.models.unet import Params
 from tfds_brats.scale import IntensityScale
 
+# The file of an output's record, beside it.
+RECORD = "provenance.json"
+
 
 def digest(content: Any) -> str:
     """SHA-256, hex, of JSON values; the same for the same content in any order of keys."""
@@ -54,6 +57,11 @@ def record(checkpoint: Mapping[str, Any], **details: Any) -> dict[str, Any]:
         "checkpoint": dict(checkpoint),
         **details,
     }
+
+
+def preview_title(name: str, checkpoint: Mapping[str, Any]) -> str:
+    """What the picture of an output says above it: what it is of, and the checkpoint's own note."""
+    return "\n".join(filter(None, (f"{name}: synthetic inside the ROIs", checkpoint.get("note"))))
 
 
 def scale_record(scales: list[IntensityScale], source: str) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from mbti_jax.io.files import file_digest
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError
 
-RECORD = "provenance.json"
-
 
 def make_request(inpainter: Inpainter, inputs: Sequence[Path], **details: Any) -> dict[str, Any]:
     """Everything that a result depends on, in JSON values: model, input files, and further details.
@@ -83,9 +81,3 @@ def case_record(
         **details,
         request=request,
     )
-
-
-def preview_title(name: str, inpainter: Inpainter) -> str:
-    """What the preview of a result says above its pictures."""
-    note = inpainter.checkpoint["note"]
-    return f"{name}: synthetic inside the ROIs" + (f"\n{note}" if note else "")

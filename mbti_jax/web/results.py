@@ -16,7 +16,8 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
 from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.requests import RECORD, case_record, preview_title
+from mbti_jax.inference.provenance import RECORD, preview_title
+from mbti_jax.inference.requests import case_record
 from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
@@ -194,7 +195,7 @@ def _write_volumes(
     samples: Sequence[InpaintedVolume],
     folders: Sequence[Path],
 ) -> None:
-    title, request = preview_title(session.name, inpainter), _request(session)
+    title, request = preview_title(session.name, inpainter.checkpoint), _request(session)
     for target, sample in zip(folders, samples, strict=True):
         clipped = write_case(target, case, sample)
         draw_case(target / "preview.png", case, sample, title)
@@ -211,7 +212,7 @@ def _write_slice(
     inpainted: InpaintedSlice,
     folders: Sequence[Path],
 ) -> None:
-    title, request = preview_title(session.name, inpainter), _request(session)
+    title, request = preview_title(session.name, inpainter.checkpoint), _request(session)
     for number, target in enumerate(folders):
         labels = None if inpainted.labels is None else inpainted.labels[[number]]
         one = dataclasses.replace(inpainted, images=inpainted.images[[number]], labels=labels)

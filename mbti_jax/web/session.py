@@ -50,6 +50,7 @@ class Session:
         key: names these images to the browser.
         serial: of the last that the painter sent.
         shown: what the browser is told of the images; None before it asks.
+        result_shown: a result, and what the browser is told of it; None before it asks.
         busy: whether a run is asked for, waiting or under way.
         running: whether it is waiting or under way.
         cancelled: set to stop it.
@@ -70,6 +71,7 @@ class Session:
     key: str = dataclasses.field(default_factory=lambda: secrets.token_hex(8))
     serial: int = 0
     shown: dict[str, Any] | None = None
+    result_shown: tuple[Any, dict[str, Any]] | None = None
     busy: bool = False
     running: bool = False
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)

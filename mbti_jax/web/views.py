@@ -64,9 +64,14 @@ def case_view(session: Session) -> dict[str, Any]:
 
 
 def result_view(session: Session, result: Result) -> dict[str, Any]:
-    """The result of a run, as `painter.js` reads it."""
+    """The result of a run, as `painter.js` reads it.
+
+    Its arrays are written once, beside the run's own files, which the next run replaces as a whole.
+    """
+    if session.result_shown is not None and session.result_shown[0] is result:
+        return session.result_shown[1]
     spread = result.spread()
-    return {
+    view = {
         "key": session.key,
         "slices": result.slices,
         "first": result.slices[int(result.roi.sum((1, 2)).argmax())],
@@ -81,6 +86,8 @@ def result_view(session: Session, result: Result) -> dict[str, Any]:
         and [[painter.to_runs(labels) for labels in sample] for sample in result.labels],
         "std": spread and {n: _array(session, values, "result") for n, values in spread.items()},
     }
+    session.result_shown = result, view
+    return view
 
 
 def _array(session: Session, values: np.ndarray, folder: str = "shown") -> dict[str, Any]:

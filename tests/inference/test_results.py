@@ -133,6 +133,8 @@ def test_what_is_no_volume_or_lies_elsewhere_is_refused(files):
     paint = tiny_inpainter().inpaint_volume
     with pytest.raises(ValueError, match="t1 is ndarray; a path or a NIfTI image is needed"):
         paint({"t1": np.zeros(SHAPE)}, {"edema": inside})
+    with pytest.raises(ValueError, match="the case is given as PosixPath; give"):
+        paint(path, {"edema": inside})
     elsewhere = AFFINE.copy()
     elsewhere[0, 3] += 5
     shifted = nib.Nifti1Image(inside.astype(np.uint8), elsewhere)

@@ -216,6 +216,13 @@ def test_what_the_painter_shows(case_files, tmp_path):
         np.testing.assert_allclose(values, written[..., 2].T, atol=0.6)
     spread = decoded(shown["std"]["t1"]).reshape(mask.shape)
     np.testing.assert_allclose(spread, np.std(after, axis=0, ddof=1) * mask, atol=0.1)
+    # Asked for again nothing is written, and the next run's arrays replace these.
+    written = set((session.folder / "result").glob("*.bin"))
+    views.result_view(session, result)
+    assert set((session.folder / "result").glob("*.bin")) == written
+    views.result_view(session, run(session, sequences=["t1"]))
+    now = set((session.folder / "result").glob("*.bin"))
+    assert len(now) == len(written) > 0 and not now & written
 
 
 @pytest.mark.parametrize(
