@@ -1,5 +1,6 @@
 """Checks of what users hand in; each raises a ValueError that says what is wrong in a sentence."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from skimage.morphology import convex_hull_image
 
 from mbti_jax.rois.kinds import COMPONENTS, KINDS, NORMAL
 from mbti_jax.rois.regions import Rois
-from tfds_brats.conventions import CAVITY
+from tfds_brats.conventions import CAVITY, CaseError
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.volumes import MAX_SPACING, MIN_SPACING
 
@@ -138,3 +139,21 @@ def _reaches_hull(mask: np.ndarray, brain: np.ndarray) -> bool:
         for inside, tissue in slices
         if inside.any() and tissue.any()
     )
+
+
+def slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.ndarray:
+    """Those with an ROI [Z, H, W], or `slices`, which must be of them; ascending, each once."""
+    with_roi = np.flatnonzero(roi.any(axis=(1, 2)))
+    if not len(slices):
+        if not len(with_roi):
+            raise CaseError(f"{subject}: the ROI is empty: there is nothing to inpaint")
+        return with_roi
+    for number in slices:
+        if not 0 <= number < len(roi):
+            raise CaseError(f"{subject}: has no slice {number}; it has 0 to {len(roi) - 1}")
+        if number not in with_roi:
+            first, last = with_roi[[0, -1]] if len(with_roi) else (None, None)
+            raise CaseError(
+                f"{subject}: slice {number} has no ROI; ROIs are in slices {first} to {last}"
+            )
+    return np.unique(slices)

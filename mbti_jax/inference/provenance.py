@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 import mbti_jax
 from mbti_jax.models.unet import Params
-from tfds_brats.scale import IntensityScale
+from tfds_brats.scale import IntensityScale, fit_scale
 
 # The file of an output's record, beside it.
 RECORD = "provenance.json"
@@ -67,3 +67,19 @@ def preview_title(name: str, checkpoint: Mapping[str, Any]) -> str:
 def scale_record(scales: list[IntensityScale], source: str) -> dict[str, Any]:
     """The intensity scales used, one a sequence, and where they come from."""
     return {"from": source, "low_high": [[scale.low, scale.high] for scale in scales]}
+
+
+def slice_scale_shift(
+    values: np.ndarray, brain: np.ndarray, scales: Sequence[IntensityScale]
+) -> list[float | None]:
+    """By how much scales fitted to single slices would differ: median of high / high - 1, a sequence."""
+    out = []
+    for c, scale in enumerate(scales):
+        shifts = []
+        for image, inside in zip(values[..., c], brain, strict=True):
+            try:
+                shifts.append(fit_scale(image, inside).high / scale.high - 1)
+            except ValueError:  # A slice without enough brain has no scale.
+                continue
+        out.append(float(np.median(shifts)) if shifts else None)
+    return out
