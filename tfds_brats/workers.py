@@ -1,19 +1,26 @@
 """Running a function over cases in worker processes, with results in order."""
 
 import contextlib
+import itertools
+import logging
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import TypeVar
 
 import cv2
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+# In a row, without a result in between.
+_MAX_DEATHS = 2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,13 +41,7 @@ class Workers:
 
     def __init__(self, num_workers: int):
         self._num_workers = num_workers
-        self._executor = None
-        if num_workers > 1:
-            context = multiprocessing.get_context("spawn")
-            try:
-                self._executor = ProcessPoolExecutor(num_workers, context, _start_worker)
-            except OSError as error:
-                raise OSError(_no_workers(num_workers, error)) from error
+        self._executor = _start(num_workers) if num_workers > 1 else None
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], label: str
@@ -48,10 +49,10 @@ class Workers:
         """Yields function(item) for every item in order, with a progress bar named `label`.
 
         The workers run only a few items ahead, so that results do not pile up in memory. Exceptions of
-        the function are raised here.
+        the function are raised here. What a worker was doing when it died is done once more by others.
 
         Raises:
-            ChildProcessError: a worker process died.
+            ChildProcessError: worker processes died twice without a result in between.
         """
         with tqdm(total=len(items), desc=label, unit="subject", dynamic_ncols=True) as bar:
             for result in self._results(function, items):
@@ -62,24 +63,43 @@ class Workers:
         if self._executor is None:
             yield from map(function, items)
             return
-        pending = deque()
+        # Items in order, each with the future of its result once it is submitted.
+        items, pending, deaths = iter(items), deque(), 0
+        while True:
+            try:
+                for item in itertools.islice(items, 2 * self._num_workers - len(pending)):
+                    pending.append([item, None])
+                for entry in pending:
+                    entry[1] = entry[1] or self._submit(function, entry[0])
+                if not pending:
+                    return
+                result = pending[0][1].result()
+            except BrokenProcessPool as error:
+                deaths += 1
+                if deaths == _MAX_DEATHS:
+                    raise ChildProcessError(
+                        "worker processes died, perhaps for lack of memory; "
+                        f"try fewer than {self._num_workers} workers"
+                    ) from error
+                logger.warning("A worker process died; what it was doing is done again.")
+                self.close()
+                self._executor = _start(self._num_workers)
+                for entry in pending:
+                    if entry[1] is not None and _is_lost(entry[1]):
+                        entry[1] = None
+                continue
+            deaths = 0
+            pending.popleft()
+            yield result
+
+    def _submit(self, function, item):
+        assert self._executor is not None
         try:
-            for item in items:
-                try:
-                    # It starts a process that is not there yet.
-                    with _interrupts_wait():
-                        pending.append(self._executor.submit(function, item))
-                except OSError as error:
-                    raise OSError(_no_workers(self._num_workers, error)) from error
-                if len(pending) == 2 * self._num_workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a worker process died, perhaps for lack of memory; "
-                f"try fewer than {self._num_workers} workers"
-            ) from error
+            # It starts a process that is not there yet.
+            with _interrupts_wait():
+                return self._executor.submit(function, item)
+        except OSError as error:
+            raise OSError(_no_workers(self._num_workers, error)) from error
 
     def __enter__(self) -> "Workers":
         return self
@@ -95,6 +115,18 @@ class Workers:
         """Ends the processes when they are done with what they do; items not yet started are dropped."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
+
+
+def _is_lost(future: Future) -> bool:
+    return future.cancelled() or isinstance(future.exception(), BrokenProcessPool)
+
+
+def _start(num_workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    try:
+        return ProcessPoolExecutor(num_workers, context, _start_worker)
+    except OSError as error:
+        raise OSError(_no_workers(num_workers, error)) from error
 
 
 @contextlib.contextmanager

@@ -280,13 +280,12 @@ def test_another_source_or_convention_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_an_unusable_case_ends_the_build_without_a_trace(tmp_path, num_workers):
+def test_an_unusable_case_is_named_and_no_dataset_appears(tmp_path, num_workers):
     shutil.copytree(DUMMY_DATA, tmp_path / "in")
     path = tmp_path / "in" / "BraTS2021_00003" / "BraTS2021_00003_t2.nii.gz"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CaseError, match=r"BraTS2021_00003_t2\.nii\.gz.*truncated"):
         builder.build(tmp_path / "in", "brats2021", tmp_path / "out", num_workers)
-    assert not list((tmp_path / "out").rglob("*.array_record*"))
     with pytest.raises(ValueError, match="holds no dataset"):
         SliceSource(tmp_path / "out", "train")
 
@@ -325,14 +324,22 @@ def start_build(script: Path, source: Path, data_dir: Path, num_workers: int) ->
     )
 
 
-def test_needs_neither_tensorflow_nor_jax(tmp_path):
+def test_needs_neither_tensorflow_nor_jax(tmp_path, dummy):
+    """And what it writes is the same to the byte in every process."""
     process = start_build(tmp_path / "build.py", DUMMY_DATA, tmp_path / "out", 2)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+    there = tmp_path / "out" / "brats_slices" / "1.0.0"
+    assert sorted(path.name for path in there.iterdir()) == sorted(p.name for p in dummy.iterdir())
+    for path in dummy.iterdir():
+        assert path.read_bytes() == (there / path.name).read_bytes(), path.name
 
 
 def test_killed_in_the_middle_and_run_again(tmp_path, dummy):
-    """More subjects than a moment can encode, so that the kill comes while shards are written."""
+    """More subjects than a moment can encode, so that the kill comes while shards are written.
+
+    Those that are complete then are the dataset's, untouched.
+    """
     for i in range(150):
         shutil.copytree(DUMMY_DATA / f"BraTS2021_{i % 5:05d}", tmp_path / "in" / f"{i}")
         for path in (tmp_path / "in" / f"{i}").iterdir():
@@ -340,7 +347,8 @@ def test_killed_in_the_middle_and_run_again(tmp_path, dummy):
     out = tmp_path / "out"
     process = start_build(tmp_path / "build.py", tmp_path / "in", out, 2)
     deadline = time.monotonic() + 60
-    while not list(out.glob("brats_slices/incomplete.*/*.array_record*")):
+    unfinished = out / "brats_slices" / "incomplete.shards"
+    while not list(unfinished.glob("parts/*.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -351,10 +359,17 @@ def test_killed_in_the_middle_and_run_again(tmp_path, dummy):
     assert not alive
     with pytest.raises(ValueError, match="holds no dataset"):
         SliceSource(out, "train")
-    assert list(out.glob("brats_slices/incomplete.*"))
+    # As earlier versions left it.
+    (out / "brats_slices" / "incomplete.ABC_1.0.0").mkdir()
+    complete = [unfinished / "dataset" / path.stem for path in unfinished.glob("parts/*.json")]
+    before = {path.name: path.stat() for path in complete}
+    assert len(before) < 10
 
     dataset_dir = builder.build(tmp_path / "in", "brats2021", out, num_workers=1)
     assert [path.name for path in (out / "brats_slices").iterdir()] == [dataset_dir.name]
+    for name, stat in before.items():
+        after = (dataset_dir / name).stat()
+        assert (after.st_ino, after.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
     subjects = records_of(dataset_dir)
     assert len(subjects) == 150
     originals = records_of(dummy)
@@ -368,6 +383,21 @@ def test_a_worker_that_dies_is_an_error_of_the_system():
     """An OSError, which `run.py` says in a sentence."""
     with contextlib.closing(Workers(2)) as workers, pytest.raises(OSError, match="fewer than 2"):
         list(workers.map(os._exit, [1, 1], "Dying"))
+
+
+def _die_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os._exit(1)
+    return marker.name
+
+
+def test_what_a_worker_did_when_it_died_is_done_again(tmp_path):
+    markers = [tmp_path / name for name in "abc"]
+    markers[0].touch()
+    markers[2].touch()
+    with contextlib.closing(Workers(2)) as workers:
+        assert list(workers.map(_die_once, markers, "Dying once")) == ["a", "b", "c"]
 
 
 def test_two_builds_at_once_are_an_error(tmp_path):
