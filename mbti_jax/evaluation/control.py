@@ -75,7 +75,10 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
     marked = {
         name: {
             sequence: statistics.mean_with_interval(
-                tasks.false_positives(maps, real_slices), real_slices.patients, workbench.seed
+                tasks.false_positives(maps, real_slices),
+                real_slices.patients,
+                workbench.seed,
+                statistics.SHARE,
             )
             for sequence, maps in tasks.segment(segmenters, real_slices.images).items()
         }
@@ -102,7 +105,7 @@ def compare(
     """Scores of repainted slices compared with those of real slices.
 
     Args:
-        painted: (scores, patients), float [N] and [N]; NaN for slices without a score.
+        painted: (scores, patients), float [N] in [0, 1] and [N]; NaN for slices without a score.
         real: (scores, patients), float [M] and [M].
         seed: of the intervals' resampling.
         tumor_dice: (Dice, patients) of the segmented with the real tumor in real slices, for scores that
@@ -116,7 +119,10 @@ def compare(
     samples = {"painted": painted, "real": real}
     if tumor_dice is not None:
         samples["tumor_dice"] = tumor_dice
-    means = {k: statistics.mean_with_interval(*sample, seed) for k, sample in samples.items()}
+    means = {
+        k: statistics.mean_with_interval(*sample, seed, statistics.SHARE)
+        for k, sample in samples.items()
+    }
     references = [mean for name, mean in means.items() if name != "painted"]
     ratio = None
     if means["painted"] and all(m and m["mean"] >= tasks.MIN_REAL_SCORE for m in references):

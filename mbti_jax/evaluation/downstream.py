@@ -18,7 +18,13 @@ from mbti_jax.evaluation import report, segmenter
 from mbti_jax.evaluation.control_tasks import make_control_task, transplant
 from mbti_jax.evaluation.labels import returned_labels
 from mbti_jax.evaluation.slices import LabeledSlices
-from mbti_jax.evaluation.statistics import cell, mean_with_interval, paired_difference, summary
+from mbti_jax.evaluation.statistics import (
+    SHARE,
+    cell,
+    mean_with_interval,
+    paired_difference,
+    summary,
+)
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, Interval
 from mbti_jax.rois.kinds import COMPONENTS
@@ -149,7 +155,7 @@ def summarize(
     dice = {name: values[:, scored] for name, values in dice.items()}
     out: dict[str, Any] = {}
     for name in dice:
-        mean = mean_with_interval(dice[name].mean(0), patients, seed) or {}
+        mean = mean_with_interval(dice[name].mean(0), patients, seed, SHARE) or {}
         out[name] = {**mean, "seed_sd": summary(dice[name].mean(1))["sd"]}
     for difference, (name, other) in _differences(dice).items():
         mean, other_mean = dice[name].mean(0), dice[other].mean(0)

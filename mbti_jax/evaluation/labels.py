@@ -96,10 +96,14 @@ def run(workbench: Workbench, settings: LabelsSettings, folder: Path) -> dict[st
             rows.append(row | compare(pair, real, workbench.seed))
         if box:
             touched, patients = touches_boxes(returned, condition, chosen.patients)
-            sides[mode] = statistics.mean_with_interval(touched, patients, workbench.seed)
+            sides[mode] = statistics.mean_with_interval(
+                touched, patients, workbench.seed, statistics.SHARE
+            )
         if mode == "components":
             agreement = agreement_with_request(returned, condition)
-            requested = statistics.mean_with_interval(agreement, chosen.patients, workbench.seed)
+            requested = statistics.mean_with_interval(
+                agreement, chosen.patients, workbench.seed, statistics.SHARE
+            )
         else:
             known = workbench.inpainter.labels_of(chosen.images, condition, sampling)
             bins[mode] = reliability(known[roi], chosen.labels[roi])

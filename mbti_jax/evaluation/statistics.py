@@ -14,6 +14,7 @@ nothing about how the model would differ if it were trained again.
 A mean over numbers weights a patient by how many numbers it has, in the interval as in the mean.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ import numpy as np
 MIN_PATIENTS = 4
 # Standard errors below this share of the estimate are those of a constant.
 _ROUNDING = 1e-12
+# Of Dice, IoU and shares.
+SHARE = (0.0, 1.0)
 
 Number = float | None
 Sample = tuple[np.ndarray, np.ndarray]  # Numbers and the patient of each.
@@ -84,7 +87,10 @@ def bootstrap_interval(
 
 
 def mean_with_interval(
-    values: np.ndarray, patients: np.ndarray, seed: int
+    values: np.ndarray,
+    patients: np.ndarray,
+    seed: int,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> dict[str, Any] | None:
     """The mean over numbers with its interval over patients.
 
@@ -92,14 +98,23 @@ def mean_with_interval(
         values: float [N], NaN for a missing number.
         patients: [N], the patient of each number.
         seed: of the resampling.
+        within: (low, high), the values that such numbers can have; `SHARE` for Dice and its like. The
+            interval ends there, which takes nothing from its coverage.
 
     Returns:
         `mean`, `low`, `high` (see `bootstrap_interval`) and `count` of the numbers; None without any.
+
+    Raises:
+        ValueError: a number lies outside; see also `bootstrap_interval`.
     """
     values, patients = known((values, patients))
     if not len(values):
         return None
+    if values.min() < within[0] or values.max() > within[1]:
+        raise ValueError(f"{values.min():g} to {values.max():g} cannot be: outside {within}")
     low, high = bootstrap_interval(values, patients, seed)
+    if low is not None and high is not None:
+        low, high = max(low, within[0]), min(high, within[1])
     return {"mean": float(values.mean()), "low": low, "high": high, "count": len(values)}
 
 

@@ -233,7 +233,7 @@ def test_limited_guidance_guides_inside_its_interval(inner, inputs):
         np.testing.assert_allclose(found[i][where[i]], wanted[where[i]], rtol=1e-4, atol=1e-5)
 
 
-def test_passes_outside_the_interval_are_saved_and_counted(inputs):
+def test_passes_that_change_nothing_are_saved_and_counted(inputs):
     """In the compiled loop of a sampler; the trajectory is that of a loop by hand."""
     calls, process = [], RectifiedFlow("x_0", num_timesteps=100)
 
@@ -245,9 +245,17 @@ def test_passes_outside_the_interval_are_saved_and_counted(inputs):
     condition, context = Condition(roi_masks, class_vector), 0 * x_T
     keys = jax.random.split(jax.random.key(0), 1)
     sampler = Sampler(as_apply(counting), process)
-    for low, high, count in ((0.25, 0.7, 15), (0.0, 0.25, 12), (0.91, 0.99, 10)):
+    for guidance, low, high, count in (
+        (Limited(ClassifierFree(1.0), 0.25, 0.7), 0.25, 0.7, 15),
+        (Limited(ClassifierFree(1.0), 0.0, 0.25), 0.0, 0.25, 12),
+        (Limited(ClassifierFree(1.0), 0.91, 0.99), 0.91, 0.99, 10),
+        (ClassifierFree(1.0), 0.0, 1.0, 20),
+        # The step's share of the noise is never above 1: w = 0 everywhere.
+        (ClassifierFree(0.0), 2.0, 2.0, 10),
+        (Projected(0.0), 2.0, 2.0, 10),
+        (Limited(Rescaled(0.0), 0.0, 1.0), 2.0, 2.0, 10),
+    ):
         calls.clear()
-        guidance = Limited(ClassifierFree(1.0), low, high)
         sampling = Sampling(10, "ddim", "trailing", guidance=guidance)
         out = sampler(2.0, x_T, context, condition, keys, sampling).x_0
         jax.effects_barrier()

@@ -175,7 +175,7 @@ def test_only_shapes_compile(caplog):
         assert any("_steps" in message for message in compilations(caplog))
         caplog.clear()
         for steps in (1, 10, 100):
-            for weight in (0, 3.5, np.array([0, 1, 2, 3])):
+            for weight in (0.1, 3.5, np.array([0, 1, 2, 3])):
                 sampler(
                     1.5, *arrays, timesteps=trailing_timesteps(steps), weight=weight,
                     eta=steps / 100, clip=(-1, steps), chunk=steps + 3,

@@ -9,6 +9,7 @@ from scipy import stats
 
 from mbti_jax.evaluation.statistics import (
     MIN_PATIENTS,
+    SHARE,
     bootstrap_interval,
     cell,
     interval_text,
@@ -251,3 +252,14 @@ def test_what_has_no_ratio_is_refused():
         ratio_of_means((one, np.arange(2)), (0 * one, np.arange(2)), 0)
     with pytest.raises(ValueError, match="as many subjects"):
         ratio_of_means((one, np.arange(2)), (one, np.arange(3)), 0)
+
+
+def test_an_interval_ends_where_the_numbers_do():
+    """Dice near 1 with one patient that failed: the bootstrap-t alone ends above 1."""
+    values, patients = np.array([0.99, 0.98, 1.0, 0.97, 0.3]), np.arange(5)
+    free = mean_with_interval(values, patients, 0)
+    within = mean_with_interval(values, patients, 0, SHARE)
+    assert free and within and free["high"] > 1
+    assert within == free | {"high": 1.0, "low": max(free["low"], 0.0)}
+    with pytest.raises(ValueError, match=r"0.3 to 1.2 cannot be"):
+        mean_with_interval(np.array([0.3, 1.2]), np.arange(2), 0, SHARE)

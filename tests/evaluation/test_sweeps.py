@@ -12,7 +12,7 @@ from resynthesized_slices import make_condition, make_slices
 
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.evaluation import sweeps
+from mbti_jax.evaluation import sweep_measures, sweeps
 from mbti_jax.evaluation.control_tasks import make_control_task
 from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.rois.tumors import own_tumor
@@ -41,7 +41,7 @@ def _healthy(seed=0):
 
 def test_errors_and_texture_of_what_is_known():
     slices, condition = _healthy()
-    scores = sweeps.healthy_scores(slices, condition, slices.images)
+    scores = sweep_measures.healthy_scores(slices, condition, slices.images)
     values, subjects = scores["mae"]
     assert values.tolist() == [0] * 4
     assert subjects.tolist() == ["subject_0"] * 2 + ["subject_1"] * 2
@@ -49,14 +49,16 @@ def test_errors_and_texture_of_what_is_known():
     # Half the contrast about 0.5: half the texture; a constant has none.
     halved = np.where(condition.roi, 0.5 + 0.5 * slices.images, slices.images)
     np.testing.assert_allclose(
-        sweeps.healthy_scores(slices, condition, halved)["texture"][0], 0.5, 1e-5
+        sweep_measures.healthy_scores(slices, condition, halved)["texture"][0], 0.5, 1e-5
     )
     moved = np.where(condition.roi, slices.images + 0.2, slices.images)
-    scores = sweeps.healthy_scores(slices, condition, moved)
+    scores = sweep_measures.healthy_scores(slices, condition, moved)
     np.testing.assert_allclose(scores["mae"][0], 0.1, rtol=1e-5)
     np.testing.assert_allclose(scores["texture"][0], 1, rtol=1e-5)
     flat = np.where(condition.roi, 0, slices.images)
-    np.testing.assert_array_equal(sweeps.healthy_scores(slices, condition, flat)["texture"][0], 0)
+    np.testing.assert_array_equal(
+        sweep_measures.healthy_scores(slices, condition, flat)["texture"][0], 0
+    )
 
 
 def test_texture_is_the_mean_absolute_laplacian_by_hand():
@@ -69,7 +71,7 @@ def test_texture_is_the_mean_absolute_laplacian_by_hand():
             for row, image in enumerate((painted[0], slices.images[0])):
                 around = image[y - 1, x] + image[y + 1, x] + image[y, x - 1] + image[y, x + 1]
                 sums[row] += np.abs(around - 4 * image[y, x])
-    values, _ = sweeps.healthy_scores(slices, condition, painted)["texture"]
+    values, _ = sweep_measures.healthy_scores(slices, condition, painted)["texture"]
     np.testing.assert_allclose(values[:2], sums[0] / sums[1], rtol=1e-5)
 
 
@@ -80,15 +82,15 @@ def test_only_what_a_sequence_shows_is_scored():
     slices = make_slices(np.zeros((2, 32, 32, 2), np.float32), labels)
     blind = SimpleNamespace(labels=lambda images: np.zeros(images.shape, np.uint8))
     no_core = SimpleNamespace(labels=lambda images: labels)
-    shown = sweeps.visible_components({"t1": blind, "flair": no_core}, slices, 1)
+    shown = sweep_measures.visible_components({"t1": blind, "flair": no_core}, slices, 1)
     assert shown == {"dice": [["flair", "edema"], ["flair", "enhancement"]], "iou": ["flair"]}
     task = make_control_task("components", slices, labels, 1)
     found = {"t1": labels, "flair": np.where(labels == 2, 2, 0)}
-    values, subjects = sweeps.control_scores(task, found, shown)["dice"]
+    values, subjects = sweep_measures.control_scores(task, found, shown)["dice"]
     assert values.tolist() == [1, 1, 0, 0]
     assert subjects.tolist() == ["subject_0", "subject_1"] * 2
     nothing = {"dice": [], "iou": []}
-    assert len(sweeps.control_scores(task, found, nothing)["dice"][0]) == 0
+    assert len(sweep_measures.control_scores(task, found, nothing)["dice"][0]) == 0
 
 
 def test_boxes_around_everything_are_not_scored():
@@ -97,20 +99,25 @@ def test_boxes_around_everything_are_not_scored():
     labels[:, 2:29, 3], labels[:, 2, 3:29], labels[:, 28, 3:29], labels[:, 2:29, 28] = 2, 2, 2, 2
     slices = make_slices(np.zeros((1, 32, 32, 1), np.float32), labels)
     everything = SimpleNamespace(labels=lambda images: np.full(images.shape, 2, np.uint8))
-    assert sweeps.visible_components({"t1": everything}, slices, 1) == {"dice": [], "iou": []}
+    assert sweep_measures.visible_components({"t1": everything}, slices, 1) == {
+        "dice": [],
+        "iou": [],
+    }
 
 
 def test_spread_saturation_and_intensities_of_what_is_known():
     slices, condition = _healthy()
     samples = np.stack([slices.images, slices.images + 0.2])
-    values, patients = sweeps.spread_score(slices, condition, samples)["spread"]
+    values, patients = sweep_measures.spread_score(slices, condition, samples)["spread"]
     np.testing.assert_allclose(values, [0.2 / np.sqrt(2) / 2] * 4, rtol=1e-5)
     assert patients.tolist() == ["subject_0"] * 2 + ["subject_1"] * 2
-    assert sweeps.spread_score(slices, condition, samples[:1]) == {}
+    assert sweep_measures.spread_score(slices, condition, samples[:1]) == {}
     # A quarter of the first ROI's pixels at the upper end, and one pixel at the lower one.
     painted = np.zeros_like(slices.images)
     painted[0, 3:6, 4:7, 0], painted[1, 5, 5, 1] = 2.0, -1.0
-    values, _ = sweeps.saturation_score(slices, condition, painted, (-1.0, 2.0))["saturation"]
+    values, _ = sweep_measures.saturation_score(slices, condition, painted, (-1.0, 2.0))[
+        "saturation"
+    ]
     np.testing.assert_allclose(values, [9 / 36, 0, 0, 1 / 49])
 
 
@@ -123,7 +130,7 @@ def test_intensities_are_compared_with_those_of_the_same_component():
     task = make_control_task("components", real, labels, 1)
     painted = images.copy()
     painted[0, 2:8, 2:8] = 0.6
-    values, patients = sweeps.intensity_score(task, painted, real)["intensities"]
+    values, patients = sweep_measures.intensity_score(task, painted, real)["intensities"]
     np.testing.assert_allclose(values, [0.1, 0, 0, 0], atol=1e-7)
     assert patients.tolist() == ["subject_0", "subject_1"] * 2
 
@@ -211,22 +218,22 @@ def test_time_is_that_of_full_batches_once_compiled(monkeypatch):
         clock[0] += 3 if len(calls) == 1 else 0.5 * sampling.num_steps
         return images
 
-    monkeypatch.setattr(sweeps.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(sweep_measures.time, "perf_counter", lambda: clock[0])
     inpainter = SimpleNamespace(batch_size=4, num_channels=1, sample=sample)
     slices, condition = _healthy()
-    found = sweeps.seconds_per_image(inpainter, slices, condition, Sampling(8))
+    found = sweep_measures.seconds_per_image(inpainter, slices, condition, Sampling(8))
     assert found == {"seconds": 1.0, "extrapolated": False}
     assert calls == [((4, 16, 16, 1), 1), ((4, 16, 16, 1), 8)]
-    found = sweeps.seconds_per_image(inpainter, slices, condition, Sampling(1000))
+    found = sweep_measures.seconds_per_image(inpainter, slices, condition, Sampling(1000))
     assert found == {"seconds": 125.0, "extrapolated": True}
-    assert calls[-1][1] == sweeps.MAX_TIMED_STEPS
+    assert calls[-1][1] == sweep_measures.MAX_TIMED_STEPS
 
 
 @pytest.mark.parametrize(
     ("name", "sweep", "settings", "passes"),
     [
         # Guided in the interval only: of the two steps the first is noise alone.
-        ("guidance", sweeps.GUIDANCE, GUIDANCE, [4, 4, 3, 3]),
+        ("guidance", sweeps.GUIDANCE, GUIDANCE, [2, 4, 2, 3]),
         ("steps", sweeps.STEPS, STEPS, [2, 4, 6, 2, 6, 8]),
     ],
 )

@@ -275,7 +275,7 @@ class Sampler:
         if not isinstance(guidance, Guidance) or any(x is None for x in vars(guidance).values()):
             raise ValueError("sampling.guidance must be given, with its weight")
         # With w = 0 the null pass has no effect.
-        return Unguided() if sampling.mean_passes and _is_unguided(guidance) else guidance
+        return Unguided() if _is_unguided(guidance) else guidance
 
 
 def _neighbors(shown, masks, around, context):
