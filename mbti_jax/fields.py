@@ -45,6 +45,10 @@ class FieldError(ValueError):
         super().__init__(f"{field} {problem}")
         self.field, self.problem = field, problem
 
+    def __reduce__(self) -> tuple:
+        # Exceptions are pickled with their text alone, and worker processes send theirs.
+        return FieldError, (self.field, self.problem)
+
     def within(self, name: str) -> "FieldError":
         """The same of the field `name` that holds this one."""
         return FieldError(f"{name}.{self.field}", self.problem)

@@ -68,6 +68,7 @@ ORDER = (
     "data",
     "rois",
     "diffusion",
+    "engine",
     "sharding",
     "fields",
 )
