@@ -31,6 +31,7 @@ from mbti_jax.evaluation.healthy import (
 )
 from mbti_jax.evaluation.healthy_masks import HealthyMask
 from mbti_jax.evaluation.repainted import repainted
+from mbti_jax.evaluation.rivals import Painted, Rival, rivals
 from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, FieldError, Interval
@@ -57,9 +58,6 @@ _SHOWN = {
 _NUM_PICTURES = 2
 # Of a pass with guidance; a mean needs one evaluation of each sample.
 _GUIDED_PASSES = 2
-
-# Sequence -> float64 [Z, H, W] in the file's units.
-Painted = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,91 +119,6 @@ class VolumesSettings(PartSettings):
         return out
 
 
-@dataclasses.dataclass(frozen=True)
-class Rival:
-    """A model and how it is sampled.
-
-    Attributes:
-        model: its name; empty where there is only one.
-        setting: how it is sampled, in words that are the same for all models.
-        inpainter: the model.
-        sampling: without its seed.
-        num_samples: whose mean is taken.
-    """
-
-    model: str
-    setting: str
-    inpainter: Inpainter
-    sampling: Sampling
-    num_samples: int = 1
-
-    @property
-    def name(self) -> str:
-        """As tables show it."""
-        return f"{self.model}: {self.setting}" if self.model else self.setting
-
-    def record(self) -> dict[str, Any]:
-        """In JSON values, with what a volume's slice costs."""
-        cost = self.inpainter.passes(self.sampling)["network_passes"] * self.num_samples
-        sampling = self.inpainter.resolve(self.sampling)
-        return {
-            "name": self.name,
-            "model": self.model,
-            "setting": self.setting,
-            "weights_sha256": self.inpainter.checkpoint["weights_sha256"],
-            "sampler": sampling.sampler,
-            "num_steps": sampling.num_steps,
-            "num_samples": self.num_samples,
-            "z_sigma_mm": sampling.z_sigma_mm,
-            "network_passes": cost,
-        }
-
-    def paint(self, workbench: Workbench, case: Case, rois: Rois, seed: int) -> Painted:
-        """The sample, or the mean of the samples, of a case."""
-        sampling = dataclasses.replace(self.sampling, seed=seed)
-        total: Painted = {}
-        count = self.num_samples
-        drawn = repainted(workbench, self.inpainter, case, rois, sampling, num_samples=count)
-        for values in drawn:
-            total = {name: total.get(name, 0) + volume for name, volume in values.items()}
-        return {name: volume / count for name, volume in total.items()}
-
-
-def rivals(models: Mapping[str, Inpainter], settings: VolumesSettings) -> list[Rival]:
-    """All that are compared, the first model's first.
-
-    Args:
-        models: by name.
-        settings: of the part.
-    """
-    out, first, count = [], settings.z_sigma_mm[0], settings.num_samples
-    for name, inpainter in models.items():
-        shown = name if len(models) > 1 else ""
-        for passes in settings.passes:
-            at = f"{passes} passes"
-            steps = steps_within(inpainter, passes)
-            for z_sigma_mm in settings.z_sigma_mm:
-                sampling = Sampling(steps, z_sigma_mm=z_sigma_mm)
-                out.append(Rival(shown, f"sample, {_noise(z_sigma_mm)}, {at}", inpainter, sampling))
-            if count > 1:
-                sampling = Sampling(steps_within(inpainter, passes // count), z_sigma_mm=first)
-                setting = f"mean of {count}, {_noise(first)}, {at}"
-                out.append(Rival(shown, setting, inpainter, sampling, count))
-        one_pass = Sampling(z_sigma_mm=first, estimate="mean", mean_passes=1)
-        try:
-            inpainter.resolve(one_pass)
-        except FieldError:
-            continue  # The first estimate of a model that was tuned for few steps is a sample.
-        out.append(Rival(shown, f"mean in one pass, {_noise(first)}", inpainter, one_pass))
-    return out
-
-
-def steps_within(inpainter: Inpainter, passes: int) -> int:
-    """The steps that a sample may take for so many passes of the network, at least one."""
-    one, two = (inpainter.passes(Sampling(steps))["network_passes"] for steps in (1, 2))
-    return max(1, 1 + (passes - one) // (two - one))
-
-
 def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[str, Any]:
     """Measures all methods on cases of the test split.
 
@@ -214,7 +127,7 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
             none, or no case with a place for a healthy region.
     """
     models, regressor = _models(workbench, settings)
-    painters = rivals(models, settings)
+    painters = rivals(models, settings.passes, settings.z_sigma_mm, settings.num_samples)
     shapes = healthy_masks.read_shapes(spread(workbench.cases("train"), settings.num_shape_cases))
     known = [*models.values(), *([regressor] if regressor else [])]
     sequences = tuple(dict.fromkeys(["t1", *(name for m in known for name in m.sequences)]))
@@ -442,9 +355,3 @@ def _by(
     for row in rows:
         groups[row[key]].append(row)
     return {value: compared(group, references, seed) for value, group in groups.items()}
-
-
-def _noise(z_sigma_mm: float | None) -> str:
-    if z_sigma_mm is None:
-        return "own noise"
-    return f"noise along {z_sigma_mm:g} mm" if z_sigma_mm else "independent noise"

@@ -13,6 +13,7 @@ from mbti_jax.evaluation import healthy, volumes
 from mbti_jax.evaluation.baselines import biharmonic
 from mbti_jax.evaluation.healthy_masks import case_mask, read_shapes
 from mbti_jax.evaluation.metrics import brats_inpainting_metrics
+from mbti_jax.evaluation.rivals import rivals
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats.cases import read_case
@@ -57,8 +58,8 @@ def test_rivals_cost_the_same():
         "a": Inpainter(params, metadata, 4, "a"),
         "b": Inpainter(params, second_order, 4, "b"),
     }
-    settings = volumes.VolumesSettings(**SETTINGS | {"passes": (8, 13)})
-    records = {rival.name: rival.record() for rival in volumes.rivals(models, settings)}
+    compared = {"passes": (8, 13), "z_sigma_mm": (None, 0.0), "num_samples": 2}
+    records = {rival.name: rival.record() for rival in rivals(models, **compared)}
     assert len(records) == 2 * (2 * 3 + 1)
     steps = {name: (r["num_steps"], r["network_passes"]) for name, r in records.items()}
     assert steps["a: sample, own noise, 8 passes"] == (4, 8)
@@ -69,7 +70,7 @@ def test_rivals_cost_the_same():
     # What does not divide is not exceeded.
     assert steps["a: sample, own noise, 13 passes"] == (6, 12)
     assert steps["a: mean in one pass, own noise"] == (1, 1)
-    (alone, *_) = volumes.rivals({"a": models["a"]}, settings)
+    (alone, *_) = rivals({"a": models["a"]}, **compared)
     assert alone.name == "sample, own noise, 8 passes"
     # What a model of slices without neighbors has where nothing is said.
     assert alone.record()["z_sigma_mm"] == 2
