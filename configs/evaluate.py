@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
     # Of everything that is drawn.
     config.seed = 0
 
-    # Folder of cases and their convention; an empty folder for the phantoms below.
+    # Folder of cases and their convention; an empty folder for the phantoms below, which are those of
+    # the bundled model. Its training and test split follow from all of them.
     config.source = ""
     config.convention = ""
     config.phantom = ConfigDict({"num_subjects": 64, "seed": 0})

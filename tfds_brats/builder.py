@@ -439,9 +439,11 @@ class _Build:
         Cases are more than shards, so that small datasets keep all processes busy, too.
         """
         cases = [case for shard in shards for case in shard.cases]
-        encoded = self.workers.map(encode_checked, cases, "Encoding")
-        for shard in shards:
-            yield write_shard(shard, itertools.islice(encoded, len(shard.cases)))
+        results = self.workers.map(encode_checked, cases, "Encoding")
+        # Closed, so that the bar ends before an error is printed.
+        with contextlib.closing(results) as encoded:
+            for shard in shards:
+                yield write_shard(shard, itertools.islice(encoded, len(shard.cases)))
 
     def _describe(
         self, plan: Plan, parts: Mapping[str, Sequence[Mapping[str, Any]]], target: Path

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
@@ -45,7 +45,7 @@ class Workers:
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], label: str
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Yields function(item) for every item in order, with a progress bar named `label`.
 
         The workers run only a few items ahead, so that results do not pile up in memory. Exceptions of

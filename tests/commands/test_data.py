@@ -20,6 +20,7 @@ from ray_cluster import cluster_of
 
 from configs.data import get_config
 from mbti_jax.commands import data
+from mbti_jax.engine.work import PieceError
 from mbti_jax.fields import FieldError
 from tfds_brats import builder, shards
 from tfds_brats.reading import SliceSource
@@ -92,6 +93,26 @@ def test_fields_that_do_not_go_together(tmp_path):
         with pytest.raises(FieldError, match=f"^{name} "):
             data.main(config_of(**fields), str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_that_every_worker_dies_of(tmp_path, whole, monkeypatch):
+    """All others are written, and the next call writes it alone."""
+
+    def run_pieces(work, items, settings, label):
+        for item in items:
+            if str(item).startswith("brats_slices-validation"):
+                yield item, PieceError(f"{item}: its worker died 3 times")
+            else:
+                yield item, work.function(work.make_context(), item)
+
+    monkeypatch.setattr(data, "run_pieces", run_pieces)
+    problem = r"1 of 5 pieces .* such as brats_slices-validation\S+: its worker died 3 times"
+    with pytest.raises(ChildProcessError, match=problem):
+        data.main(config_of(engine="ray"), str(tmp_path))
+    parts = [*(tmp_path / "brats_slices" / "incomplete.shards" / "parts").iterdir()]
+    assert len(parts) == 4
+    data.main(config_of(num_workers=1), str(tmp_path))
+    assert digests(tmp_path / "brats_slices" / "1.0.0") == whole
 
 
 def test_a_node_is_lost_in_the_middle(cluster, tmp_path, whole, monkeypatch):

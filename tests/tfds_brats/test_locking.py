@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from tfds_brats.locking import LockedError, lock_file, only_process_in
+from tfds_brats.locking import LockedError, beside_others_in, in_turn, lock_file, only_process_in
 
 # Takes the lock, says so, and keeps it until its standard input ends.
 HOLDER = """
@@ -102,3 +103,40 @@ def test_a_file_in_the_place_of_the_folder_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"), only_process_in(tmp_path / "file"):
         pass
+
+
+def test_several_share_a_folder_and_keep_a_single_one_out(tmp_path):
+    holder = start_holder(tmp_path)
+    with (
+        pytest.raises(LockedError, match=f"process {holder.pid}"),
+        beside_others_in(tmp_path, "run"),
+    ):
+        pass
+    holder.communicate("")
+    with beside_others_in(tmp_path, "run") as first:
+        with beside_others_in(tmp_path, "run") as second:
+            assert (first, second) == (True, False)
+        with pytest.raises(LockedError, match=f"process {os.getpid()}"), only_process_in(tmp_path):
+            pass
+    with only_process_in(tmp_path), beside_others_in(tmp_path, "other work") as alone:
+        assert alone
+    assert not list(tmp_path.iterdir())
+
+
+def test_turns_are_taken_one_after_the_other(tmp_path):
+    begun, done = threading.Event(), []
+
+    def second() -> None:
+        begun.set()
+        with in_turn(tmp_path / "not" / "yet", "run"):
+            done.append("second")
+
+    thread = threading.Thread(target=second)
+    with in_turn(tmp_path / "not" / "yet", "run"):
+        thread.start()
+        begun.wait()
+        thread.join(timeout=0.3)
+        done.append("first")
+    thread.join(timeout=20)
+    assert done == ["first", "second"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
