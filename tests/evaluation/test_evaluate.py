@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from ray_cluster import cluster_of
+from solid_workbench import write_cases
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -312,12 +313,15 @@ def test_images_seen_are_steps_times_batch():
 
 def test_parts_measured_on_a_cluster_have_the_same_results(source, tmp_path):
     """A part that cannot be measured does not keep the other from it, here and there."""
-    values = config(source, parts=("healthy", "diversity"), batch_size=4)
-    values.healthy.regressor = str(tmp_path / "none")
-    values.diversity.num_samples = 2
-    values.diversity.num_steps = 1
-    values.diversity.min_brain_area = 1
-    sentence = r"1 of 2 parts could not be done; the others are done:\nhealthy: .*none"
+    write_cases(tmp_path / "cases", 10)
+    values = config(source)
+    values.update({"source": str(tmp_path / "cases"), "data_dir": str(tmp_path / "slices")})
+    values.parts, values.batch_size = ("diversity", "healthy"), 4
+    values.healthy.update({"num_cases": 1, "num_samples": 2, "num_steps": 1, "regressor": ""})
+    values.healthy.update({"slices_per_case": 1, "num_shape_cases": 1})
+    sentence = (
+        r"1 of 2 parts could not be done; the others are done:\ndiversity: .* not fit a window"
+    )
     with pytest.raises(ValueError, match=sentence):
         evaluate.main(values, str(tmp_path / "local"))
     values.engine = "ray"
@@ -328,8 +332,8 @@ def test_parts_measured_on_a_cluster_have_the_same_results(source, tmp_path):
         values.ray.address = cluster.address
         with pytest.raises(ValueError, match=sentence):
             evaluate.main(values, str(tmp_path / "ray"))
-    here, there = (read(tmp_path / name)[0]["parts"]["diversity"] for name in ("local", "ray"))
+    here, there = (read(tmp_path / name)[0]["parts"]["healthy"] for name in ("local", "ray"))
     assert here.pop("seconds") > 0 < there.pop("seconds")
     assert here == there
-    pictures = [sorted((tmp_path / n / "diversity").glob("*.png")) for n in ("local", "ray")]
+    pictures = [sorted((tmp_path / n / "healthy").glob("*.png")) for n in ("local", "ray")]
     assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]]
