@@ -38,6 +38,10 @@ def get_config() -> ConfigDict:
 
     # Which parts to do; empty for all.
     config.parts = ()
+    # local: one part after the other on this machine. ray: on a cluster, as in configs/inpaint.py, with
+    # the same results; times per image are those of a worker beside others.
+    config.engine = "local"
+    config.ray = ConfigDict({"address": "", "workers": 0, "cpus": 1, "retries": 2})
 
     # Tumor-shaped regions of healthy tissue: whole volumes, and some slices of each by itself.
     config.healthy = ConfigDict()

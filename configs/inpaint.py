@@ -123,6 +123,18 @@ def get_config() -> ConfigDict:
     config.z_sigma_mm = placeholder(float)
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False
+    # local: one sample after the other on this machine. ray: on a cluster (pip install "mbti-jax[ray]"),
+    # with the same results; see docs/clusters.md.
+    config.engine = "local"
+    # address: of the head node, empty for RAY_ADDRESS or, without that, this machine alone. workers: 0
+    # for one for each GPU, or for each node without any. cpus: cores of a worker. retries: how often a
+    # sample whose worker died is tried again.
+    config.ray = ConfigDict({"address": "", "workers": 0, "cpus": 1, "retries": 2})
+    # Without Ray: which of so many shares this process makes, from 0; auto takes both numbers from a
+    # SLURM array, and the first from an indexed Job. merge: once all are made, what describes the set.
+    config.piece = ""
+    config.pieces = 0
+
     # (low, high) of a single slice's scale; empty for its own percentiles. Volumes have their own.
     config.intensity_range = ()
     return config

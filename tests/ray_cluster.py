@@ -23,6 +23,8 @@ def cluster_of(nodes: int, folder: Path) -> Iterator:
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(folder),
+        # Not behind all else on a machine that is busy.
+        "RAY_worker_niceness": "0",
     }
     options = {"include_dashboard": False, "object_store_memory": 100 * 10**6}
     with mock.patch.dict(os.environ, variables):

@@ -129,7 +129,11 @@ def for_each_case(
         except CaseError as error:
             _log.info(f"{files.subject}: not done: {error}")
             failed.append(str(error))
-    total = len(cases) + len(problems)
+    raise_problems(failed, len(cases) + len(problems))
+
+
+def raise_problems(failed: Sequence[str], total: int) -> None:
+    """Raises a CaseError that lists why some of the `total` cases could not be done, if any."""
     if failed and total == 1:
         raise CaseError(failed[0])
     if failed:

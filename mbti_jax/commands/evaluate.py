@@ -1,14 +1,20 @@
 """Command `evaluate`: measures a model in parts, one after the other, and writes one report."""
 
 import dataclasses
+import functools
 import json
+import logging
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import jax
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
+from mbti_jax.engine.pieces import holding, run_pieces
+from mbti_jax.engine.settings import EngineSettings, RaySettings
+from mbti_jax.engine.work import PieceError, Work
 from mbti_jax.evaluation import (
     control,
     diversity,
@@ -26,9 +32,14 @@ from mbti_jax.fields import Count, FieldError, Name, check_fields
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import new_folder, write_json
-from tfds_brats.builder import build_or_make_phantoms
+from tfds_brats.builder import BuiltDataset, build_or_make_phantoms
 from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
+
+_log = logging.getLogger(__name__)
+
+# What a worker that was given up may take to end.
+_LOCK_SECONDS = 60.0
 
 
 class Part(Protocol):
@@ -74,6 +85,7 @@ class EvaluateSettings:
         phantom: which phantoms.
         data_dir: the dataset of the cases; empty to build it in the workdir.
         parts: which parts to do; empty for all.
+        engine, ray: where parts are measured, see `EngineSettings`.
     """
 
     checkpoint: Name
@@ -84,6 +96,8 @@ class EvaluateSettings:
     phantom: PhantomSettings
     data_dir: str
     parts: tuple[str, ...]
+    engine: Literal["local", "ray"]
+    ray: RaySettings
     healthy: healthy.HealthySettings
     volumes: volumes.VolumesSettings
     control: control.ControlSettings
@@ -97,6 +111,7 @@ class EvaluateSettings:
 
     def __post_init__(self):
         check_fields(self)
+        EngineSettings(self.engine, self.ray)
         # Each case of the parts "healthy" and "volumes" has a seed of its own.
         most = 2**31 - max(self.healthy.num_cases, self.volumes.num_cases)
         if self.seed > most:
@@ -111,8 +126,9 @@ class EvaluateSettings:
 def main(config: ConfigDict, workdir: str) -> None:
     """Measures `config.checkpoint` on the cases of `config.source` and writes `report.md` to `workdir`.
 
-    A part whose result exists is not done again, and what was sampled for a part that was stopped is not
-    sampled again.
+    Parts do not need each other, so that they can be measured at the same time by an engine. One that
+    cannot be measured does not keep the others from it. A part whose result exists is not done again,
+    and what was sampled for a part that was stopped is not sampled again.
 
     Raises:
         ValueError, OSError: config, model or cases cannot be used, or `workdir` holds the result of
@@ -124,6 +140,9 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 def _run(settings: EvaluateSettings, folder: Path) -> None:
+    if settings.engine == "ray":
+        # The GPUs are the workers'.
+        jax.config.update("jax_platforms", "cpu")
     inpainter = Inpainter.load(settings.checkpoint, settings.batch_size)
     process, names = inpainter.pipeline.process, list(settings.parts or PARTS)
     if not process.is_stochastic:
@@ -148,27 +167,83 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
         "seed": settings.seed,
         "report": _REPORT,
     }
+    pieces = []
     for name in names:
         part_settings = getattr(settings, name)
         request = _plain({**common, "settings": dataclasses.asdict(part_settings)})
         if is_done(folder / name / _RESULT, request):
-            print(f"{name}: exists")
+            _log.info(f"{name}: exists")
         else:
-            print(f"\n== {name}", flush=True)
-            start = time.perf_counter()
-            with new_folder(folder / name) as target:
-                result = PARTS[name].run(workbench, part_settings, target)
-                seconds = time.perf_counter() - start
-                part = {"seconds": seconds, "machine": machine(), "result": result}
-                write_json(target / _RESULT, {"request": request, **part})
-            print(f"== {name}: {seconds:.0f} s", flush=True)
-        # After each part, so that a run that is stopped leaves a report of the parts it finished.
+            pieces.append(_Piece(name, part_settings, request, folder))
+
+    def write() -> None:
         paths = {name: folder / name / _RESULT for name in PARTS}
         done = {name: path for name, path in paths.items() if is_done(path, _plain(common))}
         parts = {name: json.loads(path.read_text()) for name, path in done.items()}
         sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
         write_report(folder, head, parts, "\n\n".join(sections))
+
+    here = settings.engine == "local"
+    remote = functools.partial(_open, settings.checkpoint, settings.batch_size, dataset)
+    context = (lambda: workbench) if here else functools.partial(remote, folder, settings.seed)
+    work = Work(_measure, context, reported=(ValueError,), loads_model=True)
+    engine = EngineSettings(settings.engine, settings.ray)
+    failed = []
+    write()
+    for piece, result in run_pieces(work, pieces, engine, label="parts"):
+        if isinstance(result, PieceError):
+            failed.append(f"{piece}: {result.message}")
+        # After each part, so that a run that is stopped leaves a report of the parts it finished.
+        write()
+    if failed:
+        rest = "; the others are done" if len(failed) < len(names) else ""
+        listed = "\n".join(failed)
+        raise ValueError(f"{len(failed)} of {len(names)} parts could not be done{rest}:\n{listed}")
     print(f"\n{folder / 'report.md'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A part to be measured.
+
+    Attributes:
+        name: of the part.
+        settings: its own.
+        request: what its result depends on.
+        folder: of the report.
+    """
+
+    name: str
+    settings: Any
+    request: dict[str, Any]
+    folder: Path
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _open(
+    checkpoint: str, batch_size: int, dataset: BuiltDataset, folder: Path, seed: int
+) -> Workbench:
+    """The workbench in a worker."""
+    return Workbench(Inpainter.load(checkpoint, batch_size), dataset, folder / "samples", seed)
+
+
+def _measure(workbench: Workbench, piece: _Piece) -> float:
+    """Measures a part and writes its result; how many seconds that took."""
+    name, folder = piece.name, piece.folder
+    with holding(folder, name, _LOCK_SECONDS):
+        if is_done(folder / name / _RESULT, piece.request):
+            return 0.0
+        _log.info(f"\n== {name}")
+        start = time.perf_counter()
+        with new_folder(folder / name) as target:
+            result = PARTS[name].run(workbench, piece.settings, target)
+            seconds = time.perf_counter() - start
+            part = {"seconds": seconds, "machine": machine(), "result": result}
+            write_json(target / _RESULT, {"request": piece.request, **part})
+        _log.info(f"== {name}: {seconds:.0f} s")
+    return seconds
 
 
 def _plain(request: dict[str, Any]) -> dict[str, Any]:

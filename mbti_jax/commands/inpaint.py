@@ -1,18 +1,22 @@
 """Command `inpaint`: cases, volumes, slices, BraTS's own layout, labeled sets."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.guidance import Guidance, make_guidance
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.engine.settings import EngineSettings
 from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
 from mbti_jax.inference.files import inpaint_files
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.nnunet import make_labeled_set
+from mbti_jax.inference.sets import Job
 from mbti_jax.inference.settings import InpaintSettings
 from tfds_brats.locking import only_process_in
 
@@ -68,6 +72,7 @@ class ModelSettings:
         )
 
 
+_ENGINE = tuple(field.name for field in dataclasses.fields(EngineSettings))
 MODEL_FIELDS = tuple(field.name for field in dataclasses.fields(ModelSettings))
 
 
@@ -80,8 +85,16 @@ def main(config: ConfigDict, workdir: str) -> None:
     model = from_config(ModelSettings, {name: config[name] for name in MODEL_FIELDS})
     drawn = {name: config[name] for name in _SAMPLING}
     sampling = from_config(Sampling, drawn, guidance=model.make_guidance())
-    fields = {name: config[name] for name in config if name not in (*_SAMPLING, *MODEL_FIELDS)}
+    engine = from_config(EngineSettings, {name: config[name] for name in _ENGINE})
+    others = (*_SAMPLING, *_ENGINE, *MODEL_FIELDS)
+    fields = {name: config[name] for name in config if name not in others}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
-    inpainter = Inpainter.load(model.checkpoint, model.batch_size)
-    with only_process_in(workdir, "run"):
-        _LAYOUTS[settings.layout](inpainter, settings, Path(workdir))
+    load = functools.partial(Inpainter.load, model.checkpoint, model.batch_size)
+    # Shares of a set work side by side in one folder, each share once.
+    share = engine.share()
+    if engine.engine == "ray":
+        # The GPUs are the workers'.
+        jax.config.update("jax_platforms", "cpu")
+    inpainter = load()
+    with only_process_in(workdir, "run" if share is None else f"share-{share.number}"):
+        _LAYOUTS[settings.layout](inpainter, settings, Path(workdir), Job(engine, load))

@@ -32,7 +32,7 @@ def run_pieces(
     *,
     label: str,
     is_done: Callable[[Piece], bool] | None = None,
-) -> Iterator[tuple[Piece, Result | PieceError]]:
+) -> Generator[tuple[Piece, Result | PieceError], None, None]:
     """Does something with every piece, with a bar of pieces, failures, and the time left.
 
     Closing the iterator, or an interrupt, stops the workers.

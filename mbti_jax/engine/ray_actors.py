@@ -8,6 +8,7 @@ import collections
 import logging
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
@@ -33,8 +34,9 @@ _TALKING = ("mbti_jax", "tfds_brats")
 class Worker:
     """An actor: calls the function of a `Work` with one piece after the other."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, folder: str):
         self._work, self._context, self._is_loaded = work, None, False
+        self._folder = folder
         self._messages: list[str] = []
         for name in _TALKING:
             logger = logging.getLogger(name)
@@ -55,6 +57,8 @@ class Worker:
         work = self._work
         try:
             if not self._is_loaded:
+                # Relative paths are those of the driver.
+                _enter(self._folder)
                 self._context, self._is_loaded = work.make_context(), True
         except Exception as error:
             return "raised", _portable(error), list(self._messages)
@@ -73,6 +77,16 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._messages.append(self.format(record))
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise OSError(
+            f"{folder} is not on {socket.gethostname()}, a node of the cluster ({error.strerror}): "
+            "start from a folder that all nodes share"
+        ) from error
 
 
 def _portable(error: Exception) -> Exception:
@@ -172,7 +186,7 @@ class _Pool:
 
     def _start(self) -> None:
         options = {**self._needs, "scheduling_strategy": "SPREAD"}
-        actor = self._class.options(**options).remote(self._work)
+        actor = self._class.options(**options).remote(self._work, os.getcwd())
         self._actors.add(actor)
         self._running[actor.ready.remote()] = (actor, None)
 

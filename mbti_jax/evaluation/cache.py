@@ -1,6 +1,7 @@
 """Arrays that take long to make and are kept in case a run stops: samples, segmenters."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from mbti_jax.engine.pieces import holding
 from mbti_jax.inference.provenance import digest
 from mbti_jax.interop.tensors import read_safetensors
 from mbti_jax.io.files import replacing
@@ -29,9 +31,12 @@ def cached(
     """
     path = folder / f"{kind}-{digest(request)[:32]}.safetensors"
     if not path.is_file():
-        arrays = {name: np.ascontiguousarray(array) for name, array in compute().items()}
-        with replacing(path) as partial:
-            save_file(arrays, partial)
+        # Parts that are measured at the same time share arrays: one computes them, the others wait.
+        with holding(folder, path.name, math.inf):
+            if not path.is_file():
+                arrays = {name: np.ascontiguousarray(array) for name, array in compute().items()}
+                with replacing(path) as partial:
+                    save_file(arrays, partial)
     return read_safetensors(path)
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mbti_jax.fields import FieldError
 from mbti_jax.inference import provenance
 from mbti_jax.inference.continuity import describe, measure
 from mbti_jax.inference.forecast import forecast
@@ -26,6 +27,7 @@ from mbti_jax.inference.results import (
     write_std,
 )
 from mbti_jax.inference.series import steps
+from mbti_jax.inference.sets import HERE, Job, Painter, Piece, cut, make_set, painting
 from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
 from mbti_jax.io.progress import progress_bar, waiting
@@ -33,19 +35,22 @@ from mbti_jax.io.slices import read_roi, read_sequences, write_sequences, write_
 from mbti_jax.rois.regions import Rois, parse_labels
 from tfds_brats.cases import Case, CaseFiles, read_case
 from tfds_brats.conventions import SEQUENCES
-from tfds_brats.search import for_each_case
 from tfds_brats.space import check_space
 
 _log = logging.getLogger(__name__)
 
 
-def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
+def inpaint_files(
+    inpainter: Inpainter, settings: InpaintSettings, folder: Path, job: Job = HERE
+) -> None:
     """Inpaints the slice or the cases that the settings name, into `folder`.
 
     Raises:
         ValueError, OSError: input that cannot be used, or a result that cannot be written.
     """
     if settings.image:
+        if job.engine.piece:
+            raise FieldError("piece", "is for cases; a slice is one piece")
         _inpaint_slice(inpainter, settings, folder)
         return
     if settings.source:
@@ -55,7 +60,7 @@ def inpaint_files(inpainter: Inpainter, settings: InpaintSettings, folder: Path)
     # A mean has a standard deviation in float32 beside it.
     number = 3 if settings.is_mean else settings.num_samples
     check_space(folder, number * sum(map(size_of_images, cases)), "the results")
-    for_each_case(cases, problems, lambda files: _inpaint_case(inpainter, files, settings, folder))
+    make_set(inpainter, job, cut(cases, settings), problems, (_paint, settings, folder))
 
 
 def size_of_images(files: CaseFiles) -> int:
@@ -126,10 +131,11 @@ def paint_samples(
                 yield number, result, {"z_continuity": measure(case, result), "tumor_mode": mode}
 
 
-def _inpaint_case(
-    inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
-) -> None:
-    """All samples of one case, or their mean."""
+def _paint(
+    painter: Painter, piece: Piece, settings: InpaintSettings, folder: Path, only_look: bool
+) -> bool:
+    """Samples of a case, or their mean; with the last of them their standard deviation."""
+    inpainter, files = painter.inpainter, piece.files
     fields = ("roi_labels", "tumor", "box", "slices", "sequences")
     inputs = [*files.images.values(), settings.roi_path(files)]
     if files.labels is not None:
@@ -139,24 +145,33 @@ def _inpaint_case(
     names = [f"sample_{n:03d}" for n in range(settings.num_samples)]
     names = ["mean"] if settings.is_mean else names
     folders = {n: folder / files.subject / name for n, name in enumerate(names)}
-    missing = [n for n, target in folders.items() if not is_done(target / RECORD, request)]
-    if missing:
-        available = [name for name in SEQUENCES if name in files.images]
-        case = read_case(files, available, labels=files.labels is not None)
-        for sample, result, details in paint_samples(inpainter, case, settings, missing):
-            with new_folder(folders[sample]) as target:
-                clipped = write_case(target, case, result)
-                write_label_descriptions(target / "rois.label.txt")
-                title = preview_title(case.subject, inpainter.checkpoint)
-                draw_case(target / "preview.png", case, result, title)
-                details["clipped_to_dtype"] = clipped
-                record = case_record(inpainter, case, result, request, **details)
-                write_json(target / RECORD, record)
-    if settings.num_samples > 1 and settings.has_one_roi:
-        _write_std(inpainter, files, settings, request, list(folders.values()))
-    _log.info(
-        f"{files.subject}: {'written to' if missing else 'is there,'} {folder / files.subject}"
-    )
+
+    def missing(numbers: Iterable[int]) -> list[int]:
+        return [n for n in numbers if n in folders and not is_done(folders[n] / RECORD, request)]
+
+    place = folder / files.subject
+    was_there = not missing(piece.samples)
+    if only_look and not was_there:
+        return False
+    with painting(place, folders[piece.samples[0]].name):
+        if numbers := missing(piece.samples):
+            available = [name for name in SEQUENCES if name in files.images]
+            case = painter.read(files, request, available, files.labels is not None)
+            for sample, result, details in paint_samples(inpainter, case, settings, numbers):
+                with new_folder(folders[sample]) as target:
+                    clipped = write_case(target, case, result)
+                    write_label_descriptions(target / "rois.label.txt")
+                    title = preview_title(case.subject, inpainter.checkpoint)
+                    draw_case(target / "preview.png", case, result, title)
+                    details["clipped_to_dtype"] = clipped
+                    record = case_record(inpainter, case, result, request, **details)
+                    write_json(target / RECORD, record)
+    if settings.num_samples > 1 and settings.has_one_roi and not missing(folders):
+        with painting(place, "std"):
+            _write_std(inpainter, files, settings, request, list(folders.values()))
+    if piece.samples[-1] == settings.num_samples - 1:
+        _log.info(f"{files.subject}: {'is there,' if was_there else 'written to'} {place}")
+    return True
 
 
 def _write_std(

@@ -11,26 +11,29 @@ only free-form components and normal tissue have a label map, and only they are 
 be named as nnU-Net wants it, Dataset<number>_<name>.
 """
 
+import functools
 import json
 import logging
-import tempfile
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mbti_jax.inference.files import paint_samples, size_of_images
+from mbti_jax.inference.inpainted import InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import write_case
+from mbti_jax.inference.sets import HERE, Job, Painter, Piece, cut, make_set, painting
 from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.io.files import write_json
 from mbti_jax.io.nifti import write_label_map
 from mbti_jax.rois.kinds import COMPONENTS
 from mbti_jax.rois.tumors import painted_labels
-from tfds_brats.cases import CaseFiles, read_case
+from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import CAVITY, SEQUENCES, CaseError
-from tfds_brats.search import for_each_case
 from tfds_brats.slices import from_slices, to_slices
 from tfds_brats.space import check_space
 from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry
@@ -39,8 +42,12 @@ _log = logging.getLogger(__name__)
 _ENDING = ".nii.gz"
 
 
-def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Path) -> None:
+def make_labeled_set(
+    inpainter: Inpainter, settings: InpaintSettings, folder: Path, job: Job = HERE
+) -> None:
     """Makes `num_samples` labeled cases of each case; existing ones are left as they are.
+
+    The files that describe the set are written once all of it is made, and by no share of it.
 
     Raises:
         ValueError: a request whose result has no label map, or that does not repaint all sequences, or
@@ -62,12 +69,13 @@ def make_labeled_set(inpainter: Inpainter, settings: InpaintSettings, folder: Pa
         )
     check_space(folder, settings.num_samples * sum(map(size_of_images, cases)), "the results")
     try:
-        for_each_case(
-            cases, problems, lambda files: _make_cases(inpainter, files, settings, folder)
-        )
+        make_set(inpainter, job, cut(cases, settings), problems, (_paint, settings, folder))
     finally:
         # Of a set that is incomplete it describes what is there.
-        if names := sorted(path.stem for path in (folder / "provenance").glob("[!.]*.json")):
+        names = []
+        if job.engine.share() is None:
+            names = sorted(path.stem for path in (folder / "provenance").glob("[!.]*.json"))
+        if names:
             _write_dataset(inpainter, folder, cases, names)
 
 
@@ -80,56 +88,79 @@ def _without_labels(settings: InpaintSettings) -> str | None:
     return f"a box of {', '.join(sorted(boxes))}" if boxes else None
 
 
-def _make_cases(
-    inpainter: Inpainter, files: CaseFiles, settings: InpaintSettings, folder: Path
-) -> None:
-    """Makes the samples of one case that do not exist."""
+def _paint(
+    painter: Painter, piece: Piece, settings: InpaintSettings, folder: Path, only_look: bool
+) -> bool:
+    """Those samples of a case that do not exist."""
+    inpainter, files = painter.inpainter, piece.files
     inputs = [*files.images.values(), files.segmentation, settings.roi_path(files)]
     fields = settings.record(inpainter, "roi_labels", "tumor", "box")
     request = make_request(inpainter, inputs, **fields)
-    names, missing = [], []
-    for sample in range(settings.num_samples):
-        names.append(f"{files.subject}_synthetic{sample:03d}")
-        if is_done(folder / "provenance" / f"{names[sample]}.json", request):
-            _log.info(f"{names[sample]} is there")
-        else:
-            missing.append(sample)
-    if not missing:
-        return
-    case = read_case(files)
-    sequences = inpainter.sequences_of(case)
-    if sequences != SEQUENCES:
-        raise ValueError(
-            f"the model paints {', '.join(sequences)}; a labeled set needs {', '.join(SEQUENCES)}"
-        )
-    if not (inpainter.has_labels or settings.tumor):
-        # Before hours of sampling, since it refuses what has no label map.
-        painted_labels(to_slices(case.segmentation), settings.rois(case, missing[0]))
-    for sample, result, details in paint_samples(inpainter, case, settings, missing):
-        name = names[sample]
-        record_path = folder / "provenance" / f"{name}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial.") as partial:
-            target = Path(partial)
-            clipped = write_case(target, case, result, _ENDING)
-            moves = {
-                target / written: folder / "imagesTr" / f"{name}_{channel:04d}{_ENDING}"
-                for channel, written in enumerate(clipped)
-            }
-            label_path = target / f"labels{_ENDING}"
-            image = files.images[SEQUENCES[0]]
-            if result.labels is None:
-                raise CaseError(f"{name}: {result.details['labels']['reason']}")
-            write_label_map(label_path, from_slices(result.labels), image)
-            moves[label_path] = folder / "labelsTr" / f"{name}{_ENDING}"
-            _check_grid(moves)
-            details["clipped_to_dtype"] = clipped
-            record = case_record(inpainter, case, result, request, **details)
-            for written, final in moves.items():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                written.replace(final)
-            write_json(record_path, record)
-        _log.info(f"{name}: made")
+    names = {n: f"{files.subject}_synthetic{n:03d}" for n in piece.samples}
+    records = {n: folder / "provenance" / f"{name}.json" for n, name in names.items()}
+    if only_look:
+        return all(is_done(path, request) for path in records.values())
+    with painting(folder, names[piece.samples[0]]):
+        missing = []
+        for sample, path in records.items():
+            if is_done(path, request):
+                _log.info(f"{names[sample]} is there")
+            else:
+                missing.append(sample)
+        if not missing:
+            return True
+        case = painter.read(files, request, SEQUENCES, True)
+        sequences = inpainter.sequences_of(case)
+        if sequences != SEQUENCES:
+            raise ValueError(
+                f"the model paints {', '.join(sequences)}; a labeled set needs "
+                f"{', '.join(SEQUENCES)}"
+            )
+        if not (inpainter.has_labels or settings.tumor):
+            # Before hours of sampling, since it refuses what has no label map.
+            painted_labels(to_slices(case.segmentation), settings.rois(case, missing[0]))
+        for sample, result, details in paint_samples(inpainter, case, settings, missing):
+            record = functools.partial(case_record, inpainter, case, result, request)
+            _write(folder, names[sample], case, result, record, details)
+            _log.info(f"{names[sample]}: made")
+    return True
+
+
+def _write(
+    folder: Path,
+    name: str,
+    case: Case,
+    result: InpaintedVolume,
+    record: Callable[..., dict[str, Any]],
+    details: dict[str, Any],
+) -> None:
+    """The files of a sample; the record, which says that it is there, comes last.
+
+    What a killed process left of them is removed by the next one.
+    """
+    target = folder / f".partial.{name}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    try:
+        clipped = write_case(target, case, result, _ENDING)
+        moves = {
+            target / written: folder / "imagesTr" / f"{name}_{channel:04d}{_ENDING}"
+            for channel, written in enumerate(clipped)
+        }
+        label_path = target / f"labels{_ENDING}"
+        image = case.files.images[SEQUENCES[0]]
+        if result.labels is None:
+            raise CaseError(f"{name}: {result.details['labels']['reason']}")
+        write_label_map(label_path, from_slices(result.labels), image)
+        moves[label_path] = folder / "labelsTr" / f"{name}{_ENDING}"
+        _check_grid(moves)
+        for written, final in moves.items():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            written.replace(final)
+        path = folder / "provenance" / f"{name}.json"
+        write_json(path, record(**details, clipped_to_dtype=clipped))
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
 
 
 def _check_grid(paths: Iterable[Path]) -> None:

@@ -1,10 +1,14 @@
 """The command `evaluate`: parts one after the other, what is done again, and the report of all."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from ray_cluster import cluster_of
+from solid_workbench import write_cases
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -305,3 +309,31 @@ def test_images_seen_are_steps_times_batch():
     assert report.images_seen({}, 100) is None
     assert report.images_seen({"batch_size": 8}, None) is None
     assert "cpu" in report.machine()["devices"]
+
+
+def test_parts_measured_on_a_cluster_have_the_same_results(source, tmp_path):
+    """A part that cannot be measured does not keep the other from it, here and there."""
+    write_cases(tmp_path / "cases", 10)
+    values = config(source)
+    values.update({"source": str(tmp_path / "cases"), "data_dir": str(tmp_path / "slices")})
+    values.parts, values.batch_size = ("diversity", "healthy"), 4
+    values.healthy.update({"num_cases": 1, "num_samples": 2, "num_steps": 1, "regressor": ""})
+    values.healthy.update({"slices_per_case": 1, "num_shape_cases": 1})
+    sentence = (
+        r"1 of 2 parts could not be done; the others are done:\ndiversity: .* not fit a window"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        evaluate.main(values, str(tmp_path / "local"))
+    values.engine = "ray"
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
+        cluster_of(1, Path(folder)) as cluster,
+    ):
+        values.ray.address = cluster.address
+        with pytest.raises(ValueError, match=sentence):
+            evaluate.main(values, str(tmp_path / "ray"))
+    here, there = (read(tmp_path / name)[0]["parts"]["healthy"] for name in ("local", "ray"))
+    assert here.pop("seconds") > 0 < there.pop("seconds")
+    assert here == there
+    pictures = [sorted((tmp_path / n / "healthy").glob("*.png")) for n in ("local", "ray")]
+    assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]]

@@ -1,0 +1,157 @@
+"""Sets cut into pieces: the same bytes however they are cut, and whatever dies meanwhile."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from ray_cluster import cluster_of
+from synthetic_cases import write_case
+from tiny_inpainter import tiny_metadata, tiny_params
+
+from configs.inpaint import get_config
+from mbti_jax.commands import inpaint
+from mbti_jax.fields import FieldError
+from mbti_jax.interop.inference_checkpoint import write_export
+from tfds_brats.conventions import CaseError
+
+SUBJECTS = ("BraTS2021_00001", "BraTS2021_00002")
+FIELDS = {"convention": "brats2021", "tumor": "replace", "num_samples": 2, "num_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cases")
+    for seed, subject in enumerate(SUBJECTS):
+        write_case(folder, subject, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    metadata = tiny_metadata()
+    card = {"title": "of a test", "data": "random weights", "license": "none"}
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_export(folder, tiny_params(metadata), metadata, card)
+    return folder
+
+
+def fields_of(source: Path, model: Path, **fields) -> dict:
+    return {**FIELDS, "source": str(source), "checkpoint": str(model), "batch_size": 4, **fields}
+
+
+def run(workdir: Path, fields: dict) -> Path:
+    config = get_config()
+    config.update(fields)
+    inpaint.main(config, str(workdir))
+    return workdir
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """All that lies in a folder, byte for byte; pictures are drawn at their own pace."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module", params=["nnunet", "files"])
+def layout(request, source, model, tmp_path_factory) -> tuple[dict, Path]:
+    """Fields, and what they give when they are run here."""
+    # A slice of each is enough where the layout allows it.
+    slices = {"slices": (2,), "sequences": ("t1",)} if request.param == "files" else {}
+    fields = fields_of(source, model, layout=request.param, **slices)
+    return fields, run(tmp_path_factory.mktemp(request.param), fields)
+
+
+def test_shares_of_an_array_are_merged_to_the_same_bytes(layout, tmp_path, monkeypatch):
+    fields, local = layout
+    for number in (2, 0):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number))
+        run(tmp_path, {**fields, "piece": "auto", "pieces": 3})
+    assert not (tmp_path / "manifest.json").exists()
+    with pytest.raises(CaseError, match=r"BraTS2021_00001, sample 1: is missing; run its share"):
+        run(tmp_path, {**fields, "piece": "merge"})
+    run(tmp_path, {**fields, "piece": "1", "pieces": 3})
+    run(tmp_path, {**fields, "piece": "merge"})
+    assert content(tmp_path) == content(local)
+
+
+def test_a_slice_is_no_set(png, model, tmp_path):
+    fields = {"image": str(png), "roi": str(png), "checkpoint": str(model)}
+    with pytest.raises(FieldError, match="piece is for cases"):
+        run(tmp_path, {**fields, "piece": "0", "pieces": 2})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
+        cluster_of(2, Path(folder)) as cluster,
+    ):
+        yield cluster
+
+
+def test_on_a_cluster_that_loses_its_driver_and_a_node(source, model, cluster, tmp_path):
+    """A broken case, and workers that die at their work: nothing lost, nothing twice."""
+    broken = tmp_path / "in"
+    for subject in SUBJECTS:
+        (broken / subject).mkdir(parents=True)
+        for path in (source / subject).iterdir():
+            (broken / subject / path.name).symlink_to(path)
+    write_case(broken, "BraTS2021_00003", 7)
+    path = broken / "BraTS2021_00003" / "BraTS2021_00003_t2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-100])
+    fields = fields_of(broken, model, layout="nnunet", num_samples=3)
+    refused = "1 of 3 cases could not be done; the other 2 are done:\n.*_00003_t2.*truncated"
+    with pytest.raises(CaseError, match=refused):
+        run(tmp_path / "local", fields)
+
+    out = tmp_path / "ray"
+    values = {**fields, "engine": "ray", "ray.address": cluster.address, "ray.workers": 2}
+    options = [f"--config.{name}={value}" for name, value in values.items()]
+    command = [sys.executable, str(ROOT / "run.py"), f"--config={ROOT}/configs/inpaint.py"]
+    driver = subprocess.Popen(
+        [*command, *options, f"--workdir={out}"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until(lambda: len(records(out)) >= 1, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    # A record is there once its sample is; a worker may still have made one.
+    before = {path: path.stat() for path in records(out)}
+
+    lost = next(iter(cluster.worker_nodes))
+
+    def lose() -> None:
+        until(lambda: len(records(out)) > len(before))
+        cluster.remove_node(lost, allow_graceful=False)
+
+    config = dict(fields)
+    config |= {"engine": "ray", "ray": {"address": cluster.address, "workers": 2}}
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(lose)
+        with pytest.raises(CaseError, match=refused):
+            run(out, config)
+        done.result()
+    assert content(out) == content(tmp_path / "local")
+    for path, stat in before.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+    assert json.loads((out / "dataset.json").read_text())["numTraining"] == 6
+
+
+def records(folder: Path) -> list[Path]:
+    return [*(folder / "provenance").glob("[!.]*.json")]
+
+
+def until(condition, process=None) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.poll() is None)
+        time.sleep(0.02)
