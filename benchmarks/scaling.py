@@ -39,6 +39,7 @@ class Pieces:
     Attributes:
         build_core_seconds: of one core a subject; measured, benchmarks/README.md, 8 real cases.
         subject_bytes: of the records of a subject; measured.
+        shard_subjects: in a file of the dataset, which one process writes; counted.
         source_bytes: of the compressed files of a subject; assumed to be as much.
         read_seconds: of one core for an image of 256 x 256 from records; measured, 990 a second.
         train_flops, forward_flops: a slice of `configs/train.py`; counted, `benchmarks.memory`.
@@ -59,6 +60,7 @@ class Pieces:
 
     build_core_seconds: float = 0.81
     subject_bytes: float = 10e6
+    shard_subjects: int = 16
     source_bytes: float = 10e6
     read_seconds: float = 1 / 990
     train_flops: float = 1658e9
@@ -121,10 +123,16 @@ def train_step(devices: int, pieces: Pieces, batch_size: int | None = None) -> C
 
 
 def build(subjects: int, cores: int, pieces: Pieces) -> Cost:
-    """The dataset of so many subjects."""
-    compute = math.ceil(subjects / cores) * pieces.build_core_seconds
+    """The dataset of so many subjects, without the reading of segmentations that comes before."""
+    shards = math.ceil(subjects / pieces.shard_subjects)
+    of_one = min(pieces.shard_subjects, subjects) * pieces.build_core_seconds
+    compute = math.ceil(shards / cores) * of_one
     moved = subjects * (pieces.subject_bytes + pieces.source_bytes)
-    return _shared(compute, moved, subjects * pieces.build_core_seconds, cores, pieces)
+    cost = _shared(compute, moved, subjects * pieces.build_core_seconds, cores, pieces)
+    if shards < cores:
+        limit = f"{cores - shards} of {cores} cores have no shard"
+        return dataclasses.replace(cost, limit=limit)
+    return cost
 
 
 def generate(slices: int, devices: int, pieces: Pieces) -> Cost:

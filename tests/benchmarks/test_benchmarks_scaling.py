@@ -48,10 +48,18 @@ def test_an_all_reduce_passes_every_byte_almost_twice():
     assert scaling.all_reduce_seconds(1e9, 1, no_hops) == 0
 
 
+def test_a_worker_writes_whole_shards_of_a_dataset():
+    cost = scaling.build(1000, 512, Pieces(start_seconds=0.0, build_core_seconds=1.0))
+    # 63 shards, of 16 subjects at most.
+    assert cost.seconds == pytest.approx(16)
+    assert cost.efficiency == pytest.approx(1000 / 512 / 16)
+    assert cost.limit == "449 of 512 cores have no shard"
+
+
 def test_a_job_of_pieces_is_never_faster_than_its_file_system():
-    slow = Pieces(storage_bytes=1e9, start_seconds=0.0)
+    slow = Pieces(storage_bytes=1e9, start_seconds=0.0, build_core_seconds=0.1)
     # 1000 subjects of 10 MB in and 10 MB out.
-    cost = scaling.build(1000, 100_000, slow)
+    cost = scaling.build(1000, 62, slow)
     assert cost.seconds == pytest.approx(20)
     assert cost.limit == "file system"
 
