@@ -179,7 +179,7 @@ def get_config():
     config.num_steps = {num_steps}
     config.log_every = 1
     config.checkpoint_every = 2
-    config.validate_every = 1000
+    config.validate_every = {validate_every}
     config.validation_batches = 1
     config.num_pictures = 2
     config.picture_steps = 2
@@ -225,14 +225,17 @@ def test_two_processes_and_then_four_train_as_one_does(tmp_path, monkeypatch):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
-    def trains(
-        environments: list[dict[str, str]], cannot_read: str
-    ) -> contextlib.AbstractContextManager[list[subprocess.Popen]]:
-        text = CONFIG.format(dataset=dataset, multihost=len(environments) > 1, num_steps=10_000)
+    def write_config(processes: int, **fields: int) -> None:
+        text = CONFIG.format(dataset=dataset, multihost=processes > 1, **fields)
         config.write_text(text)
+
+    def trains(
+        environments: list[dict[str, str]], cannot_read: str, validate_every: int
+    ) -> contextlib.AbstractContextManager[list[subprocess.Popen]]:
+        write_config(len(environments), num_steps=10_000, validate_every=validate_every)
         return running(environments, "train", str(config), str(workdir), cannot_read, **cache)
 
-    with trains(slurm(2), "-1") as started:
+    with trains(slurm(2), "-1", 2) as started:
         wait_for(lambda: len(saved(workdir)) >= 2, started)
         started[1].send_signal(signal.SIGKILL)
         output = outputs(started)[0]
@@ -242,7 +245,7 @@ def test_two_processes_and_then_four_train_as_one_does(tmp_path, monkeypatch):
     newest = saved(workdir)
     assert len(newest) >= 2
 
-    with trains(plain(4), "3") as started:
+    with trains(plain(4), "3", 1000) as started:
         wait_for(lambda: saved(workdir)[-1] > newest[-1], started)
         started[2].send_signal(signal.SIGTERM)
         texts = outputs(started)
@@ -256,9 +259,21 @@ def test_two_processes_and_then_four_train_as_one_does(tmp_path, monkeypatch):
     assert (workdir / "checkpoints" / f"{newest[-1]}.unreadable").is_dir()
 
     # One process does the same updates.
-    config.write_text(CONFIG.format(dataset=dataset, multihost=False, num_steps=stopped))
-    monkeypatch.setattr(Validation, "run", lambda *arguments: None)
+    write_config(1, num_steps=stopped, validate_every=2)
+    monkeypatch.setattr(Validation, "_sample", lambda self, params: self._pictured.x_0)
     train.main(runpy.run_path(str(config))["get_config"](), str(tmp_path / "alone"))
+    # What was validated is fixed, and so is its noise.
+    pictures = [path.name for path in (workdir / "pictures").iterdir()]
+    assert "samples_00000002.png" in pictures
+    (found, *_), (expected, *_) = (
+        [
+            r["validation/loss"]
+            for r in read_metrics(folder / "metrics.jsonl")
+            if "validation/loss" in r
+        ]
+        for folder in (workdir, tmp_path / "alone")
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
     found, expected = losses(workdir), losses(tmp_path / "alone")
     assert list(found) == list(expected) == list(range(1, stopped + 1))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
