@@ -124,7 +124,7 @@ def get_config() -> ConfigDict:
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False
     # local: one sample after the other on this machine. ray: on a cluster (pip install "mbti-jax[ray]"),
-    # with the same results; see docs/clusters.md.
+    # with the same results; see docs/sets_on_a_cluster.md.
     config.engine = "local"
     # address: of the head node, empty for RAY_ADDRESS or, without that, this machine alone. workers: 0
     # for one for each GPU, or for each node without any. cpus: cores of a worker. retries: how often a

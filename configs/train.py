@@ -150,7 +150,8 @@ def get_config() -> ConfigDict:
     config.accumulation = 1
     # Splits parameters and optimizer state over the devices.
     config.fully_sharded = False
-    # True on several hosts: calls jax.distributed.initialize(), which asks the cluster.
+    # True on several hosts: the processes find each other through SLURM, Open MPI or the variables
+    # JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     config.multihost = False
 
     # Steps between two lines of metrics.

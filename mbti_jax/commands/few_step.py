@@ -13,7 +13,8 @@ from mbti_jax.fields import Count, FieldError, Interval, Name, Positive
 from mbti_jax.inference.load import load_model
 from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.rois.tasks import TaskSettings
-from mbti_jax.training.loop import join_cluster, train
+from mbti_jax.training.cluster import join_cluster
+from mbti_jax.training.loop import train
 from mbti_jax.training.settings import DataSettings, OptimizerSettings, RunSettings, TrainSettings
 
 _Split = Literal["train", "validation", "test"]

@@ -240,19 +240,29 @@ def training_batches(
 
 
 def fixed_batches(
-    examples: Examples, num_batches: int, batch_size: int, padded_size: int | None = None
+    examples: Examples,
+    num_batches: int,
+    batch_size: int,
+    padded_size: int | None = None,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> list[Batch]:
     """`num_batches` batches of examples evenly spaced over the split, always the same ones.
 
     A split too small for that many is used once. Batches are padded with zeros, weight included, to
-    `padded_size` (default: `batch_size`).
+    `padded_size` (default: `batch_size`), which `process_count` divides; of each, process p of P reads
+    the p-th P-th.
     """
     numbers = evenly_spaced(len(examples), num_batches * batch_size, with_ends=True)
+    per_process = (padded_size or batch_size) // process_count
+    first = process_index * per_process
+    blank = _blank(examples[numbers[0]])
     batches = []
     for start in range(0, len(numbers), batch_size):
-        items = [examples[i] for i in numbers[start : start + batch_size]]
-        items += [_blank(items[0])] * ((padded_size or batch_size) - len(items))
-        batches.append(stack(items))
+        own = numbers[start : start + batch_size][first : first + per_process]
+        items = [examples[i] for i in own]
+        batches.append(stack(items + [blank] * (per_process - len(items))))
     return batches
 
 

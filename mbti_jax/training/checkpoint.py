@@ -24,6 +24,7 @@ from etils import epath
 
 from mbti_jax.models.contract import checked, upgrade
 from mbti_jax.models.unet import Params
+from mbti_jax.training.cluster import ElsewhereError, everywhere, of_first
 from mbti_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
@@ -67,6 +68,8 @@ class Checkpointer:
             max_to_keep: older checkpoints beyond this number are deleted.
         """
         self._metadata = metadata
+        # Waits for no other process, unlike the manager, which would hang where one cannot read.
+        self._reader = ocp.CompositeCheckpointHandler()
         self._manager = ocp.CheckpointManager(
             (Path(workdir) / _FOLDER).absolute(),
             options=ocp.CheckpointManagerOptions(
@@ -97,7 +100,8 @@ class Checkpointer:
         """The newest readable checkpoint, or None when the run has none yet.
 
         A checkpoint that cannot be read (truncated, say) is reported, and the one before it is used;
-        the unreadable one is then renamed to `<step>.unreadable`.
+        the unreadable one is then renamed to `<step>.unreadable`. Of several processes, all use the
+        newest one that all of them can read.
 
         Args:
             shapes: state of `jax.ShapeDtypeStruct`s with the shardings that the arrays get.
@@ -108,17 +112,18 @@ class Checkpointer:
             ValueError: there are checkpoints, but none can be read. They are left as they are, so that
                 no run starts over because of a disk or memory failure.
         """
-        newest_first = sorted(self._manager.all_steps(), reverse=True)
+        # A shared file system may show a new checkpoint to some processes before others.
+        newest_first = of_first(sorted(self._manager.all_steps(), reverse=True))
         train = {name: getattr(shapes, name) for name in _TRAIN}
         items = ocp.args.Composite(
             train=ocp.args.StandardRestore(train), ema=ocp.args.StandardRestore(shapes.ema)
         )
 
-        def read(step: int) -> TrainState:
+        def read_metadata(step: int) -> dict[str, Any]:
             folder = Path(self._manager.directory) / str(step)
             _check_sizes(folder, "train", "ema")
             args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-            metadata = self._manager.restore(step, args=args)["metadata"]
+            metadata = self._reader.restore(epath.Path(folder), args)["metadata"]
             current = self._metadata["contract"]
             contract = upgrade(metadata["contract"])
             for name in ("pixel_size_mm", "slice_distance_mm"):
@@ -133,11 +138,22 @@ class Checkpointer:
                     f"the checkpoint {folder} belongs to another run; start in a new workdir, or "
                     f"undo: {'; '.join(differences)}"
                 )
-            saved = self._manager.restore(step, args=items)
+            return metadata
+
+        def read(step: int) -> TrainState:
+            folder = Path(self._manager.directory) / str(step)
+            # Whatever fails in one process fails in all of them before the next part, in which they
+            # may wait for each other.
+            metadata = everywhere(lambda: read_metadata(step))
+            saved = everywhere(lambda: self._reader.restore(epath.Path(folder), items))
+            everywhere(lambda: check(folder, metadata, saved))
+            return TrainState(**saved["train"], ema=saved["ema"])
+
+        def check(folder: Path, metadata: Mapping[str, Any], saved: Any) -> None:
+            step = int(folder.name)
             _check_sums(folder, metadata, {"train": saved["train"], "ema": saved["ema"]})
             if int(saved["train"]["step"]) != step:
                 raise _mixed(folder, f"its state is that of step {int(saved['train']['step'])}")
-            return TrainState(**saved["train"], ema=saved["ema"])
 
         if not newest_first:
             return None
@@ -153,12 +169,15 @@ class Checkpointer:
         return state
 
     def _set_aside(self, steps: list[int]) -> None:
-        if jax.process_index() == 0:
-            folder = Path(self._manager.directory)
-            for step in steps:
+        folder = Path(self._manager.directory)
+
+        def rename() -> None:
+            for step in steps if jax.process_index() == 0 else []:
                 # The same step may have been damaged before.
                 before = len([*folder.glob(f"{step}.unreadable*")])
                 (folder / str(step)).rename(folder / f"{step}.unreadable{before or ''}")
+
+        everywhere(rename)
         self._manager.reload()
 
     def steps(self) -> list[int]:
@@ -219,6 +238,14 @@ def _first_readable(
             return step, read(step)
         except CheckpointMismatchError:
             raise
+        except ElsewhereError as error:
+            if error.kind == CheckpointMismatchError.__name__:
+                raise CheckpointMismatchError(error.problem) from error
+            logger.warning(
+                "checkpoint %s cannot be read %s; trying the one before it",
+                folder / str(step),
+                error,
+            )
         except Exception as error:  # Orbax has no exception of its own for damaged files.
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning(

@@ -6,6 +6,7 @@ that is started again resumes from its newest checkpoint and computes what it wo
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from mbti_jax.io.progress import ticking
 from mbti_jax.models.pipeline import Pipeline, example_keys, losses
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
+from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_cluster
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
 from mbti_jax.training.validation import Validation
@@ -109,19 +111,6 @@ def make_train_step(
     return step
 
 
-def join_cluster(multihost: bool) -> None:
-    """Finds the other processes of a run on several hosts; before anything else asks JAX for devices.
-
-    Raises:
-        FieldError: there is no cluster.
-    """
-    if multihost and not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            raise FieldError("multihost", f"is True, but no cluster was found: {error}") from error
-
-
 def train(
     settings: TrainSettings,
     workdir: str | os.PathLike,
@@ -155,18 +144,25 @@ def train(
             "several processes would not end with the same step: give no time to train"
         )
     # Before anything is opened there: opening checkpoints clears away what is half-written.
-    with only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _train(settings, workdir, initial, time.perf_counter() + seconds)
+    locked = only_process_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with Together() as together, locked:
+        return _train(settings, workdir, initial, time.perf_counter() + seconds, together)
 
 
 def _train(
-    settings: TrainSettings, workdir: str | os.PathLike, initial: Params | None, end: float
+    settings: TrainSettings,
+    workdir: str | os.PathLike,
+    initial: Params | None,
+    end: float,
+    together: Together,
 ) -> bool:
     mesh = sharding.make_mesh()
     data = settings.data
     pipeline = settings.pipeline()
     neighbors = pipeline.model.neighbors
     examples = data.examples(SliceSource(data.dataset, data.train_split), neighbors)
+    held_out = data.examples(SliceSource(data.dataset, data.validation_split), neighbors)
+    agree(_shared(settings, examples, held_out))
     root = jax.random.key(settings.seed)
 
     optimizer = optax.adam(settings.optimizer.learning_rate)
@@ -214,7 +210,7 @@ def _train(
         ema_decay=settings.ema_decay,
     )
     out_shardings = (shardings, sharding.replicated(mesh))
-    train_step = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+    train_step = compiled_by_all(jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
     padded_size = sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation)
     images = padded_size // jax.process_count() * examples.num_channels * (1 + 2 * neighbors)
     _check_memory(settings, images)
@@ -231,7 +227,7 @@ def _train(
     validation = Validation(
         settings,
         pipeline,
-        data.examples(SliceSource(data.dataset, data.validation_split), neighbors),
+        held_out,
         mesh,
         jax.random.fold_in(root, _VALIDATE),
         x_0_bounds,
@@ -245,9 +241,34 @@ def _train(
             stack.callback(writer.close)
         stopping = _Stopping()
         stack.callback(stopping.close)
+        # The first thing after an error: closing checkpoints may wait for the other processes.
+        stack.push(together.tell)
         placed = (sharding.put_batch(batch, mesh) for batch in batches)
         parts = (checkpointer, validation, writer)
         return _loop(settings, state, train_step, placed, parts, stopping, end)
+
+
+def _shared(
+    settings: TrainSettings, examples: loader.Examples, held_out: loader.Examples
+) -> dict[str, Any]:
+    """What all processes of a run must have alike, by name."""
+    fields = dataclasses.asdict(settings)
+    # Every host may have the dataset in a place of its own, and as many threads as it has cores.
+    for name in ("dataset", "num_threads"):
+        del fields["data"][name]
+    flat = {
+        f"{group}.{name}" if name else group: value
+        for group, held in fields.items()
+        for name, value in (held.items() if isinstance(held, dict) else [("", held)])
+    }
+    return flat | {
+        "the training data's fingerprint": [examples.fingerprint, len(examples)],
+        "the validation data's fingerprint": [held_out.fingerprint, len(held_out)],
+        "the version of mbti-jax": mbti_jax.__version__,
+        "the version of jax": jax.__version__,
+        "the number of devices": jax.local_device_count(),
+        "the kind of device": jax.local_devices()[0].device_kind,
+    }
 
 
 def _check_memory(settings: TrainSettings, images_per_batch: int) -> None:

@@ -62,12 +62,19 @@ class Validation:
         self._mesh = mesh
         self._step = jax.jit(make_validation_step(pipeline, key))
 
-        def batches(examples: loader.Examples, count: int, size: int) -> list[loader.Batch]:
-            padded_size = sharding.padded_batch_size(size, mesh, 1)
-            return loader.fixed_batches(examples, count, size, padded_size)
-
-        self._batches = batches(examples, settings.validation_batches, settings.batch_size)
-        (pictured,) = batches(examples.with_tumor(), 1, settings.num_pictures)
+        self._batches = loader.fixed_batches(
+            examples,
+            settings.validation_batches,
+            settings.batch_size,
+            sharding.padded_batch_size(settings.batch_size, mesh, 1),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        # Every process holds the few that are pictured.
+        padded_size = sharding.padded_batch_size(settings.num_pictures, mesh, 1)
+        (pictured,) = loader.fixed_batches(
+            examples.with_tumor(), 1, settings.num_pictures, padded_size
+        )
         self._num_pictures = int(pictured["weight"].sum())
         keys = jax.random.split(jax.random.fold_in(key, 0), len(pictured["weight"]))
         prepare = jax.jit(functools.partial(pipeline.prepare, augmented=False))
@@ -82,7 +89,10 @@ class Validation:
 
     def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
         """Computes the loss and draws the picture; with a writer, writes and logs them."""
-        terms = [self._step(params, self._put(b), number) for number, b in enumerate(self._batches)]
+        terms = [
+            self._step(params, sharding.put_batch(batch, self._mesh), number)
+            for number, batch in enumerate(self._batches)
+        ]
         total = jax.tree.map(lambda *parts: sum(parts), *terms)
         means = {f"validation/{name}": float(v) for name, v in losses(total).items()}
         samples = self._sample(params)

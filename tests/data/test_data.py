@@ -264,6 +264,20 @@ def test_fixed_batches_hold_the_same_examples_however_far_they_are_padded():
         assert longer["weight"].tolist() == [1, 1, 1, 1, 0, 0]
 
 
+def test_the_parts_of_the_processes_make_the_fixed_batches_of_one():
+    split = {"num_batches": 3, "batch_size": 5, "padded_size": 8}
+    parts = [
+        loader.fixed_batches(Numbered(12), **split, process_index=p, process_count=4)
+        for p in range(4)
+    ]
+    whole = loader.fixed_batches(Numbered(12), **split)
+    assert len(whole) == 3
+    for number, batch in enumerate(whole):
+        for name, values in batch.items():
+            joined = np.concatenate([part[number][name] for part in parts])
+            np.testing.assert_array_equal(joined, values)
+
+
 def test_fixed_batches_take_a_small_split_once():
     batches = loader.fixed_batches(Numbered(6), 5, 4)
     weights = np.concatenate([batch["weight"] for batch in batches])

@@ -5,12 +5,10 @@ cache, so that only the first one compiles.
 """
 
 import dataclasses
-import itertools
 import os
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -267,39 +265,3 @@ def test_a_run_leaves_metrics_pictures_and_checkpoints(uninterrupted):
     first, *_, last = losses(uninterrupted).values()
     assert abs(first - 1) < 0.3
     assert last < first
-
-
-WORKER = """
-import runpy, sys
-import jax
-address, number, count, config, workdir, num_steps = sys.argv[1:]
-jax.distributed.initialize(address, int(count), int(number))
-from mbti_jax.commands import train
-config = runpy.run_path(config)["get_config"]()
-config.num_steps = int(num_steps)
-train.main(config, workdir)
-"""
-
-
-def test_two_processes_compute_what_one_computes(place, uninterrupted):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    workdir, num_steps = place.folder / "two", 6
-    processes = [
-        place.start(
-            [
-                *(sys.executable, "-c", WORKER, address, str(number), "2"),
-                *(str(place.config), str(workdir), str(num_steps)),
-            ]
-        )
-        for number in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "2 cpu device(s)" in outputs[0]
-    expected = dict(itertools.islice(losses(uninterrupted).items(), num_steps))
-    found = losses(workdir)
-    assert found.keys() == expected.keys()
-    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
-    assert steps_saved(workdir) == [CHECKPOINT_EVERY, num_steps]
