@@ -92,6 +92,12 @@ def is_nifti(path: Path) -> bool:
     return split_ending(path)[1] in NIFTI_ENDINGS
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    is_known = is_nifti(path) or path.suffix.lower() in SLICE_ENDINGS
+    return is_known and not path.name.startswith(".")
+
+
 def check_slice(name: str, shape: Sequence[int], limits: Limits) -> None:
     """Raises ValueError if slices [H, W] are larger or longer than the page takes."""
     height, width = shape
@@ -169,7 +175,9 @@ def _voxel_bytes(path: Path) -> int:
         start = io.BytesIO(file.read(_NIFTI2_BYTES))
     is_nifti2 = _NIFTI2_BYTES in (int.from_bytes(start.read(4), o) for o in ("little", "big"))
     start.seek(0)
-    header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(start, check=False)
+    kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
+    # By itself: `from_fileobj` goes on to extensions, which end beyond what was read.
+    header = kind(start.read(kind.template_dtype.itemsize), check=False)
     return header.get_data_dtype().itemsize
 
 

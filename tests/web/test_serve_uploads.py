@@ -11,7 +11,7 @@ from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 from web_sessions import LIMITS, SUBJECT, load, run
 
 from mbti_jax import Sampling
-from mbti_jax.web.session import load_files
+from mbti_jax.web.loading import load_files
 from mbti_jax.web.uploads import Limits, copy_in, memory_needed
 
 
@@ -228,7 +228,7 @@ LARGE = Limits(upload_mb=10**4, volume_mb=10**4, pixels=10**6, images=64)
 
 def test_what_files_become_in_memory(tmp_path, monkeypatch):
     """3.6 MB of scaled bytes became 9.6 GB; now the header tells, and nothing is decoded."""
-    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    monkeypatch.setattr("mbti_jax.web.loading.read_case", None)
     path = sparse(tmp_path / "scaled.nii", (1000, 1000, 480), slope=0.5)
     with pytest.raises(
         ValueError, match=r"^scaled\.nii: 1000 x 1000 x 480 with its ROIs becomes 8640 MB"
@@ -298,7 +298,7 @@ def test_scaled_images_are_float32(case_files, tmp_path):
 
 
 def test_images_are_admitted_before_they_are_read(case_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    monkeypatch.setattr("mbti_jax.web.loading.read_case", None)
     asked = []
 
     def admit(size):
@@ -317,3 +317,12 @@ def test_results_are_limited_in_bytes(png, tmp_path):
     limits = Limits(5, 20, 10**5, 10**6, 1)
     with pytest.raises(ValueError, match=r"what is made of 1000 images becomes 35 MB"):
         run(session, limits=limits, num_samples=1000)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_headers_with_long_extensions(tmp_path, kind):
+    """Such as the real cases of 2018 have."""
+    image = kind(np.zeros((4, 5, 3), np.int16), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 3000))
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert memory_needed([tmp_path / "a.nii.gz"], LIMITS) > 0
