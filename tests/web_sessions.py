@@ -6,7 +6,7 @@ from tiny_inpainter import tiny_inpainter
 from mbti_jax import Sampling
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import results
-from mbti_jax.web.session import load_files
+from mbti_jax.web.loading import load_files
 from mbti_jax.web.uploads import Limits
 
 SUBJECT = "BraTS2021_00001"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tfds_brats.conventions import LABELS, SEQUENCES, TUMOR_LABELS, CaseError, Convention
+from tfds_brats.plausible_order import likely_order, order_warning
 from tfds_brats.scale import IntensityScale, fit_scale
 from tfds_brats.volumes import AFFINE_TOLERANCE, Volume, read_geometry, read_volume
 
@@ -159,7 +160,7 @@ class Case:
         """What makes the case implausible without making it useless, in sentences.
 
         Reported are odd headers, a sequence that is zero in more than a tenth of the brain, a volume
-        that is nine tenths brain, and tumor on background.
+        that is nine tenths brain, sequences that look exchanged, and tumor on background.
         """
         out, brain = list(self.header_warnings), self.brain
         size = np.count_nonzero(brain)
@@ -169,6 +170,9 @@ class Case:
                 out.append(f"{sequence} is zero in {missing:.0%} of the brain")
         if size > _MAX_BRAIN * brain.size:
             out.append(f"{size / brain.size:.0%} of the volume is not zero: is it skull-stripped?")
+        likely = likely_order({name: self.values(name) for name in self.images}, brain)
+        if likely:
+            out.append(order_warning(likely))
         if self.labels is not None:
             count = np.count_nonzero(is_tumor(self.labels) & ~brain)
             if count:

@@ -81,6 +81,8 @@ def paint_sample(
     with waiting("compiling the network, which takes up to a minute, and timing it"):
         cost = forecast(inpainter, settings.sampling, number, case.spacing[2])
     _log.info(f"{case.subject}: {len(numbers)} slices, {kind}: {cost}")
+    # Before hours of work that they may make vain.
+    _warn(case, case.warnings)
 
     def paint(z_sigma_mm: float | None, name: str) -> InpaintedVolume:
         with progress_bar(f"{case.subject}, {name}") as progress:
@@ -100,8 +102,7 @@ def paint_sample(
     continuity = measure(case, result, independent)
     for line in describe(case.subject, continuity):
         _log.info(line)
-    for warning in result.details["warnings"]:
-        _log.info(f"{case.subject}: warning: {warning}")
+    _warn(case, [text for text in result.details["warnings"] if text not in case.warnings])
     return result, continuity
 
 
@@ -129,6 +130,11 @@ def paint_samples(
         for number, result in enumerate(steps(case, mode, settings.step_mm, count, paint)):
             if number in missing:
                 yield number, result, {"z_continuity": measure(case, result), "tumor_mode": mode}
+
+
+def _warn(case: Case, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        _log.info(f"{case.subject}: warning: {warning}")
 
 
 def _paint(

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from mbti_jax.diffusion.guidance import make_guidance
+from mbti_jax.diffusion.guidance import KINDS, make_guidance
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.forecast import forecast
@@ -19,9 +19,12 @@ from mbti_jax.rois.regions import check_names
 from mbti_jax.web import painter, results, uploads
 from mbti_jax.web.addresses import client_of
 from mbti_jax.web.examples import load_example
+from mbti_jax.web.history import FIELDS, KEPT_RUNS, Run, RunSettings, read_settings, to_json
 from mbti_jax.web.line import Line
+from mbti_jax.web.loading import LEFT_OUT, guess_sequence, load_files
 from mbti_jax.web.results import Result
-from mbti_jax.web.session import Session, TumorRois, load_files, paint_tumor, take_roi
+from mbti_jax.web.session import Session
+from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
@@ -65,6 +68,38 @@ class Actions:
             self._visitors.keep(visitor, session)
         return _loaded_sentence(session)
 
+    def sort_files(self, files, convention):
+        """A choice for each file: which sequence it is, as its name says, to be confirmed."""
+        paths = list(map(Path, files or []))
+        kinds = [guess_sequence(path, convention or "") for path in paths]
+        shown = [
+            gr.Dropdown(label=path.name, value=kind, visible=True, interactive=not convention)
+            for path, kind in zip(paths, kinds, strict=True)
+        ][: uploads.MAX_FILES]
+        hidden = [gr.Dropdown(value=None, visible=False)] * (uploads.MAX_FILES - len(shown))
+        many = len(paths) > 1 or any(map(uploads.is_nifti, paths))
+        return gr.Markdown(visible=many), gr.Button(interactive=bool(paths)), *shown, *hidden
+
+    def take_folder(self, files):
+        """The files of a folder that can be used; systems put others beside them."""
+        kept = [file for file in files or [] if uploads.is_image(Path(file))]
+        if not kept:
+            raise ValueError("this folder has no PNG, npy or NIfTI files")
+        return kept
+
+    def load_sorted(self, request: gr.Request, files, convention, *kinds):
+        """`load` of files of which it was said which sequence each of them is."""
+        if convention or not files:
+            return self.load(files, convention, [], request)
+        chosen = dict(zip(files, kinds, strict=False))
+        if len(files) == 1 and not uploads.is_nifti(Path(files[0])):
+            return self.load(files, "", [kind for kind in chosen.values() if kind], request)
+        for path, kind in chosen.items():
+            if kind is None:
+                raise ValueError(f"{Path(path).name}: choose which sequence it is, or leave it out")
+        kept = {path: kind for path, kind in chosen.items() if kind != LEFT_OUT}
+        return self.load(list(kept), "", list(kept.values()), request)
+
     def load_example(self, name, request: gr.Request):
         visitor = self._visitor(request)
         with self._visitors.loading(visitor) as admit:
@@ -88,7 +123,7 @@ class Actions:
         choices = [(title(name), name) for name in session.sequences]
         separate = len(choices) > 1 and self._inpainter.num_channels == 1
         depth = session.shape[0]
-        result = None if session.result is None else result_view(session, session.result)
+        result = session.chosen and session.chosen.view
         return (
             _painter(value=case_view(session), result=result),
             gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
@@ -96,12 +131,15 @@ class Actions:
             gr.Row(visible=depth > 1),
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
+            _start(session),
         )
 
     def paint(self, value, request: gr.Request):
         session = self._visitor(request).session
-        if session is not None:
-            session.take_over(value)
+        if session is None:
+            return gr.skip()
+        session.take_over(value)
+        return _start(session)
 
     def set_roi(
         self, file, labels, box, tumor, step_mm, dilate_mm, first, last, seed, request: gr.Request
@@ -171,6 +209,18 @@ class Actions:
             for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
         ]
         weight = _number("the guidance weight", guidance_weight)
+        asked = RunSettings(
+            tuple(name for name in session.sequences if name in (sequences or ())),
+            _whole("the seed", seed),
+            _whole("the number of samples", num_samples),
+            _whole("the number of steps", num_steps),
+            weight,
+            estimate,
+            sampler,
+            guidance,
+            *interval,
+            _flag("blending", blend),
+        )
         settings = {
             "sequences": [name for name in session.sequences if name in (sequences or ())],
             "sampling": Sampling(
@@ -186,7 +236,7 @@ class Actions:
             # One pass has no samples.
             "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),
         }
-        start, cost = self._visitors.now(), ""
+        start, cost, run = self._visitors.now(), "", None
 
         def is_cancelled() -> bool:
             return session.cancelled.is_set() or not self._visitors.is_heard(visitor, start)
@@ -211,8 +261,7 @@ class Actions:
                 return is_cancelled()
 
             cost = cost_of(self._inpainter, session, **settings)
-            session.result = None
-            session.result = results.run(
+            result = results.run(
                 self._inpainter,
                 session,
                 self._visitors.limits,
@@ -220,34 +269,59 @@ class Actions:
                 cancel=cancel,
                 progress=report,
             )
-        result, visitor.used = session.result, self._visitors.now()
-        if result is None:
+            run = _kept(session, result, asked)
+        visitor.used = self._visitors.now()
+        if run is None:
             return "Cancelled; nothing was kept.", None
-        sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
-        warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
-        return sentence + warnings, _paths(result, 0)
+        return run.sentence, list(map(str, run.files))
 
     def cancel(self, request: gr.Request):
         if (session := self._visitor(request).session) is not None:
             session.cancel()
 
     def show(self, request: gr.Request):
-        """The result of the last run, where it was painted, and its files."""
+        """The chosen run's result, where it was painted, its files, and the history."""
         session = self._visitor(request).session
-        if session is None or session.result is None:
-            return gr.skip(), gr.Column(visible=False), None
-        shown = result_view(session, session.result)
-        return _painter(result=shown), gr.Column(visible=True), _paths(session.result, 0)
+        if session is None or session.chosen is None:
+            return gr.skip(), *_history(None)
+        return _painter(result=session.chosen.view), *_history(session)
 
     def files(self, request: gr.Request):
-        """The files of the last run, if these images had one."""
-        session = self._visitor(request).session
-        result = None if session is None else session.result
-        return gr.Column(visible=result is not None), result and _paths(result, 0)
+        """The history of these images, if they had a run."""
+        return _history(self._visitor(request).session)
 
-    def rest(self):
+    def choose_run(self, number, request: gr.Request):
+        """An earlier run of this session."""
+        session = self._session(request)
+        session.chosen = _run_of(session, number)
+        return session.chosen.sentence
+
+    def settings_of_run(self, request: gr.Request):
+        """Puts the chosen run's settings into the form."""
+        session = self._session(request)
+        if session.chosen is None:
+            raise ValueError("there is no run yet whose settings could be used")
+        return *_form(session, session.chosen.settings), "The settings of this run are in the form."
+
+    def load_settings(self, file, request: gr.Request):
+        """Puts saved settings into the form."""
+        session = self._session(request)
+        path = Path(file)
+        samplers = tuple(self._inpainter.pipeline.process.samplers)
+        choices = {"estimate": ESTIMATES, "sampler": samplers, "guidance": tuple(KINDS)}
+        try:
+            settings = read_settings(path, {**choices, "sequences": session.sequences})
+        finally:
+            path.unlink(missing_ok=True)
+        return *_form(
+            session, settings
+        ), f"The settings of {html.escape(path.name)} are in the form."
+
+    def rest(self, request: gr.Request):
         """The buttons after a run, however it ended."""
-        return _busy(False)
+        session = self._visitor(request).session
+        start, cancel = _busy(False)
+        return start if session is None else _start(session), cancel
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:
@@ -291,8 +365,43 @@ def _sentence(error: Exception) -> str:
     )
 
 
-def _paths(result: Result, sample: int) -> list[str]:
-    return [str(path) for path in (result.archive, *result.files[sample])]
+def _kept(session: Session, result: Result, settings: RunSettings) -> Run:
+    """A run for the history: what the browser reads lies on disk, and the arrays go."""
+    sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
+    warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
+    path = result.archive.with_name(f"{session.name}-settings.json")
+    path.write_text(to_json(settings), "utf-8")
+    files = [result.archive, *result.files[0]]
+    view = result_view(session, result)
+    run = Run(session.num_runs + 1, settings, sentence + warnings, view, files, path)
+    session.keep_run(run, KEPT_RUNS)
+    return run
+
+
+def _history(session: Session | None) -> tuple[Any, ...]:
+    """The results' section: whether it is there, files, runs to choose from, settings to save."""
+    if session is None or session.chosen is None:
+        return gr.Column(visible=False), None, gr.skip(), gr.skip()
+    run = session.chosen
+    return (
+        gr.Column(visible=True),
+        list(map(str, run.files)),
+        gr.Radio([(one.title, one.number) for one in session.runs[::-1]], value=run.number),
+        gr.DownloadButton(value=str(run.settings_file)),
+    )
+
+
+def _run_of(session: Session, number: Any) -> Run:
+    for run in session.runs:
+        if run.number == number:
+            return run
+    raise ValueError(f"run {number!r:.20} is not kept any more; the last {KEPT_RUNS} are")
+
+
+def _form(session: Session, settings: RunSettings) -> tuple[Any, ...]:
+    """The inputs of `Actions.inpaint` that belong to settings."""
+    sequences = list(settings.sequences) or list(session.sequences)
+    return sequences, *(getattr(settings, name) for name in FIELDS[1:])
 
 
 def _painter(**given: Any) -> gr.HTML:
@@ -306,17 +415,30 @@ def _busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
     return gr.Button(interactive=not is_busy), gr.Button(interactive=is_busy)
 
 
+def _start(session: Session) -> gr.Button:
+    """The button that starts a run: not while there is nothing to repaint, or a run is under way."""
+    return gr.Button(interactive=bool(session.painted) and not session.busy)
+
+
 def _loaded_sentence(session: Session) -> str:
     depth, height, width = session.shape
     slices = f"{depth} slices of " if depth > 1 else ""
-    names = ", ".join(map(title, session.sequences))
+    names = ", ".join(_file_of(session, name) for name in session.sequences)
     where = (
         "Radiological orientation: the patient's right is on the left, anterior on top."
         if isinstance(session.source, Case)
         else "The picture is taken as it is; the model expects anterior on top."
     )
     tumor = " Its own tumor can be used below." if session.segmentation is not None else ""
-    return f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}"
+    loaded = f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}"
+    warnings = session.source.warnings if isinstance(session.source, Case) else []
+    return loaded + "".join(f"\n\nNote: {warning}." for warning in warnings)
+
+
+def _file_of(session: Session, name: str) -> str:
+    """A sequence with the file that was taken for it."""
+    images = session.source.files.images if isinstance(session.source, Case) else {}
+    return f"{title(name)} ({images[name].name})" if name in images else title(name)
 
 
 def _ranges(numbers: list[int]) -> str:

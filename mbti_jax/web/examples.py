@@ -5,7 +5,8 @@ from pathlib import Path
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import own_tumor
-from mbti_jax.web.session import Session, new_session_folder, volume_session
+from mbti_jax.web.loading import new_session_folder, volume_session
+from mbti_jax.web.session import Session
 from tfds_brats.cases import Case, is_tumor, read_case
 from tfds_brats.phantom import write_phantoms
 from tfds_brats.search import find_cases

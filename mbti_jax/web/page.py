@@ -3,7 +3,7 @@
 Scripts use it through `gradio_client`; the endpoints are
 
 - `/load(files, convention, sequences)`: NIfTI files of a case, or one PNG or npy; see
-  `session.load_files`. Returns a sentence.
+  `loading.load_files`. Returns a sentence.
 - `/load_example(name)`: a key of `examples.EXAMPLES`. Returns a sentence.
 - `/set_roi(file, labels, box, tumor, step_mm, dilate_mm, first, last, seed)`: the ROIs from a file, what
   its labels mean (see `rois.parse_labels`; "" for the usual numbers) and which tissues are boxes; or of
@@ -45,7 +45,8 @@ from mbti_jax.rois.tumors import MODES
 from mbti_jax.web import painter, storage
 from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences
 from mbti_jax.web.examples import EXAMPLES
-from mbti_jax.web.uploads import SLICE_ENDINGS
+from mbti_jax.web.loading import LEFT_OUT
+from mbti_jax.web.uploads import MAX_FILES, SLICE_ENDINGS
 from mbti_jax.web.views import title
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
 from tfds_brats.volumes import NIFTI_ENDINGS
@@ -111,6 +112,8 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int | None) -> gr.B
         with gr.Column(visible=False) as parts.results:
             _results_section(parts)
         _connect(actions, parts)
+        # Read out by screen readers when they change; some are made only when they are shown first.
+        page.load(None, None, None, js=painter.template("live.js"))
     return page
 
 
@@ -127,6 +130,12 @@ def appearance() -> dict[str, Any]:
         body_text_color_subdued_dark="*neutral_300",
         block_label_text_color="*primary_800",
         block_label_text_color_dark="*primary_100",
+        block_label_background_fill_dark="*primary_900",
+        block_title_background_fill_dark="*primary_900",
+        link_text_color_dark="*secondary_300",
+        link_text_color_hover_dark="*secondary_200",
+        link_text_color_active_dark="*secondary_200",
+        link_text_color_visited_dark="*secondary_300",
         block_title_text_color="*primary_800",
         block_title_text_color_dark="*primary_100",
         block_info_text_color="*neutral_600",
@@ -160,24 +169,37 @@ def _choose_section(parts: SimpleNamespace) -> None:
                 file_types=[*SLICE_ENDINGS, *NIFTI_ENDINGS, ".gz"],
                 height=170,
             )
+            parts.folder = gr.UploadButton(
+                "Choose a folder", file_count="directory", elem_id="folder"
+            )
+            parts.convention = gr.Dropdown(
+                [("(I say it file by file)", ""), *CONVENTIONS],
+                value="",
+                label="NIfTI files are named as in",
+                min_width=240,
+            )
+            parts.check = gr.Markdown(
+                "Which sequence is each file? Their names were read; check them.",
+                visible=False,
+                elem_id="check",
+            )
+            choices = [(title(name), name) for name in SEQUENCES]
             with gr.Row():
-                parts.convention = gr.Dropdown(
-                    [("(I name the sequences)", ""), *CONVENTIONS],
-                    value="",
-                    label="NIfTI files are named as in",
-                    min_width=240,
-                )
-                parts.names = gr.Dropdown(
-                    [(title(name), name) for name in SEQUENCES],
-                    multiselect=True,
-                    value=[],
-                    label="or: sequences in the order of the files",
-                    min_width=240,
-                )
-            parts.load = gr.Button("Load files")
+                parts.kinds = [
+                    gr.Dropdown(
+                        [*choices, ("(left out)", LEFT_OUT)],
+                        value=None,
+                        visible=False,
+                        min_width=280,
+                        elem_classes="kind",
+                    )
+                    for _ in range(MAX_FILES)
+                ]
+            parts.load = gr.Button("Load files", interactive=False)
     parts.status = gr.Markdown("Nothing is loaded yet.", elem_id="loaded", min_height=30)
-    # For scripts, which give the example's name.
-    parts.example = gr.Textbox(visible=False)
+    # For scripts, which give the example's name, and the sequences in the order of the files.
+    parts.example, parts.script = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    parts.names = gr.Dropdown(choices, multiselect=True, value=[], visible=False)
 
 
 def _paint_section(parts: SimpleNamespace) -> None:
@@ -271,6 +293,9 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         )
     parts.settings = [seed, samples, steps, weight, estimate]
     parts.settings += [sampler, guidance, lowest, highest, blend]
+    parts.saved = gr.UploadButton(
+        "Load saved settings (JSON)", file_types=[".json"], size="sm", elem_id="saved"
+    )
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button(
@@ -280,7 +305,17 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
 
 
 def _results_section(parts: SimpleNamespace) -> None:
-    gr.Markdown("## 4 · Files\nThe zip holds all samples; beside it are the files of the first.")
+    gr.Markdown("## 4 · Runs and files")
+    parts.runs = gr.Radio(
+        [],
+        label="Runs of these images; the one chosen is shown above",
+        elem_id="runs",
+        info="The last five are kept, as long as these images are loaded.",
+    )
+    with gr.Row():
+        parts.reuse = gr.Button("Use its settings", min_width=160)
+        parts.save = gr.DownloadButton("Save its settings (JSON)", min_width=160)
+    gr.Markdown("The zip holds all samples; beside it are the files of the first.")
     parts.downloads = gr.File(
         label="Downloads", file_count="multiple", interactive=False, elem_id="downloads"
     )
@@ -295,17 +330,26 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     def on(event, function, inputs, outputs, **settings):
         return event(in_sentences(function), inputs, outputs, **settings)
 
+    history = [parts.results, parts.downloads, parts.runs, parts.save]
+
     def show_results(after):
-        shown = [parts.board, parts.results, parts.downloads]
-        on(after.success, actions.show, None, shown, **silent)
+        on(after.success, actions.show, None, [parts.board, *history], **silent)
 
     def open_session(after):
-        shown = [parts.board, parts.sequences, parts.work, parts.range, parts.first, parts.last]
+        shown = [parts.board, parts.sequences, parts.work, parts.range]
+        shown += [parts.first, parts.last, parts.start]
         opened = on(after.success, actions.open, None, shown, **silent)
-        on(opened.success, actions.files, None, [parts.results, parts.downloads], **silent)
+        on(opened.success, actions.files, None, history, **silent)
 
+    inputs = [parts.files, parts.convention]
+    sorted_files = [parts.check, parts.load, *parts.kinds]
+    for event in (parts.files.change, parts.convention.input):
+        on(event, actions.sort_files, inputs, sorted_files, **silent)
+    on(parts.folder.upload, actions.take_folder, parts.folder, parts.files, **silent)
+    inputs = [parts.files, parts.convention, *parts.kinds]
+    open_session(on(parts.load.click, actions.load_sorted, inputs, parts.status, **private))
     inputs = [parts.files, parts.convention, parts.names]
-    open_session(on(parts.load.click, actions.load, inputs, parts.status, api_name="load"))
+    on(parts.script.submit, actions.load, inputs, parts.status, api_name="load")
     for name, button in parts.examples.items():
         open_session(on(button.click, actions.loader(name), None, parts.status, **private))
     inputs = [parts.example]
@@ -314,7 +358,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     # Unqueued, so that no stroke waits behind a run; each message holds all edits, so the last counts.
     unqueued = {**silent, "queue": False}
     latest = {**unqueued, "trigger_mode": "always_last"}
-    on(parts.board.input, actions.paint, [parts.board], None, **latest)
+    on(parts.board.input, actions.paint, [parts.board], parts.start, **latest)
     inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step, parts.dilate]
     inputs += [parts.first, parts.last, parts.place]
     open_session(on(parts.take.click, actions.set_roi, inputs, parts.status, api_name="set_roi"))
@@ -334,3 +378,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     on(ran.then, actions.rest, None, buttons, **unqueued)
     show_results(ran)
     on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
+    show_results(on(parts.runs.input, actions.choose_run, parts.runs, parts.outcome, **silent))
+    form = [parts.sequences, *parts.settings, parts.outcome]
+    on(parts.reuse.click, actions.settings_of_run, None, form, **silent)
+    on(parts.saved.upload, actions.load_settings, parts.saved, form, **silent)

@@ -1,7 +1,7 @@
 """The painter: what it shows and what it sends back, without the page around it.
 
-The painter (`painter.html`, `painter.css`; `volumes.js`, `masks.js`, `painter.js`) draws on a label map
-of the slice's own pixels and sends its numbers. Nothing is read off a picture, so the mask is what was
+The painter (`painter.html`, `painter.css`, and its scripts, see `_SCRIPTS`) draws on a label map of the
+slice's own pixels and sends its numbers. Nothing is read off a picture, so the mask is what was
 painted, pixel by pixel. It holds the whole case, so turning a slice waits for no server.
 
 Gradio's own `ImageEditor` was tried: on a page that has just opened the first stroke reached no event, a
@@ -21,11 +21,11 @@ _FIRST = ("normal", "edema", "enhancement", "necrotic_core")
 
 
 # Of its script, in their order: they share one scope.
-_SCRIPTS = ("volumes.js", "masks.js", "painter.js")
+_SCRIPTS = ("volumes.js", "masks.js", "drawing.js", "edits.js", "painter.js")
 
 
 def template(name: str) -> str:
-    """A file of the painter: `painter.html` or `painter.css`."""
+    """A file of the page: `painter.html`, `painter.css` or a script."""
     return (resources.files("mbti_jax.web") / name).read_text("utf-8")
 
 

@@ -122,7 +122,7 @@ def run(
         limits,
     )
     options = {"progress": progress, "cancel": cancel or session.cancelled.is_set}
-    folder = session.folder / "result"
+    folder = session.result_folder()
     shutil.rmtree(folder, ignore_errors=True)
     source, slices = session.source, np.flatnonzero(rois.union.any((1, 2))).tolist()
     with new_folder(folder) as target:

@@ -92,6 +92,12 @@ def is_nifti(path: Path) -> bool:
     return split_ending(path)[1] in NIFTI_ENDINGS
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    is_known = is_nifti(path) or path.suffix.lower() in SLICE_ENDINGS
+    return is_known and not path.name.startswith(".")
+
+
 def check_slice(name: str, shape: Sequence[int], limits: Limits) -> None:
     """Raises ValueError if slices [H, W] are larger or longer than the page takes."""
     height, width = shape

@@ -37,7 +37,7 @@ def title(sequence: str) -> str:
 
 
 def case_view(session: Session) -> dict[str, Any]:
-    """The images and what is painted on them, as `painter.js` reads it."""
+    """The images and what is painted on them, as `drawing.js` reads it."""
     if session.shown is None:
         # A picture says neither which side is which nor how large its pixels are.
         case = session.source if isinstance(session.source, Case) else None
@@ -64,14 +64,12 @@ def case_view(session: Session) -> dict[str, Any]:
 
 
 def result_view(session: Session, result: Result) -> dict[str, Any]:
-    """The result of a run, as `painter.js` reads it.
+    """The result of a run, as `drawing.js` reads it.
 
-    Its arrays are written once, beside the run's own files, which the next run replaces as a whole.
+    Its arrays are written beside the run's own files, with which they are deleted.
     """
-    if session.result_shown is not None and session.result_shown[0] is result:
-        return session.result_shown[1]
-    spread = result.spread()
-    view = {
+    spread, folder = result.spread(), result.archive.parent.name
+    return {
         "key": session.key,
         "slices": result.slices,
         "first": result.slices[int(result.roi.sum((1, 2)).argmax())],
@@ -79,15 +77,13 @@ def result_view(session: Session, result: Result) -> dict[str, Any]:
         "sample": 0,
         "roi": [painter.to_runs(mask.astype(np.uint8)) for mask in result.roi],
         "values": {
-            name: [_array(session, sample, "result") for sample in samples]
+            name: [_array(session, sample, folder) for sample in samples]
             for name, samples in result.values.items()
         },
         "labels": result.labels is not None
         and [[painter.to_runs(labels) for labels in sample] for sample in result.labels],
-        "std": spread and {n: _array(session, values, "result") for n, values in spread.items()},
+        "std": spread and {n: _array(session, values, folder) for n, values in spread.items()},
     }
-    session.result_shown = result, view
-    return view
 
 
 def _array(session: Session, values: np.ndarray, folder: str = "shown") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The digital phantom: geometry, contrasts, growth and files."""
 
+import itertools
 import json
 
 import nibabel as nib
@@ -9,6 +10,7 @@ from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
 from tfds_brats import phantom, phantom_anatomy, phantom_tumor
+from tfds_brats.plausible_order import likely_order
 
 SEED = 1
 
@@ -284,3 +286,13 @@ def test_smooth_field_has_unit_variance():
     fields = [phantom_anatomy.smooth_field(rng, (40, 41, 42), 3.0) for _ in range(8)]
     assert np.mean(np.square(fields)) == pytest.approx(1.0, rel=0.05)
     assert np.mean(fields) == pytest.approx(0.0, abs=0.05)
+
+
+def test_exchanged_sequences_are_found(subject):
+    _, images, _ = subject
+    images = {name: image[::2, ::2, ::2] for name, image in images.items()}
+    brain = images["t1"] != 0
+    assert likely_order(images, brain) == {}
+    for one, other in itertools.combinations(images, 2):
+        given = {**images, one: images[other], other: images[one]}
+        assert likely_order(given, brain) == {one: other, other: one}

@@ -312,7 +312,7 @@ def test_a_run_is_cancelled_when_its_client_is_gone(client, server):
         assert not session.cancelled.is_set() and session.running
     wait_for(session.cancelled.is_set)
     wait_for(lambda: is_free(server))
-    assert not (session.folder / "result").exists()
+    assert not session.result_folder().exists()
 
 
 def test_a_run_that_nobody_listens_to_is_cancelled(client, server, monkeypatch):

@@ -114,10 +114,11 @@ def load_case(page, tmp_path):
     folder = write_case(tmp_path / "mine", SUBJECT)
     files = {name: folder / f"{SUBJECT}{suffix}.nii.gz" for name, suffix in SUFFIXES.items()}
     page.locator("input[type=file]").first.set_input_files(list(files.values()))
-    page.get_by_text(files["flair"].name[:12]).first.wait_for()
-    convention = page.get_by_label("NIfTI files are named as in")
-    convention.click()
-    page.get_by_role("option", name="brats2021").click()
+    page.locator("#check").wait_for()
+    kinds = page.locator(".kind input")
+    # Read from their names, in the order of the files.
+    for kind, name in zip(kinds.all(), ["T1", "T1CE", "T2", "FLAIR"], strict=True):
+        sync_api.expect(kind).to_have_value(name)
     page.get_by_role("button", name="Load files").click()
     return files
 
@@ -264,13 +265,21 @@ def test_on_a_phone(open_page, tmp_path):
 
 def test_errors_are_shown_as_sentences(open_page):
     page = open_page()
-    page.get_by_role("button", name="Load files").click()
-    page.get_by_text("choose a file first").wait_for()
+    # Buttons that could do nothing are disabled.
+    sync_api.expect(page.get_by_role("button", name="Load files")).to_be_disabled()
     page.get_by_role("button", name="Remove a tumor").click()
     board = Board(page)
+    sync_api.expect(page.locator("#start")).to_be_enabled()
     board.press("Clear slice")
-    page.locator("#start").click()
-    page.get_by_text("nothing is painted yet").wait_for()
+    sync_api.expect(page.locator("#start")).to_be_disabled()
+    page.get_by_text("Or take the ROIs").click()
+    page.get_by_role("button", name="Use these ROIs").click()
+    # Once, and where it is read out.
+    message = page.get_by_text("choose what is made of the case's own tumor")
+    message.wait_for()
+    assert message.count() == 1
+    assert message.evaluate("one => Boolean(one.closest('[role=alert], [aria-live]'))")
+    assert page.get_by_text("Error", exact=True).locator("visible=true").count() <= 1
     assert page.get_by_text("Traceback").count() == 0
 
 
@@ -362,3 +371,137 @@ def test_tools_make_the_masks_of_other_programs(open_page):
     expected[:, 3:19] = filled[:, 3:19][:, ::-1]
     np.testing.assert_array_equal(mirrored, expected * brain[3])
     assert (mirrored != filled).any()
+
+
+def test_a_folder_and_files_that_are_confirmed(open_page, tmp_path):
+    """What a name does not say is asked for, and a file may be left out."""
+    page = open_page()
+    folder = write_case(tmp_path / "mine", SUBJECT)
+    (folder / f"{SUBJECT}_t2.nii.gz").rename(folder / "scan_17.nii.gz")
+    page.locator("input[webkitdirectory]").set_input_files(folder)
+    page.locator("#check").wait_for()
+    by_name = {
+        name: page.get_by_label(name)
+        for name in (f"{SUBJECT}_t1.nii.gz", f"{SUBJECT}_seg.nii.gz", "scan_17.nii.gz")
+    }
+    for name, value in zip(by_name, ["T1", "(left out)", ""], strict=True):
+        sync_api.expect(by_name[name]).to_have_value(value)
+    page.get_by_role("button", name="Load files").click()
+    page.get_by_text("scan_17.nii.gz: choose which sequence it is").wait_for()
+    by_name["scan_17.nii.gz"].click()
+    page.get_by_role("option", name="T2", exact=True).click()
+    page.get_by_role("button", name="Load files").click()
+    Board(page)
+    sync_api.expect(page.locator("#loaded")).to_contain_text("T2 (scan_17.nii.gz)")
+
+
+def test_runs_stay_with_their_settings(open_page, tmp_path):
+    page = open_page()
+    page.get_by_role("button", name="Grow another tumor").click()
+    board = Board(page)
+    sync_api.expect(page.locator("#start")).to_be_enabled()
+    seed = page.get_by_label("Seed", exact=True)
+    pictures, runs = [], page.locator("#runs label")
+    for number, value in enumerate(("3", "4"), 1):
+        seed.fill(value)
+        page.locator("#start").click()
+        sync_api.expect(runs).to_have_count(number)
+        page.get_by_text("This is the result").wait_for()
+        page.locator("#downloads").hover()
+        pictures.append(board.canvas.evaluate("one => one.toDataURL()"))
+    assert pictures[0] != pictures[1]
+    runs.filter(has_text="Run 1").click()
+    page.wait_for_function(
+        "shown => document.querySelector('#painter .view').toDataURL() === shown", arg=pictures[0]
+    )
+    page.get_by_role("button", name="Use its settings").click()
+    sync_api.expect(seed).to_have_value("3")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Save its settings").click()
+    saved = tmp_path / "settings.json"
+    waiting.value.save_as(saved)
+    seed.fill("9")
+    page.locator("#saved input[type=file], input#saved").or_(
+        page.locator("input[data-testid^='Load saved settings']")
+    ).first.set_input_files(saved)
+    page.get_by_text("are in the form").wait_for()
+    sync_api.expect(seed).to_have_value("3")
+    held = json.loads(saved.read_text())
+    held["settings"]["num_steps"] = "many"
+    saved.write_text(json.dumps(held))
+    page.locator("input[data-testid^='Load saved settings']").set_input_files(saved)
+    page.get_by_text("settings.num_steps").wait_for()
+    # A reload would lose the runs: it asks.
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.reload()
+    assert asked == ["beforeunload"]
+
+
+def test_two_users_at_once_see_their_own_alone(open_page, tmp_path):
+    one, other = open_page(), open_page()
+    load_case(one, tmp_path)
+    other.get_by_role("button", name="Grow another tumor").click()
+    boards = Board(one), Board(other)
+    for page, board, tissue in zip((one, other), boards, ("edema", "normal tissue"), strict=True):
+        turn_to(page, 3)
+        board.choose(tissue)
+        board.drag((9, 9), (12, 9))
+        sync_api.expect(page.locator("#start")).to_be_enabled()
+    for page in (one, other):
+        page.locator("#start").click()
+    for page, board, name, tissue in (
+        (one, boards[0], SUBJECT, "edema: 4 px"),
+        (other, boards[1], "Phantom_0000", "normal tissue: 4 px"),
+    ):
+        page.get_by_text("This is the result").wait_for()
+        turn_to(page, 3)
+        board.says(tissue)
+        sync_api.expect(page.locator("#loaded")).to_contain_text(name)
+        sync_api.expect(page.locator("#downloads")).to_contain_text(name)
+        sync_api.expect(page.locator("#runs label")).to_have_count(1)
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """The text of axe-core, a file `MBTI_AXE`."""
+    path = os.environ.get("MBTI_AXE")
+    if not path:
+        pytest.skip("needs axe-core's axe.min.js in MBTI_AXE")
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+SERIOUS = """axe.run({resultTypes: ['violations']}).then(found => found.violations
+    .filter(one => ['serious', 'critical'].includes(one.impact))
+    .map(one => [one.id, one.nodes.map(node => node.html.slice(0, 200))]))"""
+SMALL = """[...document.querySelectorAll('button, a[href], select, summary, input')]
+    .map(one => one.closest('label') ?? one)
+    .filter(one => {
+        const {width, height} = one.getBoundingClientRect();
+        const shown = one.checkVisibility({opacityProperty: true, visibilityProperty: true});
+        return shown && width > 0 && (width < 23.5 || height < 23.5);
+    }).map(one => one.outerHTML.slice(0, 200))"""
+
+
+def test_everybody_can_use_it(open_page, axe):
+    """No serious violation, targets of 24 pixels, nothing wider than the screen; with a result shown."""
+    page = open_page(1440, 1000)
+    page.get_by_role("button", name="Grow another tumor").click()
+    Board(page)
+    sync_api.expect(page.locator("#start")).to_be_enabled()
+    page.locator("#start").click()
+    page.get_by_text("This is the result").wait_for()
+    page.locator("#downloads").wait_for(state="visible")
+    page.get_by_role("radio", name="Standard deviation").click()
+    for region in ("#loaded", "#outcome"):
+        sync_api.expect(page.locator(region)).to_have_attribute("aria-live", "polite")
+    page.evaluate(axe)
+    for theme in ("light", "dark"):
+        page.evaluate("is => document.body.classList.toggle('dark', is)", theme == "dark")
+        for width, height in ((1440, 1000), (1024, 900), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_timeout(300)
+            assert page.evaluate(SERIOUS) == [], (theme, width)
+            assert page.evaluate(SMALL) == [], (theme, width)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width

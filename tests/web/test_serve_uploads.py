@@ -11,7 +11,7 @@ from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 from web_sessions import LIMITS, SUBJECT, load, run
 
 from mbti_jax import Sampling
-from mbti_jax.web.session import load_files
+from mbti_jax.web.loading import load_files
 from mbti_jax.web.uploads import Limits, copy_in, memory_needed
 
 
