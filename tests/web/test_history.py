@@ -28,7 +28,7 @@ def test_settings_come_back(tmp_path):
         ({"version": 2}, "version must be 1, not 2"),
         ({"settings": [1]}, "settings must be a group"),
         ({"num_steps": "8"}, r"settings\.num_steps"),
-        ({"num_steps": 0}, r"settings\.num_steps .*at least 1"),
+        ({"num_steps": 0}, r"settings\.num_steps"),
         ({"blend": 1}, r"settings\.blend must be True or False"),
         ({"lowest_noise": 2.0}, r"settings\.lowest_noise must lie in"),
         ({"sampler": "unknown"}, r"settings\.sampler cannot be 'unknown' here, but ddim, unipc"),

@@ -228,7 +228,7 @@ LARGE = Limits(upload_mb=10**4, volume_mb=10**4, pixels=10**6, images=64)
 
 def test_what_files_become_in_memory(tmp_path, monkeypatch):
     """3.6 MB of scaled bytes became 9.6 GB; now the header tells, and nothing is decoded."""
-    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    monkeypatch.setattr("mbti_jax.web.loading.read_case", None)
     path = sparse(tmp_path / "scaled.nii", (1000, 1000, 480), slope=0.5)
     with pytest.raises(
         ValueError, match=r"^scaled\.nii: 1000 x 1000 x 480 with its ROIs becomes 8640 MB"
@@ -298,7 +298,7 @@ def test_scaled_images_are_float32(case_files, tmp_path):
 
 
 def test_images_are_admitted_before_they_are_read(case_files, tmp_path, monkeypatch):
-    monkeypatch.setattr("mbti_jax.web.session.read_case", None)
+    monkeypatch.setattr("mbti_jax.web.loading.read_case", None)
     asked = []
 
     def admit(size):
