@@ -218,7 +218,8 @@ class Actions:
             estimate,
             sampler,
             guidance,
-            *interval,
+            interval[0],
+            interval[1],
             _flag("blending", blend),
         )
         settings = {

@@ -498,6 +498,8 @@ def test_everybody_can_use_it(open_page, axe):
     page.evaluate(axe)
     for theme in ("light", "dark"):
         page.evaluate("is => document.body.classList.toggle('dark', is)", theme == "dark")
+        # Colors change over a moment.
+        page.wait_for_timeout(600)
         for width, height in ((1440, 1000), (1024, 900), (390, 844)):
             page.set_viewport_size({"width": width, "height": height})
             page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
