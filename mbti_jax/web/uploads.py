@@ -175,7 +175,9 @@ def _voxel_bytes(path: Path) -> int:
         start = io.BytesIO(file.read(_NIFTI2_BYTES))
     is_nifti2 = _NIFTI2_BYTES in (int.from_bytes(start.read(4), o) for o in ("little", "big"))
     start.seek(0)
-    header = (nib.Nifti2Header if is_nifti2 else nib.Nifti1Header).from_fileobj(start, check=False)
+    kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
+    # By itself: `from_fileobj` goes on to extensions, which end beyond what was read.
+    header = kind(start.read(kind.template_dtype.itemsize), check=False)
     return header.get_data_dtype().itemsize
 
 

@@ -317,3 +317,12 @@ def test_results_are_limited_in_bytes(png, tmp_path):
     limits = Limits(5, 20, 10**5, 10**6, 1)
     with pytest.raises(ValueError, match=r"what is made of 1000 images becomes 35 MB"):
         run(session, limits=limits, num_samples=1000)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_headers_with_long_extensions(tmp_path, kind):
+    """Such as the real cases of 2018 have."""
+    image = kind(np.zeros((4, 5, 3), np.int16), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 3000))
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert memory_needed([tmp_path / "a.nii.gz"], LIMITS) > 0
