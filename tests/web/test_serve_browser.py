@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from importlib import resources
 
 import nibabel as nib
 import numpy as np
@@ -463,12 +464,9 @@ def test_two_users_at_once_see_their_own_alone(open_page, tmp_path):
 
 @pytest.fixture(scope="module")
 def axe():
-    """The text of axe-core, a file `MBTI_AXE`."""
-    path = os.environ.get("MBTI_AXE")
-    if not path:
-        pytest.skip("needs axe-core's axe.min.js in MBTI_AXE")
-    with open(path, encoding="utf-8") as file:
-        return file.read()
+    """The text of axe-core."""
+    package = pytest.importorskip("axe_playwright_python", reason="needs axe-core")
+    return (resources.files(package) / "axe.min.js").read_text(encoding="utf-8")
 
 
 SERIOUS = """axe.run({resultTypes: ['violations']}).then(found => found.violations
