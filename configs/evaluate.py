@@ -42,6 +42,10 @@ def get_config() -> ConfigDict:
     # the same results; times per image are those of a worker beside others.
     config.engine = "local"
     config.ray = ConfigDict({"address": "", "workers": 0, "cpus": 1, "retries": 2})
+    # Without Ray: which of so many shares of the parts this process measures, as in configs/inpaint.py.
+    # The report is of the parts that are there; merge: writes it anew, and says which are missing.
+    config.piece = ""
+    config.pieces = 0
 
     # Tumor-shaped regions of healthy tissue: whole volumes, and some slices of each by itself.
     config.healthy = ConfigDict()

@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 # What a worker that was given up may take to end.
 _LOCK_SECONDS = 60.0
+# Of the first share of an array, which makes the dataset while the others wait.
+_DATASET_SECONDS = 7200.0
 
 
 class Part(Protocol):
@@ -85,7 +87,7 @@ class EvaluateSettings:
         phantom: which phantoms.
         data_dir: the dataset of the cases; empty to build it in the workdir.
         parts: which parts to do; empty for all.
-        engine, ray: where parts are measured, see `EngineSettings`.
+        engine, ray, piece, pieces: where parts are measured, see `EngineSettings`.
     """
 
     checkpoint: Name
@@ -98,6 +100,8 @@ class EvaluateSettings:
     parts: tuple[str, ...]
     engine: Literal["local", "ray"]
     ray: RaySettings
+    piece: str
+    pieces: int
     healthy: healthy.HealthySettings
     volumes: volumes.VolumesSettings
     control: control.ControlSettings
@@ -111,7 +115,7 @@ class EvaluateSettings:
 
     def __post_init__(self):
         check_fields(self)
-        EngineSettings(self.engine, self.ray)
+        self.engine_settings()
         # Each case of the parts "healthy" and "volumes" has a seed of its own.
         most = 2**31 - max(self.healthy.num_cases, self.volumes.num_cases)
         if self.seed > most:
@@ -121,6 +125,10 @@ class EvaluateSettings:
             raise FieldError(
                 "parts", f"has unknown {', '.join(unknown)}; choose from {', '.join(PARTS)}"
             )
+
+    def engine_settings(self) -> EngineSettings:
+        """Where parts are measured."""
+        return EngineSettings(self.engine, self.ray, self.piece, self.pieces)
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -135,7 +143,11 @@ def main(config: ConfigDict, workdir: str) -> None:
             another request.
     """
     settings = from_config(EvaluateSettings, config)
-    with only_process_in(workdir):
+    if settings.engine_settings().share() is None:
+        with only_process_in(workdir):
+            _run(settings, Path(workdir))
+    else:
+        # Beside others, which measure other parts.
         _run(settings, Path(workdir))
 
 
@@ -156,9 +168,11 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
             getattr(settings, name).check_model(process)
         except FieldError as error:
             raise error.within(name) from error
-    dataset = build_or_make_phantoms(
-        folder, settings.phantom, settings.source, settings.convention, settings.data_dir
-    )
+    engine = settings.engine_settings()
+    with holding(folder, "dataset", _DATASET_SECONDS):
+        dataset = build_or_make_phantoms(
+            folder, settings.phantom, settings.source, settings.convention, settings.data_dir
+        )
     workbench = Workbench(inpainter, dataset, folder / "samples", settings.seed)
     head = header(workbench)
     common = {
@@ -178,16 +192,30 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
 
     def write() -> None:
         paths = {name: folder / name / _RESULT for name in PARTS}
-        done = {name: path for name, path in paths.items() if is_done(path, _plain(common))}
-        parts = {name: json.loads(path.read_text()) for name, path in done.items()}
-        sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
-        write_report(folder, head, parts, "\n\n".join(sections))
+        # Other shares write it, too.
+        with holding(folder, "report", _LOCK_SECONDS):
+            done = {name: path for name, path in paths.items() if is_done(path, _plain(common))}
+            parts = {name: json.loads(path.read_text()) for name, path in done.items()}
+            sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
+            write_report(folder, head, parts, "\n\n".join(sections))
 
-    here = settings.engine == "local"
+    if engine.is_merge:
+        write()
+        if pieces:
+            missing = ", ".join(map(str, pieces))
+            raise ValueError(f"{len(pieces)} of {len(names)} parts are missing: {missing}")
+        print(f"\n{folder / 'report.md'}")
+        return
+    share = engine.share()
+    if share is not None:
+        # Of all parts, whichever exist, so that every share has its own whenever it starts.
+        mine = share.of(names)
+        pieces = [piece for piece in pieces if piece.name in mine]
+        _log.info(f"Share {share.number} of {share.count}: {', '.join(mine) or 'no part'}")
+    here = engine.engine == "local"
     remote = functools.partial(_open, settings.checkpoint, settings.batch_size, dataset)
     context = (lambda: workbench) if here else functools.partial(remote, folder, settings.seed)
     work = Work(_measure, context, reported=(ValueError,), loads_model=True)
-    engine = EngineSettings(settings.engine, settings.ray)
     failed = []
     write()
     for piece, result in run_pieces(work, pieces, engine, label="parts"):

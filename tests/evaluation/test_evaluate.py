@@ -125,6 +125,25 @@ def test_finished_parts_are_not_done_again(source, parts, tmp_path):
     assert [part.runs for part in parts.values()] == [1, 1]
 
 
+def test_shares_make_the_report_that_one_process_makes(source, parts, tmp_path):
+    """Whichever comes first; a share that is done again measures nothing."""
+    evaluate.main(config(source), str(tmp_path / "one"))
+    shared, runs = tmp_path / "shared", [part.runs for part in parts.values()]
+    assert runs == [1, 1]
+    evaluate.main(config(source, piece="1", pieces=2), str(shared))
+    assert [part.runs for part in parts.values()] == [1, 2]
+    with pytest.raises(ValueError, match=r"^1 of 2 parts are missing: healthy$"):
+        evaluate.main(config(source, piece="merge"), str(shared))
+    for piece in ("0", "1", "merge"):
+        evaluate.main(config(source, piece=piece, pieces=2), str(shared))
+    assert [part.runs for part in parts.values()] == [2, 2]
+    alone, together = (read(folder) for folder in (tmp_path / "one", shared))
+    for numbers, _ in (alone, together):
+        assert all(part.pop("seconds") > 0 for part in numbers["parts"].values())
+    assert alone[0] == together[0]
+    assert alone[1].split("## Budget")[0] == together[1].split("## Budget")[0]
+
+
 def test_a_run_that_is_stopped_leaves_a_report_of_finished_parts(source, parts, tmp_path):
     parts["diversity"].stop = True
     with pytest.raises(KeyboardInterrupt):
