@@ -60,8 +60,9 @@ WRONG = {
 def load(name: str) -> dict[str, Any]:
     config = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]().to_dict()
     if name == "inpaint":
-        # As the command does: what belongs to the sampler or the model is made apart.
-        for field in (*inpaint._SAMPLING, *inpaint.MODEL_FIELDS):
+        # As the command does: what belongs to the sampler, the model or the engine is made apart. (The
+        # engine's fields are those of `data.Settings`.)
+        for field in (*inpaint._SAMPLING, *inpaint.MODEL_FIELDS, *inpaint._ENGINE):
             del config[field]
         config |= {"source": "cases", "tumor": "remove", "sampling": Sampling()}
     if name == "healthy_masks":
