@@ -112,7 +112,9 @@ def test_the_pieces_of_a_node_that_is_lost_are_done_by_others(cluster, tmp_path)
 def test_ctrl_c_stops_a_job_on_this_machine_within_seconds(tmp_path):
     """Also where the driver ends without cleaning up: nothing of the cluster stays."""
     script = (
-        "import functools, pathlib, sys, toy_pieces\n"
+        "import functools, pathlib, signal, sys, toy_pieces\n"
+        # A shell lets what it starts in the background ignore the signal.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from mbti_jax.engine.pieces import run_pieces\n"
         "from mbti_jax.engine.work import Work\n"
         "from mbti_jax.engine.settings import EngineSettings, RaySettings\n"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from synthetic_cases import AFFINE, SHAPE, SUFFIXES, make_arrays, write_case, write_volume
 
-from tfds_brats.builder import _content_digest
 from tfds_brats.cases import read_case
 from tfds_brats.conventions import CaseError
 from tfds_brats.search import find_cases
+from tfds_brats.sources import _content
 from tfds_brats.volumes import read_geometry, read_volume
 
 SUBJECT = "BraTS2021_00001"
@@ -108,7 +108,7 @@ def test_the_content_says_whether_a_file_is_compressed(tmp_path):
     content = bytearray(plain.read_bytes())
     content[len(content) // 2] ^= 1
     other.write_bytes(content)
-    assert _content_digest(other) != _content_digest(misnamed)
+    assert _content(other, whole=True) != _content(misnamed, whole=True)
 
 
 @pytest.mark.parametrize(
