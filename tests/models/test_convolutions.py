@@ -1,5 +1,7 @@
 """Convolutions with written gradients, and the gradient of the whole network as XLA compiles it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,21 +81,28 @@ def test_other_convolutions_keep_the_derived_gradient(case):
     assert "custom_vjp" not in text
 
 
+def loss_of_a_network(params):
+    model = small_unet(**OPTIONS["four_sequences"])
+    return jnp.mean(jnp.square(run_unet(model, params, *random_inputs(model)) - 0.5))
+
+
+@functools.cache
+def gradients_without_compilation():
+    with jax.disable_jit(), choices.override(conv_gradient="plain"):
+        params = random_params(small_unet(**OPTIONS["four_sequences"]))
+        return flatten_dict(jax.grad(loss_of_a_network)(params))
+
+
 @pytest.mark.parametrize("how", ["plain", "forward"])
 def test_compiled_gradients_of_the_network_are_those_without_compilation(how):
     """Some versions of XLA's CPU backend compute wrong gradients, without a word."""
-    model = small_unet(**OPTIONS["four_sequences"])
-    params, inputs = random_params(model), random_inputs(model)
-
-    def loss(params):
-        return jnp.mean(jnp.square(run_unet(model, params, *inputs) - 0.5))
-
+    params = random_params(small_unet(**OPTIONS["four_sequences"]))
     with choices.override(conv_gradient=how):
         # As users compile it, and not as the other tests do.
         options = {"xla_backend_optimization_level": 3}
-        compiled = flatten_dict(jax.jit(jax.grad(loss), compiler_options=options)(params))
-        with jax.disable_jit():
-            expected = flatten_dict(jax.grad(loss)(params))
+        gradients = jax.jit(jax.grad(loss_of_a_network), compiler_options=options)
+        compiled = flatten_dict(gradients(params))
+    expected = gradients_without_compilation()
     assert compiled.keys() == expected.keys()
     for path, value in expected.items():
         assert relative_l2(compiled[path], value) < 1e-4, path
