@@ -2,9 +2,12 @@
 
 import json
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from ml_collections import ConfigDict
 from ray_cluster import cluster_of
@@ -330,7 +333,7 @@ def test_images_seen_are_steps_times_batch():
     assert "cpu" in report.machine()["devices"]
 
 
-def test_parts_measured_on_a_cluster_have_the_same_results(source, tmp_path):
+def test_parts_measured_on_a_cluster_that_loses_a_node_have_the_same_results(source, tmp_path):
     """A part that cannot be measured does not keep the other from it, here and there."""
     write_cases(tmp_path / "cases", 10)
     values = config(source)
@@ -346,13 +349,33 @@ def test_parts_measured_on_a_cluster_have_the_same_results(source, tmp_path):
     values.engine = "ray"
     with (
         tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
-        cluster_of(1, Path(folder)) as cluster,
+        cluster_of(2, Path(folder)) as cluster,
+        ThreadPoolExecutor() as pool,
     ):
-        values.ray.address = cluster.address
+        lost = pool.submit(lose_busy_node, cluster, tmp_path / "ray")
+        values.ray.update({"address": cluster.address, "workers": 1})
         with pytest.raises(ValueError, match=sentence):
             evaluate.main(values, str(tmp_path / "ray"))
+        lost.result()
     here, there = (read(tmp_path / name)[0]["parts"]["healthy"] for name in ("local", "ray"))
     assert here.pop("seconds") > 0 < there.pop("seconds")
     assert here == there
     pictures = [sorted((tmp_path / n / "healthy").glob("*.png")) for n in ("local", "ray")]
     assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]]
+
+
+def lose_busy_node(cluster, folder: Path) -> None:
+    """Removes the node whose worker measures the part "healthy" in `folder`, once it does so."""
+    end = time.monotonic() + 200
+    while not [*folder.glob(".partial*healthy*")]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+    def is_busy(node) -> bool:
+        (raylet,) = node.all_processes["raylet"]
+        workers = psutil.Process(raylet.process.pid).children(recursive=True)
+        return any("ray::Worker" in " ".join(worker.cmdline()) for worker in workers)
+
+    (busy,) = filter(is_busy, cluster.worker_nodes)
+    cluster.remove_node(busy, allow_graceful=False)
+    assert not (folder / "healthy").exists()
