@@ -85,7 +85,8 @@ class BratsSlices(tfds.core.ShardBasedBuilder):
         return self.dataset_info_from_configs(features=slice_features(), disable_shuffling=True)
 
     def _shard_iterators_per_split(self, dl_manager):
-        raise NotImplementedError
+        # What `download_and_prepare` of TFDS would ask for.
+        raise TypeError("this dataset is built by tfds_brats.builder.build, not by TFDS")
 
 
 def build(
