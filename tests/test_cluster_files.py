@@ -106,17 +106,23 @@ def test_slurm_reads_all_options(name):
     assert all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[i]) for i in options)
 
 
-@pytest.mark.parametrize(("name", "command"), [("train", "train"), ("pieces", "data")])
-def test_scripts_set_fields_that_their_commands_have(name, command):
+@pytest.mark.parametrize(
+    ("name", "commands"), [("train", ["train"]), ("pieces", ["data", "inpaint"])]
+)
+def test_scripts_set_fields_that_their_commands_have(name, commands):
     text = (CLUSTER / f"{name}.sbatch").read_text()
-    config = runpy.run_path(str(ROOT / "configs" / f"{command}.py"))["get_config"]()
-    fields_set = re.findall(r"--config\.([a-z_.]+)=", text)
-    assert fields_set
-    for field in fields_set:
-        part = config
-        for key in field.split("."):
-            assert key in part
-            part = part[key]
+    _, *examples = re.split(r"--config=configs/(\w+)\.py", text)
+    assert examples[::2] == commands
+    (by_itself,) = re.findall(r"python run\.py .*", text)
+    for command, example in zip(commands, examples[1::2], strict=True):
+        config = runpy.run_path(str(ROOT / "configs" / f"{command}.py"))["get_config"]()
+        fields_set = re.findall(r"--config\.([a-z_.]+)=", example + by_itself)
+        assert fields_set
+        for field in fields_set:
+            part = config
+            for key in field.split("."):
+                assert key in part
+                part = part[key]
 
 
 def test_the_jobset_is_one_that_the_schema_allows():
