@@ -270,7 +270,7 @@ def _process(config: str, steps: int = 10) -> None:
     from benchmarks.settings import load_settings
     from mbti_jax import sharding
     from mbti_jax.models.unet import init_params
-    from mbti_jax.training.cluster import join_cluster
+    from mbti_jax.training.cluster import compiled_by_all, join_cluster
     from mbti_jax.training.loop import make_train_step
     from mbti_jax.training.state import create_state
 
@@ -283,7 +283,7 @@ def _process(config: str, steps: int = 10) -> None:
     def init(key):
         return create_state(init_params(pipeline.model, key), optimizer)
 
-    state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
+    state = compiled_by_all(jax.jit(init, out_shardings=whole))(jax.random.key(0))
     _, _, shapes = memory.train_step(settings, settings.batch_size // mesh.size)
     rng = np.random.default_rng(number)
     batch = {name: np.zeros(each.shape, each.dtype) for name, each in shapes.items()}
@@ -294,11 +294,13 @@ def _process(config: str, steps: int = 10) -> None:
         "bias": batch["bias"] - 1,
     }
     batch = sharding.put_batch(batch, mesh)
+    # A process that waits for one that compiles ends after 30 s.
     step = jax.jit(
         make_train_step(pipeline, optimizer, jax.random.key(1), ema_decay=0.9),
         donate_argnums=0,
         out_shardings=(whole, whole),
     )
+    step = compiled_by_all(step)
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     rows = sharding.put_batch(np.ones((1, size), np.float32), mesh)
     add = jax.jit(lambda rows: jnp.sum(rows, axis=0), out_shardings=whole)
