@@ -1,5 +1,6 @@
 """Pieces here and on a simulated cluster: the same results in the same order, whatever dies."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -131,16 +132,23 @@ def test_ctrl_c_stops_a_job_on_this_machine_within_seconds(tmp_path):
             env=environment,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 120
-        while not [*tmp_path.glob("at.*")]:
-            assert time.monotonic() < deadline and driver.poll() is None
-            time.sleep(0.05)
-        children = psutil.Process(driver.pid).children(recursive=True)
-        assert children
-        driver.send_signal(signal.SIGINT)
-        driver.wait(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=60)
-        assert not alive
+        children = []
+        try:
+            deadline = time.monotonic() + 120
+            while not [*tmp_path.glob("at.*")]:
+                assert time.monotonic() < deadline and driver.poll() is None
+                time.sleep(0.05)
+            children = psutil.Process(driver.pid).children(recursive=True)
+            assert children
+            driver.send_signal(signal.SIGINT)
+            driver.wait(timeout=60)
+            _, alive = psutil.wait_procs(children, timeout=60)
+            assert not alive
+        finally:
+            # Where it does not stop, nothing of it is left to the tests that follow.
+            for process in [*children, *([] if driver.poll() is not None else [driver])]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     assert len([*tmp_path.glob("at.*")]) == 1
 
 
