@@ -7,7 +7,7 @@ gets the score
     rho(T1, T1CE) + rho(T2, FLAIR) - rho(T1, T2) - rho(T1CE, T2) + (g(T2) - g(T1) + g(T1CE - T1)) / 2
 
 with Spearman's rho over the brain, and g the skewness, limited to [-1, 1]. In nine real cases the right
-order has the highest score of all 24, by at least 0.29.
+order has the highest score of all 24, by at least 0.29; the weights were chosen on the same cases.
 """
 
 import itertools

@@ -60,7 +60,8 @@ class Workers:
                 yield result
 
     def _results(self, function, items):
-        if self._executor is None:
+        executor = self._executor
+        if executor is None:
             yield from map(function, items)
             return
         # Items in order, each with the future of its result once it is submitted.
@@ -70,7 +71,7 @@ class Workers:
                 for item in itertools.islice(items, 2 * self._num_workers - len(pending)):
                     pending.append([item, None])
                 for entry in pending:
-                    entry[1] = entry[1] or self._submit(function, entry[0])
+                    entry[1] = entry[1] or self._submit(executor, function, entry[0])
                 if not pending:
                     return
                 result = pending[0][1].result()
@@ -83,7 +84,7 @@ class Workers:
                     ) from error
                 logger.warning("A worker process died; what it was doing is done again.")
                 self.close()
-                self._executor = _start(self._num_workers)
+                self._executor = executor = _start(self._num_workers)
                 for entry in pending:
                     if entry[1] is not None and _is_lost(entry[1]):
                         entry[1] = None
@@ -92,12 +93,11 @@ class Workers:
             pending.popleft()
             yield result
 
-    def _submit(self, function, item):
-        assert self._executor is not None
+    def _submit(self, executor, function, item):
         try:
             # It starts a process that is not there yet.
             with _interrupts_wait():
-                return self._executor.submit(function, item)
+                return executor.submit(function, item)
         except OSError as error:
             raise OSError(_no_workers(self._num_workers, error)) from error
 

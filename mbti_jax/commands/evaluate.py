@@ -6,14 +6,14 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax
 from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.engine.pieces import holding, run_pieces
-from mbti_jax.engine.settings import EngineSettings, RaySettings
+from mbti_jax.engine.settings import EngineSettings
 from mbti_jax.engine.work import PieceError, Work
 from mbti_jax.evaluation import (
     control,
@@ -28,7 +28,7 @@ from mbti_jax.evaluation import (
 from mbti_jax.evaluation.report import header, machine, write_report
 from mbti_jax.evaluation.sweeps import GUIDANCE, STEPS, GuidanceSettings, StepsSettings
 from mbti_jax.evaluation.workbench import Workbench
-from mbti_jax.fields import Count, FieldError, Name, check_fields
+from mbti_jax.fields import Count, FieldError, Name
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.requests import is_done
 from mbti_jax.io.files import new_folder, write_json
@@ -72,12 +72,12 @@ PARTS: dict[str, Part] = {
 
 _RESULT = "result.json"
 # Counts what results hold and how intervals are made, so that results of different kinds do not mix.
-_REPORT = 4
+_REPORT = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluateSettings:
-    """Settings of the command; those of each part have its name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(EngineSettings):
+    """Settings of the command; those of each part have its name. A piece is a share of the parts.
 
     Attributes:
         checkpoint: the model, see `load_model`.
@@ -87,7 +87,6 @@ class EvaluateSettings:
         phantom: which phantoms.
         data_dir: the dataset of the cases; empty to build it in the workdir.
         parts: which parts to do; empty for all.
-        engine, ray, piece, pieces: where parts are measured, see `EngineSettings`.
     """
 
     checkpoint: Name
@@ -98,10 +97,6 @@ class EvaluateSettings:
     phantom: PhantomSettings
     data_dir: str
     parts: tuple[str, ...]
-    engine: Literal["local", "ray"]
-    ray: RaySettings
-    piece: str
-    pieces: int
     healthy: healthy.HealthySettings
     volumes: volumes.VolumesSettings
     control: control.ControlSettings
@@ -114,8 +109,7 @@ class EvaluateSettings:
     downstream: downstream.DownstreamSettings
 
     def __post_init__(self):
-        check_fields(self)
-        self.engine_settings()
+        super().__post_init__()
         # Each case of the parts "healthy" and "volumes" has a seed of its own.
         most = 2**31 - max(self.healthy.num_cases, self.volumes.num_cases)
         if self.seed > most:
@@ -125,10 +119,6 @@ class EvaluateSettings:
             raise FieldError(
                 "parts", f"has unknown {', '.join(unknown)}; choose from {', '.join(PARTS)}"
             )
-
-    def engine_settings(self) -> EngineSettings:
-        """Where parts are measured."""
-        return EngineSettings(self.engine, self.ray, self.piece, self.pieces)
 
 
 def main(config: ConfigDict, workdir: str) -> None:
@@ -143,7 +133,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             another request.
     """
     settings = from_config(EvaluateSettings, config)
-    if settings.engine_settings().share() is None:
+    if settings.share() is None:
         with only_process_in(workdir):
             _run(settings, Path(workdir))
     else:
@@ -168,7 +158,6 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
             getattr(settings, name).check_model(process)
         except FieldError as error:
             raise error.within(name) from error
-    engine = settings.engine_settings()
     with holding(folder, "dataset", _DATASET_SECONDS):
         dataset = build_or_make_phantoms(
             folder, settings.phantom, settings.source, settings.convention, settings.data_dir
@@ -199,26 +188,26 @@ def _run(settings: EvaluateSettings, folder: Path) -> None:
             sections = [PARTS[name].tables(part["result"]).strip() for name, part in parts.items()]
             write_report(folder, head, parts, "\n\n".join(sections))
 
-    if engine.is_merge:
+    if settings.is_merge:
         write()
         if pieces:
             missing = ", ".join(map(str, pieces))
             raise ValueError(f"{len(pieces)} of {len(names)} parts are missing: {missing}")
         print(f"\n{folder / 'report.md'}")
         return
-    share = engine.share()
+    share = settings.share()
     if share is not None:
         # Of all parts, whichever exist, so that every share has its own whenever it starts.
         mine = share.of(names)
         pieces = [piece for piece in pieces if piece.name in mine]
         _log.info(f"Share {share.number} of {share.count}: {', '.join(mine) or 'no part'}")
-    here = engine.engine == "local"
+    here = settings.engine == "local"
     remote = functools.partial(_open, settings.checkpoint, settings.batch_size, dataset)
     context = (lambda: workbench) if here else functools.partial(remote, folder, settings.seed)
     work = Work(_measure, context, reported=(ValueError,), loads_model=True)
     failed = []
     write()
-    for piece, result in run_pieces(work, pieces, engine, label="parts"):
+    for piece, result in run_pieces(work, pieces, settings, label="parts"):
         if isinstance(result, PieceError):
             failed.append(f"{piece}: {result.message}")
         # After each part, so that a run that is stopped leaves a report of the parts it finished.

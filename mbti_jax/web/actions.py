@@ -1,9 +1,7 @@
-"""What happens on the page: the handlers of its events, and how errors are reported."""
+"""What happens on the page: the handlers of its events."""
 
 import contextlib
-import functools
 import html
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,18 +21,16 @@ from mbti_jax.web.history import FIELDS, KEPT_RUNS, Run, RunSettings, read_setti
 from mbti_jax.web.line import Line
 from mbti_jax.web.loading import LEFT_OUT, guess_sequence, load_files
 from mbti_jax.web.results import Result
+from mbti_jax.web.sentences import loaded_sentence, ranges
 from mbti_jax.web.session import Session
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
+from mbti_jax.web.values import flag, number, whole
 from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
 
 # What a run may make.
 ESTIMATES = ("samples", "mean", "mean in one pass")
-# More than any setting of the page.
-_LARGEST = 1e30
-
-_log = logging.getLogger(__name__)
 
 
 class Actions:
@@ -66,7 +62,7 @@ class Actions:
             session = load_files(*given, self._inpainter, self._root, self._visitors.limits, admit)
             session.uploads = tuple(map(Path, given[0]))
             self._visitors.keep(visitor, session)
-        return _loaded_sentence(session)
+        return loaded_sentence(session)
 
     def sort_files(self, files, convention):
         """A choice for each file: which sequence it is, as its name says, to be confirmed."""
@@ -107,7 +103,7 @@ class Actions:
             admit(uploads.memory_of_masks(self._example.brain.size))
             session = load_example(name, self._example, self._inpainter, self._root)
             self._visitors.keep(visitor, session)
-        return _loaded_sentence(session)
+        return loaded_sentence(session)
 
     def loader(self, name: str) -> Callable:
         """`load_example` of one name; Gradio finds no request in a `functools.partial`."""
@@ -146,19 +142,19 @@ class Actions:
     ):
         session = self._session(request)
         check_names(box)
-        step, dilation = _number("the step", step_mm), _number("the rim", dilate_mm)
+        step, dilation = number("the step", step_mm), number("the rim", dilate_mm)
         if dilation < 0:
             raise ValueError(f"the rim must be at least 0 mm, not {dilation:g}")
         limits = self._visitors.limits
-        end = _whole("the last slice", last)
+        end = whole("the last slice", last)
         made = TumorRois(
             tumor or "",
             step,
             dilation,
-            first=_whole("the first slice", first),
+            first=whole("the first slice", first),
             # As the page has it before anything is loaded, and scripts that leave it out.
             last=None if end == -1 else end,
-            seed=_whole("the seed", seed),
+            seed=whole("the seed", seed),
         )
         if file:
             take_roi(session, file, labels or "", limits, made)
@@ -173,7 +169,7 @@ class Actions:
             paint_tumor(session, session.segmentation, made)
         session.box = tuple(box)
         slices = sorted(session.painted)
-        return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {_ranges(slices)}."
+        return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {ranges(slices)}."
 
     def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
@@ -205,37 +201,36 @@ class Actions:
             )
         in_one_pass = estimate == "mean in one pass"
         interval = [
-            _number(f"the {name} noise share", share)
+            number(f"the {name} noise share", share)
             for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
         ]
-        weight = _number("the guidance weight", guidance_weight)
         asked = RunSettings(
             tuple(name for name in session.sequences if name in (sequences or ())),
-            _whole("the seed", seed),
-            _whole("the number of samples", num_samples),
-            _whole("the number of steps", num_steps),
-            weight,
+            whole("the seed", seed),
+            whole("the number of samples", num_samples),
+            whole("the number of steps", num_steps),
+            number("the guidance weight", guidance_weight),
             estimate,
             sampler,
             guidance,
             interval[0],
             interval[1],
-            _flag("blending", blend),
+            flag("blending", blend),
         )
         settings = {
-            "sequences": [name for name in session.sequences if name in (sequences or ())],
+            "sequences": list(asked.sequences),
             "sampling": Sampling(
-                num_steps=_whole("the number of steps", num_steps),
+                num_steps=asked.num_steps,
                 sampler=sampler,
-                guidance=make_guidance(guidance, weight, interval),
-                seed=_whole("the seed", seed),
+                guidance=make_guidance(guidance, asked.guidance_weight, interval),
+                seed=asked.seed,
                 z_sigma_mm=None,
                 estimate="sample" if estimate == "samples" else "mean",
                 mean_passes=1 if in_one_pass else None,
-                blend=_flag("blending", blend),
+                blend=asked.blend,
             ),
             # One pass has no samples.
-            "num_samples": 1 if in_one_pass else _whole("the number of samples", num_samples),
+            "num_samples": 1 if in_one_pass else asked.num_samples,
         }
         start, cost, run = self._visitors.now(), "", None
 
@@ -337,38 +332,9 @@ class Actions:
         return session
 
 
-def in_sentences(function: Callable) -> Callable:
-    """The handler, with errors reported to the user in a sentence."""
-
-    @functools.wraps(function)
-    def wrapped(*arguments):
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise gr.Error(_sentence(error), duration=20, print_exception=False) from error
-
-    return wrapped
-
-
-def _sentence(error: Exception) -> str:
-    """What users read of an error; where the server's files lie is nobody's business."""
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{Path(error.filename).name}: " if isinstance(error.filename, str) else ""
-        return html.escape(f"{name}{error.strerror}")
-    if isinstance(error, ValueError | OSError):
-        return html.escape(str(error))
-    if isinstance(error, MemoryError):
-        return "This is too large for the memory of the server."
-    _log.warning("a request could not be answered", exc_info=error)
-    return (
-        "What was sent cannot be used: one of its values is of another kind than it has to be "
-        f"({type(error).__name__})."
-    )
-
-
 def _kept(session: Session, result: Result, settings: RunSettings) -> Run:
     """A run for the history: what the browser reads lies on disk, and the arrays go."""
-    sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {_ranges(result.slices)}."
+    sentence = f"Repainted slice{'s' * (len(result.slices) > 1)} {ranges(result.slices)}."
     warnings = "".join(f"\n\nNote: {warning}." for warning in result.warnings)
     path = result.archive.with_name(f"{session.name}-settings.json")
     path.write_text(to_json(settings), "utf-8")
@@ -421,45 +387,6 @@ def _start(session: Session) -> gr.Button:
     return gr.Button(interactive=bool(session.painted) and not session.busy)
 
 
-def _loaded_sentence(session: Session) -> str:
-    depth, height, width = session.shape
-    slices = f"{depth} slices of " if depth > 1 else ""
-    names = ", ".join(_file_of(session, name) for name in session.sequences)
-    where = (
-        "Radiological orientation: the patient's right is on the left, anterior on top."
-        if isinstance(session.source, Case)
-        else "The picture is taken as it is; the model expects anterior on top."
-    )
-    tumor = " Its own tumor can be used below." if session.segmentation is not None else ""
-    loaded = f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}"
-    warnings = session.source.warnings if isinstance(session.source, Case) else []
-    return loaded + "".join(f"\n\nNote: {warning}." for warning in warnings)
-
-
-def _file_of(session: Session, name: str) -> str:
-    """A sequence with the file that was taken for it."""
-    images = session.source.files.images if isinstance(session.source, Case) else {}
-    return f"{title(name)} ({images[name].name})" if name in images else title(name)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[3, 4, 5, 9] -> "3 to 5, 9"."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
-def _whole(name: str, value: Any) -> int:
-    """A number of the page as an integer; the browser sends 25 as 25.0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
-    return int(value)
-
-
 def cost_of(
     inpainter: Inpainter,
     session: Session,
@@ -474,15 +401,3 @@ def cost_of(
     if inpainter.num_channels == 1:
         count *= len(sequences)
     return f": {forecast(inpainter, sampling, count, source.spacing[2])}"
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false, not {value!r:.40}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
-        raise ValueError(f"{name} must be a number, not {value!r:.40}")
-    return float(value)

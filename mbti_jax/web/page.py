@@ -43,9 +43,10 @@ from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import MODES
 from mbti_jax.web import painter, storage
-from mbti_jax.web.actions import ESTIMATES, Actions, in_sentences
+from mbti_jax.web.actions import ESTIMATES, Actions
 from mbti_jax.web.examples import EXAMPLES
 from mbti_jax.web.loading import LEFT_OUT
+from mbti_jax.web.sentences import in_sentences
 from mbti_jax.web.uploads import MAX_FILES, SLICE_ENDINGS
 from mbti_jax.web.views import title
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES

@@ -1,0 +1,27 @@
+"""Values of the form, as the browser sends them."""
+
+from typing import Any
+
+# More than any setting of the page.
+_LARGEST = 1e30
+
+
+def whole(name: str, value: Any) -> int:
+    """A number of the page as an integer; the browser sends 25 as 25.0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise ValueError(f"{name} must be a whole number, not {value!r:.40}")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """A tick."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, not {value!r:.40}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """A number of the page, neither NaN nor huge."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} must be a number, not {value!r:.40}")
+    return float(value)
