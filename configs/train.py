@@ -25,6 +25,9 @@ def get_config() -> ConfigDict:
     config.task = "train"
     # Folder of the run: checkpoints, metrics, pictures.
     config.workdir = "runs/train"
+    # A trained model whose weights this run starts from: the folder of a run or an export, or phantom,
+    # the bundled one. Its network must be this one. Empty: random weights.
+    config.init_from = ""
     # Of everything that is drawn: initial weights, tasks, noise, augmentation, order of the examples.
     config.seed = 0
 
@@ -136,6 +139,10 @@ def get_config() -> ConfigDict:
     config.augmentation.horizontal_flip = 0.5
     # Of the random rotation, in degrees.
     config.augmentation.max_angle = 15.0
+    # Height and width in pixels of the part of a slice, around its ROI, that an update sees; 0: all of
+    # it. A third of the slice takes about a third of the time; end with whole slices (init_from).
+    config.augmentation.crop_height = 0
+    config.augmentation.crop_width = 0
 
     config.optimizer = ConfigDict()
     # Of Adam.

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
+from mbti_jax.commands.initial import read_initial
 from mbti_jax.commands.settings import from_config
 from mbti_jax.data.augment import Augmentation
 from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.fields import Count, FieldError, Interval, Name, Positive
-from mbti_jax.inference.load import load_model
 from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.cluster import join_cluster
@@ -25,7 +25,7 @@ class FewStepSettings(RunSettings):
     """A run that tunes a model; see `configs/few_step.py`, and `RunSettings` for what is not here.
 
     Attributes:
-        init_from: the trained model, see `load_model`.
+        init_from: the trained model, see `inference.load_model`.
         dataset, train_split, validation_split, num_threads: see `DataSettings`.
         halve_every: see `consistency.Consistency`.
         learning_rate: of Adam.
@@ -102,8 +102,5 @@ def main(config: ConfigDict, workdir: str) -> bool:
     """Tunes `config.init_from` in `workdir`; see `training.loop.train`."""
     settings = from_config(FewStepSettings, config)
     join_cluster(settings.multihost)
-    try:
-        params, metadata = load_model(settings.init_from)
-    except ValueError as error:
-        raise FieldError("init_from", f"cannot be read: {error}") from error
+    params, metadata = read_initial(settings.init_from)
     return train(settings.of_model(metadata, weights_digest(params)), workdir, params)

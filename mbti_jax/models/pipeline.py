@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Integer, Key
 
-from mbti_jax.data.augment import Augmentation, augment
+from mbti_jax.data.augment import Augmentation, augment, crop_corner
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
 from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
 from mbti_jax.diffusion.condition import Condition, Neighbors
@@ -168,8 +168,10 @@ class Pipeline:
             FieldError: a field has no such value.
         """
         num_sequences = len(data["sequences"]) if data["joint"] else 1
+        network = make_unet(model, num_sequences, data["image_size"], label_weight > 0)
+        _check_crop(augmentation, network)
         return cls(
-            model=make_unet(model, num_sequences, data["image_size"], label_weight > 0),
+            model=network,
             process=process.make(),
             tasks=tasks,
             image_size=data["image_size"],
@@ -209,10 +211,14 @@ class Pipeline:
         Args:
             batch: arrays, see `data.loader.Examples`, with a leading batch axis.
             keys: typed keys [B].
-            augmented: flip and rotate, and leave neighbors out at random.
+            augmented: flip and rotate, leave neighbors out at random, and take of each example the part
+                that the augmentation says.
         """
         images, labels = self.resized(batch)
         alike = functools.partial(augment, how=self.augmentation)
+
+        def part(key, inputs):
+            return self._part(jax.random.fold_in(key, 1), inputs) if augmented else inputs
 
         def one(key, image, labels, around):
             augment_key, task_key = jax.random.split(key)
@@ -220,7 +226,8 @@ class Pipeline:
                 image, labels = alike(augment_key, image, labels)
             targets = labels if self.model.label_head else None
             if around is None:
-                return Inputs(image, sample_task(task_key, image, labels, self.tasks), targets)
+                condition = sample_task(task_key, image, labels, self.tasks)
+                return part(key, Inputs(image, condition, targets))
             neighbors, labels_around = around
             if augmented:
                 move = jax.vmap(alike, (None, 0, 0))
@@ -229,9 +236,35 @@ class Pipeline:
                 neighbors = Neighbors(moved, None, neighbors.present * kept)
             condition, masks = sample_stack(task_key, image, labels, labels_around, self.tasks)
             neighbors = dataclasses.replace(neighbors, roi_masks=masks)
-            return Inputs(image, dataclasses.replace(condition, neighbors=neighbors), targets)
+            condition = dataclasses.replace(condition, neighbors=neighbors)
+            return part(key, Inputs(image, condition, targets))
 
         return jax.vmap(one)(keys, images, labels, self._neighbors(batch))
+
+    def _part(self, key: Key[jax.Array, ""], inputs: Inputs) -> Inputs:
+        """The part of an example that an update sees, see `Augmentation`."""
+        size = self.augmentation.crop_size(self.image_size)
+        if size == (self.image_size, self.image_size):
+            return inputs
+        # Of a centered part the network sees the mirror image as it would of the whole.
+        corner = crop_corner(key, inputs.condition.roi, size, centered=self.model.mirror)
+
+        def cut(leaf):
+            starts = (*corner, *[0] * (leaf.ndim - 2))
+            return jax.lax.dynamic_slice(leaf, starts, (*size, *leaf.shape[2:]))
+
+        condition, neighbors = inputs.condition, inputs.condition.neighbors
+        if neighbors is not None:
+            neighbors = dataclasses.replace(
+                neighbors,
+                images=jax.vmap(cut)(neighbors.images),
+                roi_masks=jax.vmap(cut)(neighbors.roi_masks),
+            )
+        condition = dataclasses.replace(
+            condition, roi_masks=cut(condition.roi_masks), neighbors=neighbors
+        )
+        labels = None if inputs.labels is None else cut(inputs.labels)
+        return Inputs(cut(inputs.x_0), condition, labels)
 
     def _neighbors(
         self, batch: Mapping[str, AnyArray]
@@ -432,6 +465,22 @@ def make_unet(
         group = "data" if error.field in derived.keys() - fields.keys() else "model"
         raise error.within(group) from error
     return model
+
+
+def _check_crop(augmentation: Augmentation, network: UNet) -> None:
+    """Raises a FieldError if the network cannot take the parts of its images."""
+    factor = network.patch_size * 2 ** (len(network.channel_mult) - 1)
+    for name in ("crop_height", "crop_width"):
+        length = getattr(augmentation, name)
+        if length % factor or length > network.image_size:
+            raise FieldError(
+                f"augmentation.{name}",
+                f"must be a multiple of {factor} (patch_size times the lowest level's rate) and at most "
+                f"image_size, {network.image_size}, or 0 for the whole, not {length}",
+            )
+    if network.mirror and (network.image_size - augmentation.crop_width) % 2:
+        problem = "must be even as image_size is, or odd as it is, for a network with mirror"
+        raise FieldError("augmentation.crop_width", problem)
 
 
 def _settings(cls: type[T], contract: Mapping[str, Any], name: str) -> T:

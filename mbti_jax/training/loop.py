@@ -138,6 +138,8 @@ def train(
         ValueError, OSError: settings or data cannot be used, or there is too little space; the message
             says what to change.
     """
+    if settings.init_from and initial is None:
+        raise ValueError(f"the weights of {settings.init_from} are to be given as `initial`")
     join_cluster(settings.multihost)
     if seconds < math.inf and jax.process_count() > 1:
         raise ValueError(
@@ -256,6 +258,8 @@ def _shared(
     # Every host may have the dataset in a place of its own, and as many threads as it has cores.
     for name in ("dataset", "num_threads"):
         del fields["data"][name]
+    # Likewise the model that it starts from, of which the digest is compared.
+    del fields["init_from"]
     flat = {
         f"{group}.{name}" if name else group: value
         for group, held in fields.items()

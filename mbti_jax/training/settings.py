@@ -204,7 +204,9 @@ class TrainSettings(RunSettings):
         optimizer: the optimizer.
         picture_steps: steps of the sampler for that picture.
         guidance_weight: for that picture, and what the checkpoint recommends.
-        started_from: SHA-256 of the weights that the run starts from; empty for random ones.
+        init_from: the trained model whose weights the run starts from, see `inference.load_model`;
+            empty for random ones, and where the weights are given without a name.
+        started_from: SHA-256 of those weights; empty for random ones.
 
     Raises:
         FieldError: a value with which a run would fail late, or silently do something else.
@@ -219,6 +221,7 @@ class TrainSettings(RunSettings):
     optimizer: OptimizerSettings
     picture_steps: Count
     guidance_weight: Annotated[float, GUIDANCE_WEIGHTS]
+    init_from: str = ""
     started_from: str = ""
 
     def __post_init__(self):
@@ -270,6 +273,10 @@ class TrainSettings(RunSettings):
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]
+        for name in ("crop_height", "crop_width"):
+            if not fields["augmentation"][name]:
+                # As in contracts that are older than these.
+                del fields["augmentation"][name]
         if self.augmentation == Augmentation():
             # As in contracts from when there was no other.
             del fields["augmentation"]

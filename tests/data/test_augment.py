@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from mbti_jax.data.augment import Augmentation, augment, flip_and_rotate
+from mbti_jax.data.augment import Augmentation, augment, crop_corner, flip_and_rotate
 from mbti_jax.fields import FieldError
 
 _flip_and_rotate = jax.jit(flip_and_rotate)
@@ -136,3 +136,25 @@ def test_angles_are_uniform_and_flips_as_probable_as_asked_for(how, vertical, ho
 def test_probabilities_are_probabilities(field):
     with pytest.raises(FieldError, match=field):
         Augmentation(**{field: 1.2})
+
+
+def test_parts_hold_a_pixel_of_the_roi_that_is_uniform():
+    roi = np.zeros((12, 10, 1), bool)
+    roi[3, 4] = roi[9, 8] = roi[10, 8] = True
+    keys = jax.random.split(jax.random.key(5), 3000)
+    rows, columns = jax.jit(jax.vmap(lambda key: crop_corner(key, roi, (1, 1))))(keys)
+    pixels, counts = np.unique(np.stack([rows, columns], 1), axis=0, return_counts=True)
+    np.testing.assert_array_equal(pixels, np.argwhere(roi[..., 0]))
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_parts_lie_inside_the_slice_and_anywhere_around_their_pixel(centered):
+    roi = np.zeros((12, 10, 1), bool)
+    roi[5, 7] = True
+    keys = jax.random.split(jax.random.key(6), 500)
+    corner = functools.partial(crop_corner, roi=roi, size=(4, 6), centered=centered)
+    rows, columns = map(np.asarray, jax.jit(jax.vmap(corner))(keys))
+    assert set(rows) == {2, 3, 4, 5}
+    # Columns 2 to 7 hold the pixel; from the fifth on, the part would not lie in the slice.
+    assert set(columns) == ({2} if centered else {2, 3, 4})

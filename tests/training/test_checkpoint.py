@@ -301,12 +301,15 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("diffusion.drop_condition", 0.2),
         ("diffusion.prediction", "x_0"),
         ("augmentation.max_angle", 5.0),
+        ("augmentation.crop_height", 8),
         ("optimizer.learning_rate", 1.0),
     ]:
         assert contract_of(change(config, path, value)) != reference, path
     # Older contracts have neither neighbors nor a choice of augmentation.
     assert not {"neighbors", "mirror"} & reference["model"].keys()
     assert "augmentation" not in reference
+    turned = contract_of(change(config, "augmentation.max_angle", 5.0))["augmentation"]
+    assert turned == {"vertical_flip": 0.5, "horizontal_flip": 0.5, "max_angle": 5.0}
     for path, value in [
         ("num_steps", 5),
         ("log_every", 7),
@@ -320,6 +323,8 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("data.num_threads", 1),
         ("data.dataset", "elsewhere"),
         ("workdir", "elsewhere"),
+        # Which weights they are says `started_from`.
+        ("init_from", "elsewhere"),
     ]:
         assert contract_of(change(config, path, value)) == reference, path
 

@@ -13,12 +13,15 @@ from tiny import tiny_examples, tiny_settings
 
 from mbti_jax import sharding
 from mbti_jax.data import loader
+from mbti_jax.data.augment import Augmentation
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
+from mbti_jax.fields import FieldError
 from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys, losses
 from mbti_jax.models.unet import init_params
+from mbti_jax.rois.kinds import NUM_KINDS
 from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
 from mbti_jax.training.validation import make_validation_step
@@ -387,6 +390,52 @@ def test_neighbors_move_with_their_slice_and_are_noised_like_it():
     shared = roi.all(1)
     correlations = np.corrcoef([eps[:, place][shared] for place in range(3)])
     assert np.abs(correlations - np.eye(3)).max() < 5 / np.sqrt(shared.sum())
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_an_update_sees_a_part_of_what_it_would_see_of_the_whole(mirror):
+    """Images, ROIs, labels and neighbors of a part are cut out of the whole at one place."""
+    batch, (height, width) = 16, (6, 8)
+    seeing, examples = stacks(batch)
+    whole = dataclasses.replace(seeing, model=seeing.model.clone(mirror=mirror, label_head=True))
+    how = Augmentation(crop_height=height, crop_width=width)
+    parts = dataclasses.replace(whole, augmentation=how)
+    keys = jax.random.split(jax.random.key(2), batch)
+
+    def planes(pipeline, augmented=True):
+        """All that an update sees, [B, H, W, ...]."""
+        x_0, condition, labels = jit(functools.partial(pipeline.prepare, augmented=augmented))(
+            examples, keys
+        )
+        neighbors = condition.neighbors
+        around = np.concatenate([neighbors.images, neighbors.roi_masks], -1)
+        around = np.moveaxis(around, 1, -1)
+        around = around.reshape(*around.shape[:3], -1)
+        return np.concatenate([condition.roi_masks, x_0, labels[..., None], around], -1)
+
+    full, cut = planes(whole), planes(parts)
+    assert cut.shape == (batch, height, width, full.shape[-1])
+    windows = np.lib.stride_tricks.sliding_window_view(full, (height, width), (1, 2))
+    windows = np.moveaxis(windows, 3, -1)
+    same = (windows == cut[:, None, None]).all((3, 4, 5))
+    assert same.any((1, 2)).all()
+    roi, middle = full[..., :NUM_KINDS].any((1, 3)), (full.shape[2] - width) // 2
+    if mirror:
+        assert same[:, :, middle].any(1).all()
+        # An ROI at the side may lie outside the middle columns.
+        roi = roi[:, middle : middle + width]
+    np.testing.assert_array_equal(cut[..., :NUM_KINDS].any((1, 2, 3)), roi.any(1))
+    # Validation sees whole slices.
+    np.testing.assert_array_equal(planes(parts, augmented=False), planes(whole, augmented=False))
+
+
+@pytest.mark.parametrize(
+    ("crop", "problem"),
+    [({"crop_height": 3}, "multiple of 2"), ({"crop_width": 18}, "at most image_size, 16")],
+)
+def test_parts_that_the_network_cannot_take_are_refused(crop, problem):
+    with pytest.raises(FieldError, match=f"augmentation.{next(iter(crop))} must be .*{problem}"):
+        dataclasses.replace(tiny_settings(), augmentation=Augmentation(**crop))
 
 
 def test_validation_shows_all_neighbors():
