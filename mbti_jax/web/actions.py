@@ -22,7 +22,7 @@ from mbti_jax.web.line import Line
 from mbti_jax.web.loading import LEFT_OUT, guess_sequence, load_files
 from mbti_jax.web.results import Result
 from mbti_jax.web.sentences import loaded_sentence, ranges
-from mbti_jax.web.session import Session
+from mbti_jax.web.session import Session, SessionClosed
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.values import flag, number, whole
 from mbti_jax.web.views import case_view, result_view, title
@@ -80,7 +80,12 @@ class Actions:
         """The files of a folder that can be used; systems put others beside them."""
         kept = [file for file in files or [] if uploads.is_image(Path(file))]
         if not kept:
-            raise ValueError("this folder has no PNG, npy or NIfTI files")
+            raise ValueError("this folder has no PNG, npy or NIfTI files; choose that of a case")
+        if len(kept) > uploads.MAX_FILES:
+            raise ValueError(
+                f"this folder has more than {uploads.MAX_FILES} images, which is more than a case has; "
+                "choose the folder of one case, or its files"
+            )
         return kept
 
     def load_sorted(self, request: gr.Request, files, convention, *kinds):
@@ -116,12 +121,18 @@ class Actions:
     def open(self, request: gr.Request):
         """Shows what was loaded: the painter, and what is asked of a case alone."""
         session = self._session(request)
+        try:
+            view = case_view(session)
+        except SessionClosed:
+            if self._visitor(request).session in (session, None):
+                raise
+            return self.open(request)  # Newer images were loaded meanwhile.
         choices = [(title(name), name) for name in session.sequences]
         separate = len(choices) > 1 and self._inpainter.num_channels == 1
         depth = session.shape[0]
         result = session.chosen and session.chosen.view
         return (
-            _painter(value=case_view(session), result=result),
+            _painter(value=view, result=result),
             gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
             gr.Column(visible=True),
             gr.Row(visible=depth > 1),
@@ -245,7 +256,8 @@ class Actions:
             progress((done, total), desc=f"Sampling{cost}", unit="steps")
 
         with (
-            contextlib.suppress(SamplingCancelled),
+            # Newer images end the run of those before.
+            contextlib.suppress(SamplingCancelled, SessionClosed),
             session.run(),
             self._line.turn(visitor.client, wait, is_cancelled) as stand_back,
         ):
@@ -267,8 +279,9 @@ class Actions:
             )
             run = _kept(session, result, asked)
         visitor.used = self._visitors.now()
+        session.is_new = run is not None
         if run is None:
-            return "Cancelled; nothing was kept.", None
+            return f"Cancelled; nothing was kept.{_of_before(self._visitor(request).session)}", None
         return run.sentence, list(map(str, run.files))
 
     def cancel(self, request: gr.Request):
@@ -281,6 +294,13 @@ class Actions:
         if session is None or session.chosen is None:
             return gr.skip(), *_history(None)
         return _painter(result=session.chosen.view), *_history(session)
+
+    def show_new(self, request: gr.Request):
+        """`show` after a run; what is there already after one that was cancelled."""
+        session = self._visitor(request).session
+        if session is None or session.is_new:
+            return self.show(request)
+        return gr.skip(), *_history(session)
 
     def files(self, request: gr.Request):
         """The history of these images, if they had a run."""
@@ -313,6 +333,10 @@ class Actions:
             session, settings
         ), f"The settings of {html.escape(path.name)} are in the form."
 
+    def fail(self, request: gr.Request):
+        """After a run that could not be; why is said in a message."""
+        return f"Nothing was repainted.{_of_before(self._visitor(request).session)}"
+
     def rest(self, request: gr.Request):
         """The buttons after a run, however it ended."""
         session = self._visitor(request).session
@@ -339,8 +363,9 @@ def _kept(session: Session, result: Result, settings: RunSettings) -> Run:
     path = result.archive.with_name(f"{session.name}-settings.json")
     path.write_text(to_json(settings), "utf-8")
     files = [result.archive, *result.files[0]]
-    view = result_view(session, result)
-    run = Run(session.num_runs + 1, settings, sentence + warnings, view, files, path)
+    number = session.num_runs + 1
+    view = {**result_view(session, result), "run": number}
+    run = Run(number, settings, sentence + warnings, view, files, path)
     session.keep_run(run, KEPT_RUNS)
     return run
 
@@ -356,6 +381,13 @@ def _history(session: Session | None) -> tuple[Any, ...]:
         gr.Radio([(one.title, one.number) for one in session.runs[::-1]], value=run.number),
         gr.DownloadButton(value=str(run.settings_file)),
     )
+
+
+def _of_before(session: Session | None) -> str:
+    """What is said of a result that stays on the page after a run that left none."""
+    if session is None or session.chosen is None:
+        return ""
+    return f" What is shown, and the files below, are still those of run {session.chosen.number}."
 
 
 def _run_of(session: Session, number: Any) -> Run:

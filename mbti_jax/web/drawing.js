@@ -37,7 +37,8 @@ function take() {
   edited = new Set(); serial = scene.serial; done = []; undone = []; stroke = null; corners = [];
   z = scene.first;
   if (isNew) {
-    volumes = new Map(); brain = null;
+    forgetArrays(); volumes = new Map(); brain = null;
+    find("loading").textContent = "Loading the images ...";
     windows = new Map(scene.sequences.map((one) => [one.name, [...one.window]]));
     sequence = scene.sequences[0].name; layer = "before"; result = null;
     view = {x: 0, y: 0, zoom: 1};
@@ -70,12 +71,15 @@ async function load() {
       draw();
     }
   } catch (error) {
+    if (scene.key !== mine.key) return;
     find("loading").textContent = "The images could not be loaded (" + error.message + "). Reload the page and try again.";
   }
 }
 
+let asked = 0;  // Results, of which the last one counts.
+
 async function takeResult() {
-  const next = props.result;
+  const next = props.result, mine = ++asked;
   if (!next || !scene) { result = null; layer = "before"; buildLayers(); draw(); return; }
   if (next.key !== scene.key) return;
   say("Loading the result ...");
@@ -89,15 +93,16 @@ async function takeResult() {
     if (next.labels) next.said = next.labels.map((sample) => sample.map((runs) => decodeRuns(runs, height * width)));
     next.masks = next.roi.map((runs) => decodeRuns(runs, height * width));
   } catch (error) {
+    if (mine !== asked || next.key !== scene.key) return;
     say("The result could not be loaded (" + error.message + "). It is among the downloads.");
     return;
   }
-  if (next.key !== scene.key) return;
+  if (mine !== asked || next.key !== scene.key) return;
   result = next;
   if (!result.slices.includes(z)) z = result.first;
   layer = 0;
   buildLayers(); draw();
-  say("This is the result" + (result.said ? ", outlined what the model says it painted" : "") + ". Hold the button below the picture, or the space bar on it, to see what was there before.");
+  say("This is the result of run " + result.run + (result.said ? ", outlined what the model says it painted" : "") + ". Hold the button below the picture, or the space bar on it, to see what was there before.");
   canvas.scrollIntoView({block: "center"});
 }
 

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,7 +25,7 @@ _API = "/gradio_api"
 # What is asked by a call of a function, and how one listens for its result.
 _CALLS = re.compile(rf"{_API}/(queue/join|(?:run|api|call)/[^/]+)/?")
 _RESULTS = re.compile(rf"{_API}/call/[^/]+/([^/]+)")
-_TAB, _JOIN = f"{_API}/heartbeat/", f"{_API}/queue/join"
+_TAB, _JOIN, _FILE = f"{_API}/heartbeat/", f"{_API}/queue/join", f"{_API}/file="
 # Gradio's ways that the page does not need: to fetch from other servers, to call functions without a
 # session, to keep sessions, videos or code on disk.
 _NEEDLESS = re.compile(
@@ -184,7 +185,20 @@ class Gate:
                     _refusing(self._visitors.connected(key, client, is_tab))
                 )
                 receive, send = _watched(receive, send, broken)
-            await self._app(scope, receive, send)
+            if path.startswith(_FILE):
+                await self._send_file(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+
+    async def _send_file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Images and results go when newer ones are loaded, also while they are being asked for."""
+        try:
+            # Starlette starts its answer before it opens the file.
+            await self._app(scope, receive, _started_late(send))
+        except Exception:
+            if Path(scope["path"].removeprefix(_FILE)).exists():
+                raise
+            raise Refused("this file is not kept any more; load the images again", 410) from None
 
     def _listens_as(self, scope: Scope, path: str) -> str | None:
         """The session hash of a client that holds a connection, or None."""
@@ -347,6 +361,21 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
+
+
+def _started_late(send: Send) -> Send:
+    """The same, with the start of an answer sent together with its first part."""
+    held: list[Message] = []
+
+    async def hold(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            held.append(message)
+            return
+        while held:
+            await send(held.pop())
+        await send(message)
+
+    return hold
 
 
 def _watched(receive: Receive, send: Send, broken: Callable[[], None]) -> tuple[Receive, Send]:

@@ -28,6 +28,7 @@ Scripts use it through `gradio_client`; the endpoints are
 
 import copy
 import html
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,8 +79,6 @@ class _Page(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **more: Any):
         try:
             return await super().preprocess_data(block_fn, inputs, *rest, **more)
-        except gr.Error:
-            raise
         except Exception as error:
             text = f"The function takes {len(block_fn.inputs)} inputs, not {len(inputs)}."
             for block, value in zip(block_fn.inputs, inputs, strict=False):
@@ -87,9 +86,13 @@ class _Page(gr.Blocks):
                 one.inputs = [block]
                 try:
                     await super().preprocess_data(one, [value], *rest, **more)
+                except gr.Error as problem:
+                    text = f"{block.label}: {problem.message}"
+                    break
                 except Exception:
                     text = f"{block.label}: cannot be {value!r:.60}."
                     break
+            # Gradio's own do not say which field they are about, and would be printed with a traceback.
             raise gr.Error(html.escape(text), print_exception=False) from error
 
 
@@ -115,6 +118,7 @@ def build(actions: Actions, inpainter: Inpainter, num_steps: int | None) -> gr.B
         _connect(actions, parts)
         # Read out by screen readers when they change; some are made only when they are shown first.
         page.load(None, None, None, js=painter.template("live.js"))
+        page.load(None, None, None, js=_drops())
     return page
 
 
@@ -157,6 +161,13 @@ def _header(inpainter: Inpainter) -> str:
     return shipped_text("web/header.html", **values)
 
 
+def _drops() -> str:
+    """The script that takes dropped folders."""
+    endings = json.dumps([*SLICE_ENDINGS, *NIFTI_ENDINGS])
+    script = painter.template("drops.js")
+    return script.replace("__ENDINGS__", endings).replace("__MOST__", str(MAX_FILES))
+
+
 def _choose_section(parts: SimpleNamespace) -> None:
     gr.Markdown("## 1 · Choose an image")
     with gr.Row():
@@ -165,10 +176,11 @@ def _choose_section(parts: SimpleNamespace) -> None:
             parts.examples = {name: gr.Button(name.capitalize()) for name in EXAMPLES}
         with gr.Column(scale=2, min_width=300):
             parts.files = gr.File(
-                label="Or your own PNG, npy or NIfTI files",
+                label="Or your own PNG, npy or NIfTI files; drop them here, or their folder",
                 file_count="multiple",
                 file_types=[*SLICE_ENDINGS, *NIFTI_ENDINGS, ".gz"],
                 height=170,
+                elem_id="files",
             )
             parts.folder = gr.UploadButton(
                 "Choose a folder", file_count="directory", elem_id="folder"
@@ -333,8 +345,8 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
 
     history = [parts.results, parts.downloads, parts.runs, parts.save]
 
-    def show_results(after):
-        on(after.success, actions.show, None, [parts.board, *history], **silent)
+    def show_results(after, show):
+        on(after.success, show, None, [parts.board, *history], **silent)
 
     def open_session(after):
         shown = [parts.board, parts.sequences, parts.work, parts.range]
@@ -346,7 +358,8 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     sorted_files = [parts.check, parts.load, *parts.kinds]
     for event in (parts.files.change, parts.convention.input):
         on(event, actions.sort_files, inputs, sorted_files, **silent)
-    on(parts.folder.upload, actions.take_folder, parts.folder, parts.files, **silent)
+    newest = {**silent, "trigger_mode": "always_last"}
+    on(parts.folder.upload, actions.take_folder, parts.folder, parts.files, **newest)
     inputs = [parts.files, parts.convention, *parts.kinds]
     open_session(on(parts.load.click, actions.load_sorted, inputs, parts.status, **private))
     inputs = [parts.files, parts.convention, parts.names]
@@ -377,9 +390,11 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
         show_progress_on=parts.outcome,
     )
     on(ran.then, actions.rest, None, buttons, **unqueued)
-    show_results(ran)
+    on(ran.failure, actions.fail, None, parts.outcome, **unqueued)
+    show_results(ran, actions.show_new)
     on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
-    show_results(on(parts.runs.input, actions.choose_run, parts.runs, parts.outcome, **silent))
+    chosen = on(parts.runs.input, actions.choose_run, parts.runs, parts.outcome, **silent)
+    show_results(chosen, actions.show)
     form = [parts.sequences, *parts.settings, parts.outcome]
     on(parts.reuse.click, actions.settings_of_run, None, form, **silent)
     on(parts.saved.upload, actions.load_settings, parts.saved, form, **silent)

@@ -18,6 +18,10 @@ from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale
 
 
+class SessionClosed(ValueError):
+    """The images of a session went while something was made of them."""
+
+
 @dataclasses.dataclass
 class Session:
     """One user's images and ROIs.
@@ -43,6 +47,7 @@ class Session:
         shown: what the browser is told of the images; None before it asks.
         busy: whether a run is asked for, waiting or under way.
         running: whether it is waiting or under way.
+        is_new: whether the last run left a result, which a cancelled one does not.
         cancelled: set to stop it.
     """
 
@@ -65,6 +70,7 @@ class Session:
     shown: dict[str, Any] | None = None
     busy: bool = False
     running: bool = False
+    is_new: bool = False
     cancelled: threading.Event = dataclasses.field(default_factory=threading.Event)
     _closed: bool = False
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -174,11 +180,11 @@ class Session:
         """Writes what the browser reads, gzipped numbers in C order, into a folder of the session.
 
         Raises:
-            ValueError: the session was closed.
+            SessionClosed: it was closed.
         """
         with self._lock:
             if self._closed:
-                raise ValueError("these images are not kept any more; load them again")
+                raise SessionClosed("these images are not kept any more; load them again")
             target = self.folder / folder
             target.mkdir(exist_ok=True, parents=True)
             path = target / f"{secrets.token_hex(8)}.bin"

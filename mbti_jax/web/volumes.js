@@ -1,6 +1,14 @@
 // Volumes in the browser: read once, so that turning a slice asks the server for nothing.
 // An array is {codes, low, step}: value = low + step * code.
 const arrays = new Map();  // By address.
+let reading = new AbortController();
+
+// Those of images that are not shown any more, also while they are fetched.
+function forgetArrays() {
+  reading.abort();
+  reading = new AbortController();
+  arrays.clear();
+}
 
 function readArray(about, kind = Uint16Array) {
   if (!arrays.has(about.url)) {
@@ -10,7 +18,7 @@ function readArray(about, kind = Uint16Array) {
 }
 
 async function fetchArray(about, kind) {
-  const answer = await fetch(about.url);
+  const answer = await fetch(about.url, {signal: reading.signal});
   if (!answer.ok) throw new Error("the server answered " + answer.status);
   const plain = answer.body.pipeThrough(new DecompressionStream("gzip"));
   const codes = new kind(await new Response(plain).arrayBuffer());

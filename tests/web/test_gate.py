@@ -1,5 +1,6 @@
 """What the page answers to other sites, to odd requests, and to clients that leave."""
 
+import asyncio
 import json
 import threading
 import time
@@ -13,9 +14,12 @@ httpx = pytest.importorskip("httpx", reason="needs the extra `web`")
 pytest.importorskip("gradio", reason="needs the extra `web`")
 
 from starlette.datastructures import Headers  # noqa: E402 (it comes with Gradio)
+from starlette.responses import FileResponse  # noqa: E402
 from tiny_server import running  # noqa: E402 (it needs Gradio)
+from web_sessions import LIMITS  # noqa: E402
 
-from mbti_jax.web.gate import Door, Refused  # noqa: E402
+from mbti_jax.web.gate import Door, Gate, Refused  # noqa: E402
+from mbti_jax.web.visitors import Visitors  # noqa: E402
 
 PATIENCE = 60
 INPAINT = [["t1"], 0, 1, 1, 0.4, "samples", "ddim", "plain", 0, 1, True]
@@ -372,6 +376,31 @@ def test_pictures_and_results_go_with_the_session(tmp_path):
         threading.Thread(target=server.visitors.close).run()
         assert client.get(files[0]["url"]).status_code == 403
     assert not folder.exists() and not list((tmp_path / "sessions").iterdir())
+
+
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is opened"])
+def test_files_that_go_while_they_are_asked_for(tmp_path, caplog, when):
+    """As those of images do in whose place newer ones are loaded: an answer, and nothing in the log."""
+    path = tmp_path / "gone.bin"
+    path.write_bytes(b"old")
+
+    async def app(scope, receive, send):
+        stat = path.stat() if when == "before it is opened" else None
+        response = FileResponse(path, stat_result=stat)
+        path.unlink()
+        await response(scope, receive, send)
+
+    door, visitors = Door("127.0.0.1"), Visitors(LIMITS, 4)
+    gate = Gate(app, door, visitors, get_page=dict, bytes_of_uploads=int)
+
+    async def ask():
+        transport = httpx.ASGITransport(gate)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(f"/gradio_api/file={path}")
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == 410 and "load the images again" in answer.json()["error"]
+    assert not caplog.records
 
 
 def test_a_password(tmp_path):

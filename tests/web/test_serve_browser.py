@@ -1,5 +1,6 @@
 """The page in a real browser: load, paint with the mouse, box, run, compare, download."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -394,6 +395,93 @@ def test_a_folder_and_files_that_are_confirmed(open_page, tmp_path):
     page.get_by_role("button", name="Load files").click()
     Board(page)
     sync_api.expect(page.locator("#loaded")).to_contain_text("T2 (scan_17.nii.gz)")
+
+
+def drop(page, path, target):
+    """Drags a file or folder of this machine onto the page."""
+    target.scroll_into_view_if_needed()
+    area = target.bounding_box()
+    at = {"x": area["x"] + area["width"] / 2, "y": area["y"] + 20}
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+
+
+def test_a_folder_is_dropped(open_page, tmp_path):
+    """By the browser's own drag, with a folder in it and files of others beside the case's."""
+    page = open_page()
+    files, kinds = page.locator("#files"), page.locator(".kind input")
+    (tmp_path / "empty").mkdir()
+    drop(page, tmp_path / "empty", files)
+    page.get_by_text("this folder has no PNG, npy or NIfTI files").wait_for()
+    folder = write_case(tmp_path / "dropped" / "inside", SUBJECT)
+    for name in ("notes.txt", ".hidden.nii.gz"):
+        (folder / name).write_text("no image")
+    drop(page, tmp_path / "dropped", files)
+    sync_api.expect(kinds).to_have_count(5)
+    said = {kind.get_attribute("aria-label"): kind.input_value() for kind in kinds.all()}
+    names = {f"{SUBJECT}{suffix}.nii.gz": name.upper() for name, suffix in SUFFIXES.items()}
+    assert said == {**names, f"{SUBJECT}_seg.nii.gz": "(left out)"}
+    # Where files are, what is dropped takes their place; beside them the page stays where it is.
+    drop(page, folder / f"{SUBJECT}_t2.nii.gz", page.locator("h1"))
+    drop(page, folder / f"{SUBJECT}_t2.nii.gz", files)
+    sync_api.expect(kinds).to_have_count(1)
+    # More images than a case has are not even sent.
+    (tmp_path / "many").mkdir()
+    for number in range(12):
+        (tmp_path / "many" / f"{number}.png").write_bytes(b"")
+    drop(page, tmp_path / "many", files)
+    page.get_by_text("more than 8 images").wait_for()
+    sync_api.expect(kinds).to_have_count(1)
+
+
+def test_a_cancelled_run_and_images_that_are_overtaken(open_page, capfd):
+    """What is shown after it is said to be of the run before; newer images take over without a word."""
+    page = open_page()
+    page.get_by_role("button", name="Grow another tumor").click()
+    Board(page)
+    sync_api.expect(page.locator("#start")).to_be_enabled()
+    page.locator("#start").click()
+    page.get_by_text("This is the result of run 1").wait_for()
+    outcome, start = page.locator("#outcome"), page.locator("#start")
+    steps = page.get_by_label("number input for Steps")
+    steps.fill("1000")
+    start.click()
+    sync_api.expect(page.locator("#cancel")).to_be_enabled()
+    page.locator("#cancel").click()
+    sync_api.expect(outcome).to_have_text(
+        "Cancelled; nothing was kept. What is shown, and the files below, are still those of run 1.",
+        timeout=PATIENCE_MS,
+    )
+    sync_api.expect(page.locator("#downloads")).to_contain_text("Phantom_0000")
+    sync_api.expect(start).to_be_enabled()
+    page.get_by_label("Seed", exact=True).fill("-1")
+    start.click()
+    page.get_by_text("Seed: Value -1 is less than minimum value 0.").wait_for()
+    sync_api.expect(outcome).to_contain_text("Nothing was repainted.", timeout=PATIENCE_MS)
+
+    # The arrays of the first images are held back until the second are there.
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/*.bin", hold)
+    page.get_by_role("button", name="Remove a tumor").click()
+    while not held:
+        page.wait_for_timeout(20)
+    page.unroute("**/*.bin", hold)
+    page.get_by_role("button", name="Grow another tumor").click()
+    board = Board(page)
+    board.press("Clear slice")
+    board.says("Choose a tissue and paint where it shall be.")
+    for route in held:
+        with contextlib.suppress(sync_api.Error):  # The page has given it up.
+            route.continue_()
+    page.wait_for_load_state("networkidle")
+    sync_api.expect(page.locator("#painter .loading")).to_have_text("Loading the images ...")
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_runs_stay_with_their_settings(open_page, tmp_path):
