@@ -153,7 +153,10 @@ def _slice_session(
         sequences = tuple(name for name in inpainter.sequences if name in by_name)
         files = [Path(by_name[name]) for name in sequences]
     image = slices.read_sequences(files)
-    values = checks.image_values(image)
+    try:
+        values = checks.image_values(image)
+    except ValueError as error:
+        raise ValueError(f"{files[0].name}: {error}") from error
     uploads.check_slice(files[0].name, values.shape[:2], limits)
     count = values.shape[-1]
     if inpainter.num_channels not in (1, count):

@@ -212,7 +212,9 @@ def _choose_section(parts: SimpleNamespace) -> None:
     parts.status = gr.Markdown("Nothing is loaded yet.", elem_id="loaded", min_height=30)
     # For scripts, which give the example's name, and the sequences in the order of the files.
     parts.example, parts.script = gr.Textbox(visible=False), gr.Textbox(visible=False)
-    parts.names = gr.Dropdown(choices, multiselect=True, value=[], visible=False)
+    parts.names = gr.Dropdown(
+        choices, multiselect=True, value=[], visible=False, label="The files' sequences"
+    )
 
 
 def _paint_section(parts: SimpleNamespace) -> None:

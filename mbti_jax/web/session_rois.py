@@ -112,4 +112,8 @@ def _paint_volume(session: Session, maps: np.ndarray, made: TumorRois) -> None:
             f"slices {made.first} to {last} hold none of these ROIs; slices {found[0]} to {found[-1]} "
             "do"
         )
+    if painted and not any((painted[z][session.brain[z]] > 0).any() for z in painted):
+        raise ValueError(
+            "these ROIs lie wholly in air: are they of these images, and on the same grid?"
+        )
     session.painted = painted
