@@ -78,3 +78,31 @@ def png(tmp_path) -> Path:
     path = tmp_path / "slice.png"
     Image.fromarray(make_slice(dtype=np.uint16)).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """`ray.cluster_utils.Cluster` of two nodes; a test may take one of them away."""
+    from ray_cluster import cluster_of
+
+    with cluster_of(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def one_subject_in_a_shard(monkeypatch) -> None:
+    """Of the dummy cases three shards of training, one of validation, and one of test."""
+    monkeypatch.setattr("tfds_brats.shards._SUBJECTS_PER_SHARD", 1)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> dict[str, str]:
+    """The digests of the files of such a dataset that one process builds by itself."""
+    from small_shards import DUMMY_DATA, digests
+
+    from tfds_brats import builder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tfds_brats.shards._SUBJECTS_PER_SHARD", 1)
+        folder = tmp_path_factory.mktemp("whole")
+        return digests(builder.build(DUMMY_DATA, "brats2021", folder, num_workers=1))

@@ -3,6 +3,8 @@
 import os
 import time
 
+import ray
+
 from tfds_brats import builder, shards
 
 
@@ -10,7 +12,7 @@ def write_shard(shard: shards.Shard) -> list[str]:
     """Says where it is; all but the first of each split wait for the file `go` in the data_dir."""
     data_dir = shard.folder.parents[1]
     marker = data_dir / f"at.{shard.split}-{shard.index}.{os.getpid()}"
-    marker.write_text(os.environ.get("RAY_NODE_ID", ""))
+    marker.write_text(ray.get_runtime_context().get_node_id())
     while shard.index and not (data_dir / "go").exists():
         time.sleep(0.05)
     return shards.write_shard(shard)

@@ -288,12 +288,12 @@ class _Build:
         found = read_plan(self.folder)
         look = digest_of_all(case_lines(self.cases, whole=False))
         if found is not None and not is_alone:
-            known = {**self.summary, "source_digest": found.summary["source_digest"]}
+            known = {**self.summary, "source_digest": found.summary.get("source_digest")}
             if (found.look, found.summary) != (look, known):
                 raise LockedError(
                     f"other processes are building the dataset of another source or convention in "
-                    f"{self.data_dir}, with {found.summary['num_subjects']} subjects of "
-                    f"{found.summary['convention']}; wait until they end, or choose another folder"
+                    f"{self.data_dir}, with {found.summary.get('num_subjects')} subjects of "
+                    f"{found.summary.get('convention')}; wait until they end, or choose another folder"
                 )
             return found
         lines = case_lines(self.cases)
@@ -589,9 +589,10 @@ def _common_spacing(spacings: Sequence[tuple[float, ...]]) -> list[float] | None
 def _check_same(dataset_dir: Path, source: str | os.PathLike, summary: Mapping[str, Any]) -> None:
     present = read_summary(dataset_dir)
     if any(present.get(key) != summary.get(key) for key in (*summary, "only")):
+        digest = str(present.get("source_digest"))[:12]
         raise ValueError(
-            f"{dataset_dir} holds the dataset of {present['num_subjects']} subjects of convention "
-            f"{present['convention']} (digest {present['source_digest'][:12]}), but {source} has "
+            f"{dataset_dir} holds the dataset of {present.get('num_subjects')} subjects of convention "
+            f"{present.get('convention')} (digest {digest}), but {source} has "
             f"{summary['num_subjects']} of {summary['convention']} "
             f"(digest {summary['source_digest'][:12]}); "
             "choose another data_dir, or delete that folder to rebuild"

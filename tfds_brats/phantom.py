@@ -218,7 +218,12 @@ def _claim(directory: Path, seed: int) -> None:
     record_path = directory / "phantom.json"
     wanted = {"generator": "tfds_brats.phantom", "version": VERSION, "seed": int(seed)}
     if record_path.exists():
-        found = json.loads(record_path.read_text())
+        try:
+            found = json.loads(record_path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{record_path} is damaged; choose another directory or delete it"
+            ) from error
         if found != wanted:
             raise ValueError(
                 f"{directory} holds phantoms of {found}, wanted {wanted}; "

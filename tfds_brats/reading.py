@@ -2,6 +2,8 @@
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +56,7 @@ class SliceSource:
             split: "train", "validation" or "test".
 
         Raises:
-            ValueError: there is no such split or dataset.
+            ValueError: there is no such split or dataset, or it is damaged or of another version.
         """
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -65,8 +67,10 @@ class SliceSource:
             )
         self._dataset_dir, self._split = found, split
         self._summary = read_summary(self._dataset_dir)
-        with np.load(self._dataset_dir / index_file(split)) as arrays:
-            self._index = RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
+        self._index = _read_index(self._dataset_dir / index_file(split))
+        fingerprints = self._summary.get("fingerprints")
+        if not isinstance(fingerprints, dict) or split not in fingerprints:
+            raise ValueError(_foreign(self._dataset_dir / SUMMARY_FILE))
         builder = tfds.builder_from_directory(self._dataset_dir)
         # All images stay encoded, and `read` decodes the requested ones.
         skip = {name: tfds.decode.SkipDecoding() for name in (*SEQUENCES, "labels")}
@@ -149,8 +153,34 @@ def find_dataset(folder: str | os.PathLike) -> Path | None:
 
 
 def read_summary(dataset_dir: Path) -> dict[str, Any]:
-    """What the builder recorded about a dataset: convention, source digest, fingerprints."""
-    return json.loads((dataset_dir / SUMMARY_FILE).read_text())
+    """What the builder recorded about a dataset: convention, source digest, fingerprints.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = dataset_dir / SUMMARY_FILE
+    try:
+        summary = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_foreign(path)) from error
+    if not isinstance(summary, dict):
+        raise ValueError(_foreign(path))
+    return summary
+
+
+def _read_index(path: Path) -> RecordIndex:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return RecordIndex(**{name: arrays[name] for name in RecordIndex._fields})
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(_foreign(path)) from error
+
+
+def _foreign(path: Path) -> str:
+    return (
+        f"{path} is damaged, or was written by another version of this program: use that version, or "
+        "build the dataset in another data_dir"
+    )
 
 
 def _decode_png(content: bytes) -> np.ndarray:

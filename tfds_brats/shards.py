@@ -84,9 +84,23 @@ class Plan:
 
 
 def read_plan(folder: Path) -> Plan | None:
-    """The plan in the folder of an unfinished build, if there is one."""
-    found = _read_json(folder / "plan.json")
-    return None if found is None else Plan(**found)
+    """The plan in the folder of an unfinished build, if there is one.
+
+    Raises:
+        ValueError: another version of this program began the build.
+    """
+    path = folder / "plan.json"
+    found = _read_json(path)
+    if found is None:
+        return None
+    kinds = {"summary": dict, "look": str, "splits": dict, "digests": dict}
+    is_known = isinstance(found, dict) and found.keys() == kinds.keys()
+    if not is_known or any(not isinstance(found[name], kind) for name, kind in kinds.items()):
+        raise ValueError(
+            f"{path} is that of a build which another version of this program began: finish the build "
+            f"with that version, or delete {folder} to begin anew"
+        )
+    return Plan(**found)
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
@@ -104,7 +118,8 @@ def remove_partial(folder: Path) -> None:
 
 def read_areas(folder: Path) -> dict[str, float]:
     """Digest of a case -> its mean tumor area, for those that an unfinished build has read."""
-    return _read_json(folder / "areas.json") or {}
+    areas = _read_json(folder / "areas.json")
+    return areas if isinstance(areas, dict) else {}
 
 
 def write_areas(folder: Path, areas: Mapping[str, float]) -> None:
@@ -148,9 +163,9 @@ class Shard:
     def part(self) -> dict[str, Any] | None:
         """What the dataset's other files say of it; None if it is not complete."""
         part = _read_json(self._part_path)
-        if part is None or part["key"] != self.key or not self.path.is_file():
+        if not isinstance(part, dict) or part.get("key") != self.key or not self.path.is_file():
             return None
-        return part if part["num_bytes"] == self.path.stat().st_size else None
+        return part if part.get("num_bytes") == self.path.stat().st_size else None
 
     @property
     def _part_path(self) -> Path:

@@ -165,11 +165,21 @@ def _train(settings: QuickstartSettings, folder: Path) -> bool:
     and one with more minutes goes on.
     """
     path, start = folder / "run" / "time.json", time.perf_counter()
-    used = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    used = _seconds_in(path) if path.exists() else 0.0
     try:
         return train(settings, folder / "run", seconds=60 * settings.minutes - used)
     finally:
         write_json(path, {"seconds": used + time.perf_counter() - start})
+
+
+def _seconds_in(path: Path) -> float:
+    try:
+        return float(json.loads(path.read_text())["seconds"])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or was written by another version of this program: delete it, and the "
+            "training has all its minutes again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -18,10 +18,8 @@ from typing import Any, TypeVar
 
 import jax
 
-# JAX publishes neither the store nor its client's type; Orbax takes the same way to it.
-from jax._src import distributed
-
 from mbti_jax.fields import FieldError
+from mbti_jax.training.store import shared_store
 
 # A process that has not been heard of for so long is taken for dead, and all others end.
 SILENCE_SECONDS = 30.0
@@ -62,7 +60,8 @@ def join_cluster(multihost: bool) -> None:
     and which this one is (JAX_PROCESS_ID).
 
     Raises:
-        FieldError: there is no cluster, or the environment contradicts itself.
+        FieldError: there is no cluster, or the environment contradicts itself; or this version of JAX
+            has no store for what processes tell each other.
     """
     if not multihost or jax.distributed.is_initialized():
         return
@@ -78,6 +77,8 @@ def join_cluster(multihost: bool) -> None:
             f"is True, but no cluster was found: {error} On machines without one, set {_ADDRESS} to "
             f"HOST:PORT of process 0, {_COUNTS[0]} and {_NUMBERS[0]}",
         ) from error
+    # Now, and not after an hour of work.
+    shared_store()
 
 
 def _given(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def agree(items: Mapping[str, Any]) -> None:
     key, me = f"mbti/agree/{next(_calls)}", jax.process_index()
     mine = json.loads(json.dumps(dict(items)))
     if me == 0:
-        _store().key_value_set(f"{key}/first", json.dumps(mine))
+        shared_store().key_value_set(f"{key}/first", json.dumps(mine))
     first = json.loads(_get(f"{key}/first"))
     differing = [
         f"{name} is {_short(mine, name)} in process {me} on {socket.gethostname()} and "
@@ -143,10 +144,10 @@ def _short(items: Mapping[str, Any], name: str) -> str:
 def _raise_where_any(key: str, problem: str) -> None:
     """Process 0 collects what each has to say, and all raise what there is."""
     me = jax.process_index()
-    _store().key_value_set(f"{key}/of/{me}", problem)
+    shared_store().key_value_set(f"{key}/of/{me}", problem)
     if me == 0:
         all_of_them = [_get(f"{key}/of/{number}") for number in range(jax.process_count())]
-        _store().key_value_set(f"{key}/all", "; ".join(filter(None, all_of_them)))
+        shared_store().key_value_set(f"{key}/all", "; ".join(filter(None, all_of_them)))
     if found := _get(f"{key}/all"):
         raise ValueError(f"the processes of this run do not have the same: {found}")
 
@@ -157,7 +158,7 @@ def of_first(value: T) -> T:
         return value
     key = f"mbti/first/{next(_calls)}"
     if jax.process_index() == 0:
-        _store().key_value_set(key, json.dumps(value))
+        shared_store().key_value_set(key, json.dumps(value))
     return json.loads(_get(key))
 
 
@@ -176,11 +177,11 @@ def everywhere(work: Callable[[], T]) -> T:
     except Exception as raised:
         error = raised
     said = [] if error is None else [me, type(error).__name__, _first_line(error)]
-    _store().key_value_set(f"{key}/of/{me}", json.dumps(said))
+    shared_store().key_value_set(f"{key}/of/{me}", json.dumps(said))
     if me == 0:
         said = [_get(f"{key}/of/{number}") for number in range(jax.process_count())]
         failed = next((text for text in said if text != "[]"), "[]")
-        _store().key_value_set(f"{key}/failed", failed)
+        shared_store().key_value_set(f"{key}/failed", failed)
     failed = json.loads(_get(f"{key}/failed"))
     if error is not None:
         raise error
@@ -258,26 +259,28 @@ class Together:
         )
         # Another process may have said something before.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            _store().key_value_set(self._ENDED, json.dumps([process == self._me, where, what]))
+            shared_store().key_value_set(
+                self._ENDED, json.dumps([process == self._me, where, what])
+            )
 
     def _watch(self) -> None:
         mine = f"mbti/alive/{self._me}"
         try:
             while not self._done.wait(self._period):
-                _store().key_value_increment(mine, 1)
+                shared_store().key_value_increment(mine, 1)
                 if self._me == 0:
                     self._listen()
                 if found := _try_get(self._ENDED):
                     self._end(*json.loads(found))
             # A process that is done is not silent.
-            _store().key_value_delete(mine)
+            shared_store().key_value_delete(mine)
         except jax.errors.JaxRuntimeError:
             # Process 0 is gone, with the store: JAX says so and ends this process.
             return
 
     def _listen(self) -> None:
         now = time.monotonic()
-        counts = dict(_store().key_value_dir_get("mbti/alive/"))
+        counts = dict(shared_store().key_value_dir_get("mbti/alive/"))
         self._heard = {
             key: self._heard[key] if self._heard.get(key, ("",))[0] == count else (count, now)
             for key, count in counts.items()
@@ -304,18 +307,14 @@ class Together:
         os._exit(1)
 
 
-def _store() -> Any:
-    return distributed.global_state.client
-
-
 def _get(key: str) -> str:
-    return _store().blocking_key_value_get(key, _PATIENCE_MS)
+    return shared_store().blocking_key_value_get(key, _PATIENCE_MS)
 
 
 def _try_get(key: str) -> str | None:
     """The value, or None where there is none yet."""
     try:
-        return _store().key_value_try_get(key)
+        return shared_store().key_value_try_get(key)
     except jax.errors.JaxRuntimeError as error:
         if "NOT_FOUND" in str(error):
             return None

@@ -1,73 +1,27 @@
 """The command `data` on a simulated cluster and in pieces: the bytes of a local build, whatever dies."""
 
-import hashlib
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import psutil
 import pytest
 import slow_shards
-from conftest import ROOT
 from ml_collections import ConfigDict
-from ray_cluster import cluster_of
+from ray_cluster import NODE, gone, kill_driver, wait_until
+from small_shards import DUMMY_DATA, digests
 
 from configs.data import get_config
 from mbti_jax.commands import data
 from mbti_jax.engine.work import PieceError
 from mbti_jax.fields import FieldError
-from tfds_brats import builder, shards
+from tfds_brats import builder
 from tfds_brats.reading import SliceSource
 
-DUMMY_DATA = ROOT / "tfds_brats" / "dummy_data"
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    # Sockets lie in it, whose paths are short.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
-        cluster_of(2, Path(folder)) as cluster,
-    ):
-        yield cluster
-
-
-@pytest.fixture(autouse=True)
-def one_subject_in_a_shard(monkeypatch):
-    """Three shards of training, one of validation, and one of test."""
-    monkeypatch.setattr(shards, "_SUBJECTS_PER_SHARD", 1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, str]:
-    """The digests of a local build's files."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SUBJECTS_PER_SHARD", 1)
-        return digests(builder.build(DUMMY_DATA, "brats2021", folder, num_workers=1))
-
-
-def digests(dataset_dir: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in dataset_dir.iterdir()}
+pytestmark = pytest.mark.usefixtures("one_subject_in_a_shard")
 
 
 def config_of(**fields) -> ConfigDict:
     config = get_config()
     config.update({"source": str(DUMMY_DATA), "convention": "brats2021", **fields})
     return config
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_pieces_of_a_slurm_array(tmp_path, whole, monkeypatch):
@@ -118,14 +72,14 @@ def test_a_shard_that_every_worker_dies_of(tmp_path, whole, monkeypatch):
 def test_a_node_is_lost_in_the_middle(cluster, tmp_path, whole, monkeypatch):
     """Of three; what was begun there is done by the others, and nothing else is done twice."""
     monkeypatch.setattr(builder, "write_shard", slow_shards.write_shard)
-    lost = cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+    lost = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
 
     def lose() -> None:
         wait_until(lambda: len([*tmp_path.glob("at.train-*")]) == 3)
-        at = [path for path in tmp_path.glob("at.train-*") if path.read_text() == lost.node_id]
+        (at,) = [path for path in tmp_path.glob("at.train-*") if path.read_text() == lost.node_id]
         cluster.remove_node(lost, allow_graceful=False)
-        wait_until(lambda: not any(psutil.pid_exists(int(path.suffix[1:])) for path in at))
+        gone([at])
         (tmp_path / "go").touch()
 
     config = config_of(engine="ray")
@@ -142,30 +96,17 @@ def test_a_node_is_lost_in_the_middle(cluster, tmp_path, whole, monkeypatch):
 
 def test_the_driver_is_killed_and_started_again(cluster, tmp_path, whole):
     """On two nodes; complete shards are not touched by the second one."""
-    command = [sys.executable, "-m", "slow_shards", f"--config={ROOT / 'configs' / 'data.py'}"]
     fields = {"source": DUMMY_DATA, "convention": "brats2021", "engine": "ray"}
     fields["ray.address"] = cluster.address
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    driver = subprocess.Popen(
-        [*command, f"--workdir={tmp_path}"],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     unfinished = tmp_path / "brats_slices" / "incomplete.shards"
 
     def is_in_the_middle() -> bool:
-        assert driver.poll() is None
         begun = [*tmp_path.glob("at.train-[12].*")]
         return len(begun) == 2 and bool([*unfinished.glob("parts/*.json")])
 
-    wait_until(is_in_the_middle)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    workers = [int(path.suffix[1:]) for path in tmp_path.glob("at.*")]
+    kill_driver("data.py", fields, tmp_path, is_in_the_middle, "-m", "slow_shards")
     # Ray ends them once it misses the driver.
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in workers))
+    gone([*tmp_path.glob("at.*")])
     complete = [unfinished / "dataset" / path.stem for path in unfinished.glob("parts/*.json")]
     before = {path.name: path.stat().st_mtime_ns for path in complete}
     assert 1 <= len(before) <= 3

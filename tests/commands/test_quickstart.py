@@ -65,6 +65,10 @@ def test_minutes_count_over_all_runs(tmp_path, monkeypatch):
     assert quickstart._train(settings, tmp_path)
     quickstart._train(dataclasses.replace(settings, minutes=10.0), tmp_path)
     assert given == [240, 140, 400]
+    for text in ("", "[]", '{"minutes": 1}', '{"seconds": "x"}'):
+        (tmp_path / "run" / "time.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run/time\.json is damaged, .*: delete it"):
+            quickstart._train(settings, tmp_path)
 
 
 def test_the_first_picture_shows_every_request(tmp_path, monkeypatch):

@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 import toy_pieces
-from conftest import ROOT
-from ray_cluster import cluster_of
+from ray_cluster import NODE, PATHS, gone, wait_until
 
 from mbti_jax.engine.pieces import holding, run_pieces
 from mbti_jax.engine.settings import EngineSettings, RaySettings
@@ -23,16 +21,6 @@ from mbti_jax.engine.work import PieceError, Work
 from mbti_jax.fields import FieldError
 from tfds_brats.conventions import CaseError
 from tfds_brats.locking import LockedError, only_process_in
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    # Sockets lie in it, whose paths are short.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
-        cluster_of(2, Path(folder)) as cluster,
-    ):
-        yield cluster
 
 
 def on(cluster, **options) -> EngineSettings:
@@ -86,18 +74,16 @@ def test_what_concerns_all_pieces_ends_a_job_on_a_cluster(cluster, tmp_path):
 
 
 def test_the_pieces_of_a_node_that_is_lost_are_done_by_others(cluster, tmp_path):
-    lost = cluster.add_node(num_cpus=1, include_dashboard=False, object_store_memory=10**8)
+    lost = cluster.add_node(**NODE)
     cluster.wait_for_nodes()
     work = Work(toy_pieces.wait, functools.partial(toy_pieces.load, tmp_path))
 
     def lose() -> None:
-        while len([*tmp_path.glob("at.*")]) < 3:
-            time.sleep(0.05)
+        wait_until(lambda: len([*tmp_path.glob("at.*")]) == 3)
         (at,) = (path for path in tmp_path.glob("at.*") if path.read_text() == lost.node_id)
         cluster.remove_node(lost, allow_graceful=False)
         # It would still give its result to the driver until it hears of it.
-        while psutil.pid_exists(int(at.suffix[1:])):
-            time.sleep(0.05)
+        gone([at])
         (tmp_path / "go").touch()
 
     with ThreadPoolExecutor() as pool:
@@ -124,8 +110,7 @@ def test_ctrl_c_stops_a_job_on_this_machine_within_seconds(tmp_path):
         "list(run_pieces(work, range(3), settings, label='toy'))\n"
     )
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        environment = {**os.environ, "PYTHONPATH": path, "RAY_TMPDIR": folder}
+        environment = {**os.environ, "PYTHONPATH": PATHS, "RAY_TMPDIR": folder}
         environment.pop("RAY_ADDRESS", None)
         driver = subprocess.Popen(
             [sys.executable, "-c", script, str(tmp_path)],
@@ -134,10 +119,7 @@ def test_ctrl_c_stops_a_job_on_this_machine_within_seconds(tmp_path):
         )
         children = []
         try:
-            deadline = time.monotonic() + 120
-            while not [*tmp_path.glob("at.*")]:
-                assert time.monotonic() < deadline and driver.poll() is None
-                time.sleep(0.05)
+            wait_until(lambda: [*tmp_path.glob("at.*")], driver)
             children = psutil.Process(driver.pid).children(recursive=True)
             assert children
             driver.send_signal(signal.SIGINT)

@@ -1,17 +1,14 @@
 """The command `evaluate`: parts one after the other, what is done again, and the report of all."""
 
 import json
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+import slow_parts
 from ml_collections import ConfigDict
-from ray_cluster import cluster_of
-from solid_workbench import write_cases
+from ray_cluster import gone, kill_driver, wait_until
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -24,6 +21,12 @@ from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats import builder
 from tfds_brats.locking import LockedError, only_process_in
 from tfds_brats.reading import SliceSource
+
+SETTINGS = {
+    "healthy.num_cases": 2,
+    "healthy.regressor": "/a/folder/of/mine",
+    "diversity.num_slices": 1,
+}
 
 
 class Part:
@@ -76,9 +79,7 @@ def config(source, **fields) -> ConfigDict:
     config.update({"source": str(source / "cases"), "convention": "brats2021"})
     config.update({"data_dir": str(source / "slices"), "checkpoint": str(source / "tiny")})
     config.update(fields)
-    config.healthy.num_cases = 2
-    config.healthy.regressor = "/a/folder/of/mine"
-    config.diversity.num_slices = 1
+    config.update_from_flattened_dict(SETTINGS)
     return config
 
 
@@ -333,49 +334,64 @@ def test_images_seen_are_steps_times_batch():
     assert "cpu" in report.machine()["devices"]
 
 
-def test_parts_measured_on_a_cluster_that_loses_a_node_have_the_same_results(source, tmp_path):
-    """A part that cannot be measured does not keep the other from it, here and there."""
-    write_cases(tmp_path / "cases", 10)
-    values = config(source)
-    values.update({"source": str(tmp_path / "cases"), "data_dir": str(tmp_path / "slices")})
-    values.parts, values.batch_size = ("diversity", "healthy"), 4
-    values.healthy.update({"num_cases": 1, "num_samples": 2, "num_steps": 1, "regressor": ""})
-    values.healthy.update({"slices_per_case": 1, "num_shape_cases": 1})
-    sentence = (
-        r"1 of 2 parts could not be done; the others are done:\ndiversity: .* not fit a window"
+def test_on_a_cluster_that_loses_its_driver_and_a_node_results_are_the_same(
+    source, cluster, tmp_path, monkeypatch
+):
+    """Three parts, of which one is done, one is refused, and one waits while driver and node go."""
+    monkeypatch.setattr(evaluate, "PARTS", slow_parts.PARTS)
+    refused = (
+        r"^1 of 3 parts could not be done; the others are done:\ncontrol: it has no such slice$"
     )
-    with pytest.raises(ValueError, match=sentence):
-        evaluate.main(values, str(tmp_path / "local"))
+    values, local, out = config(source), tmp_path / "local", tmp_path / "ray"
+    values.healthy.regressor = ""
+    local.mkdir()
+    (local / "go").touch()
+    with pytest.raises(ValueError, match=refused):
+        evaluate.main(values, str(local))
+
+    def waiting() -> list[Path]:
+        return [*out.glob("at.diversity.*")]
+
+    names = ("source", "convention", "data_dir", "checkpoint")
+    fields = {**{name: values[name] for name in names}, **SETTINGS, "healthy.regressor": ""}
+    fields |= {"engine": "ray", "ray.address": cluster.address, "ray.workers": 1}
+    kill_driver("evaluate.py", fields, out, waiting, "-m", "slow_parts")
+    # Ray ends its worker once it misses the driver.
+    gone(waiting())
+    # A part that is done, and what was sampled for the other one.
+    kept = [path for name in ("healthy", "samples") for path in (out / name).rglob("*.*")]
+    before = {path: path.stat() for path in kept if path.is_file()}
+    assert len(before) >= 4
+
+    def lose() -> None:
+        try:
+            wait_until(lambda: len(waiting()) == 2)
+            at = max(waiting(), key=lambda path: path.stat().st_mtime_ns)
+            (busy,) = (node for node in cluster.worker_nodes if node.node_id == at.read_text())
+            cluster.remove_node(busy, allow_graceful=False)
+            gone([at])
+        finally:
+            (out / "go").touch()
+
+    monkeypatch.setattr(evaluate, "_measure", slow_parts.measure)
     values.engine = "ray"
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
-        cluster_of(2, Path(folder)) as cluster,
-        ThreadPoolExecutor() as pool,
-    ):
-        lost = pool.submit(lose_busy_node, cluster, tmp_path / "ray")
-        values.ray.update({"address": cluster.address, "workers": 1})
-        with pytest.raises(ValueError, match=sentence):
-            evaluate.main(values, str(tmp_path / "ray"))
+    values.ray.update({"address": cluster.address, "workers": 1})
+    with ThreadPoolExecutor() as pool:
+        lost = pool.submit(lose)
+        with pytest.raises(ValueError, match=refused):
+            evaluate.main(values, str(out))
         lost.result()
-    here, there = (read(tmp_path / name)[0]["parts"]["healthy"] for name in ("local", "ray"))
-    assert here.pop("seconds") > 0 < there.pop("seconds")
+    for path, stat in before.items():
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+    assert len([*out.glob("at.healthy.*")]) == 1
+    assert len(waiting()) == 3
+    (here, text), (there, other) = read(local), read(out)
+    for numbers in (here, there):
+        assert all(part.pop("seconds") > 0 for part in numbers["parts"].values())
     assert here == there
-    pictures = [sorted((tmp_path / n / "healthy").glob("*.png")) for n in ("local", "ray")]
-    assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]]
-
-
-def lose_busy_node(cluster, folder: Path) -> None:
-    """Removes the node whose worker measures the part "healthy" in `folder`, once it does so."""
-    end = time.monotonic() + 200
-    while not [*folder.glob(".partial*healthy*")]:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-    def is_busy(node) -> bool:
-        (raylet,) = node.all_processes["raylet"]
-        workers = psutil.Process(raylet.process.pid).children(recursive=True)
-        return any("ray::Worker" in " ".join(worker.cmdline()) for worker in workers)
-
-    (busy,) = filter(is_busy, cluster.worker_nodes)
-    cluster.remove_node(busy, allow_graceful=False)
-    assert not (folder / "healthy").exists()
+    assert text.split("## Budget")[0] == other.split("## Budget")[0]
+    samples = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("sample.txt")}
+        for folder in (local, out)
+    ]
+    assert samples[0] == samples[1] and len(samples[0]) == 2

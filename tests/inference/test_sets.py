@@ -1,23 +1,19 @@
 """Sets cut into pieces: the same bytes however they are cut, and whatever dies meanwhile."""
 
 import json
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT
-from ray_cluster import cluster_of
-from synthetic_cases import write_case
+from ray_cluster import kill_driver, wait_until
+from synthetic_cases import make_arrays, write_case, write_volume
 from tiny_inpainter import tiny_metadata, tiny_params
 
 from configs.inpaint import get_config
 from mbti_jax.commands import inpaint
 from mbti_jax.fields import FieldError
+from mbti_jax.inference.settings import LAYOUTS
 from mbti_jax.interop.inference_checkpoint import write_export
 from tfds_brats.conventions import CaseError
 
@@ -59,12 +55,29 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.fixture(scope="module", params=["nnunet", "files"])
-def layout(request, source, model, tmp_path_factory) -> tuple[dict, Path]:
+@pytest.fixture(scope="module")
+def voided(tmp_path_factory) -> Path:
+    """The same cases as BraTS's local inpainting has them."""
+    folder = tmp_path_factory.mktemp("voided")
+    for seed, subject in enumerate(SUBJECTS):
+        images, labels = make_arrays(seed)
+        place = folder / subject / subject
+        write_volume(Path(f"{place}-t1n-voided.nii.gz"), np.where(labels > 0, 0, images["t1"]))
+        write_volume(Path(f"{place}-mask.nii.gz"), (labels > 0).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def layout(request, source, voided, model, tmp_path_factory) -> tuple[dict, Path]:
     """Fields, and what they give when they are run here."""
+    if request.param == "brats_inpainting":
+        # One sample of each case, in the ROI that is given.
+        fields = fields_of(voided, model, tumor="", num_samples=1)
+    else:
+        fields = fields_of(source, model)
     # A slice of each is enough where the layout allows it.
     slices = {"slices": (2,), "sequences": ("t1",)} if request.param == "files" else {}
-    fields = fields_of(source, model, layout=request.param, **slices)
+    fields |= {"layout": request.param, **slices}
     return fields, run(tmp_path_factory.mktemp(request.param), fields)
 
 
@@ -74,7 +87,9 @@ def test_shares_of_an_array_are_merged_to_the_same_bytes(layout, tmp_path, monke
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(number))
         run(tmp_path, {**fields, "piece": "auto", "pieces": 3})
     assert not (tmp_path / "manifest.json").exists()
-    with pytest.raises(CaseError, match=r"BraTS2021_00001, sample 1: is missing; run its share"):
+    # The second share's: of a case with one sample that one, else the second.
+    missing = f"_00001, sample {fields['num_samples'] - 1}"
+    with pytest.raises(CaseError, match=rf"{missing}: is missing; run its share again"):
         run(tmp_path, {**fields, "piece": "merge"})
     run(tmp_path, {**fields, "piece": "1", "pieces": 3})
     run(tmp_path, {**fields, "piece": "merge"})
@@ -87,13 +102,13 @@ def test_a_slice_is_no_set(png, model, tmp_path):
         run(tmp_path, {**fields, "piece": "0", "pieces": 2})
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with (
-        tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder,
-        cluster_of(2, Path(folder)) as cluster,
-    ):
-        yield cluster
+def test_on_a_cluster_every_layout_has_the_same_bytes(layout, cluster, tmp_path):
+    fields, local = layout
+    if fields["layout"] == "nnunet":
+        pytest.skip("is the one of the next test")
+    address = {"address": cluster.address, "workers": 1}
+    run(tmp_path, {**fields, "engine": "ray", "ray": address})
+    assert content(tmp_path) == content(local)
 
 
 def test_on_a_cluster_that_loses_its_driver_and_a_node(source, model, cluster, tmp_path):
@@ -113,24 +128,14 @@ def test_on_a_cluster_that_loses_its_driver_and_a_node(source, model, cluster, t
 
     out = tmp_path / "ray"
     values = {**fields, "engine": "ray", "ray.address": cluster.address, "ray.workers": 2}
-    options = [f"--config.{name}={value}" for name, value in values.items()]
-    command = [sys.executable, str(ROOT / "run.py"), f"--config={ROOT}/configs/inpaint.py"]
-    driver = subprocess.Popen(
-        [*command, *options, f"--workdir={out}"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    until(lambda: len(records(out)) >= 1, driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    kill_driver("inpaint.py", values, out, lambda: records(out))
     # A record is there once its sample is; a worker may still have made one.
     before = {path: path.stat() for path in records(out)}
 
     lost = next(iter(cluster.worker_nodes))
 
     def lose() -> None:
-        until(lambda: len(records(out)) > len(before))
+        wait_until(lambda: len(records(out)) > len(before))
         cluster.remove_node(lost, allow_graceful=False)
 
     config = dict(fields)
@@ -148,10 +153,3 @@ def test_on_a_cluster_that_loses_its_driver_and_a_node(source, model, cluster, t
 
 def records(folder: Path) -> list[Path]:
     return [*(folder / "provenance").glob("[!.]*.json")]
-
-
-def until(condition, process=None) -> None:
-    end = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < end and (process is None or process.poll() is None)
-        time.sleep(0.02)

@@ -200,6 +200,27 @@ def test_a_damaged_record_is_an_error_that_says_where(dummy, tmp_path, damage):
             source.read(i)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *(("index-train.npz", content) for content in (b"", b"PK\x03\x04", {"subject": [1]})),
+        *(("brats.json", content) for content in (b"{", b"[1]", b"{}", b'{"fingerprints": {}}')),
+    ],
+)
+def test_what_another_version_says_of_its_records_is_named(dummy, tmp_path, name, content):
+    path = Path(shutil.copytree(dummy, tmp_path / "copy")) / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(ValueError, match=rf"^{path} is damaged, or .* another data_dir$"):
+        SliceSource(tmp_path / "copy", "train")
+    if name == "brats.json":
+        # Nor is it taken for the dataset of some source.
+        with pytest.raises(ValueError, match=r"another data_dir"):
+            builder.build(DUMMY_DATA, "brats2021", tmp_path / "copy", num_workers=1)
+
+
 def test_tfds_reads_the_dataset_by_itself(dummy):
     """Without this package's reader, TFDS decodes every feature."""
     examples = tfds.builder_from_directory(dummy).as_data_source("train")

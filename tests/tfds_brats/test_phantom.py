@@ -181,6 +181,9 @@ def test_other_seed_version_or_content_is_an_error(tmp_path, quick_phantom):
     (directory / "phantom.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match="version"):
         phantom.write_phantoms(directory, 1, 3, num_workers=1)
+    (directory / "phantom.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"^{directory}/phantom\.json is damaged; .* delete it"):
+        phantom.write_phantoms(directory, 1, 3, num_workers=1)
     (directory / "phantom.json").unlink()
     with pytest.raises(ValueError, match="not empty"):
         phantom.write_phantoms(directory, 1, 3, num_workers=1)

@@ -1,7 +1,7 @@
 """A dataset that several processes build shard by shard is that of one process, to the byte."""
 
 import contextlib
-import hashlib
+import json
 import logging
 import resource
 import shutil
@@ -10,33 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from small_shards import DUMMY_DATA, NUM_SHARDS, digests
 from synthetic_cases import write_case
 
 from tfds_brats import builder, shards
 from tfds_brats.conventions import CaseError
 from tfds_brats.locking import LockedError, only_process_in
 
-DUMMY_DATA = Path(builder.__file__).parent / "dummy_data"
-NUM_SHARDS = 5
-
-
-@pytest.fixture(autouse=True)
-def one_subject_in_a_shard(monkeypatch):
-    """Three shards of training, one of validation, and one of test."""
-    monkeypatch.setattr(shards, "_SUBJECTS_PER_SHARD", 1)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, str]:
-    """The digests of a dataset that this process builds by itself."""
-    folder = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_SUBJECTS_PER_SHARD", 1)
-        return digests(builder.build(DUMMY_DATA, "brats2021", folder, num_workers=1))
-
-
-def digests(dataset_dir: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in dataset_dir.iterdir()}
+pytestmark = pytest.mark.usefixtures("one_subject_in_a_shard")
 
 
 def piece(source: Path, out: Path, number: int, count: int) -> Path | None:
@@ -132,7 +113,7 @@ def test_a_merge_writes_no_shard(tmp_path, whole):
     assert digests(builder.merge_pieces(DUMMY_DATA, "brats2021", out)) == whole
 
 
-@pytest.mark.parametrize("damage", ["short", "gone", "unsaid", "nonsense"])
+@pytest.mark.parametrize("damage", ["short", "gone", "unsaid", "nonsense", "other"])
 def test_a_shard_that_is_not_whole_is_written_again(tmp_path, whole, damage):
     out = tmp_path / "out"
     piece(DUMMY_DATA, out, 0, 2)
@@ -144,9 +125,34 @@ def test_a_shard_that_is_not_whole_is_written_again(tmp_path, whole, damage):
         path.unlink()
     elif damage == "unsaid":
         part.unlink()
+    elif damage == "other":
+        part.write_text("[1]")
+        (unfinished(out) / "areas.json").write_text("[1]")
+        (unfinished(out) / "plan.json").unlink()
     else:
         part.write_text(part.read_text()[:100])
     assert digests(builder.build(DUMMY_DATA, "brats2021", out, num_workers=1)) == whole
+
+
+@pytest.mark.parametrize(
+    "change", [{"shuffle": 1}, {"look": None}, {"splits": [1]}, {"digests": "gone"}, [1]], ids=str
+)
+def test_an_unfinished_build_of_another_version_is_named(tmp_path, change):
+    """With a field more, one less, or another kind of one."""
+    piece(DUMMY_DATA, tmp_path, 0, 2)
+    path = unfinished(tmp_path) / "plan.json"
+    plan = json.loads(path.read_text())
+    if change == {"look": None}:
+        del plan["look"]
+    path.write_text(json.dumps({**plan, **change} if isinstance(change, dict) else change))
+    way_out = rf"^{path} .* another version.* or delete {path.parent} to begin anew$"
+    for call in (
+        lambda: piece(DUMMY_DATA, tmp_path, 1, 2),
+        lambda: builder.build(DUMMY_DATA, "brats2021", tmp_path, num_workers=1),
+        lambda: builder.merge_pieces(DUMMY_DATA, "brats2021", tmp_path),
+    ):
+        with pytest.raises(ValueError, match=way_out):
+            call()
 
 
 def test_bad_cases_are_named_and_the_rest_is_kept(tmp_path, whole):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def test_an_environment_that_does_not_say_it_all_is_refused(monkeypatch, environ
     with pytest.raises(
         FieldError, match=f"^multihost is True, but no cluster was found: {problem}"
     ):
+        cluster.join_cluster(True)
+
+
+@pytest.mark.parametrize("there", [None, SimpleNamespace(key_value_set=None)])
+def test_a_jax_that_has_moved_the_store_is_refused_at_once(monkeypatch, there):
+    """Whether the private name is gone or has become something else."""
+    monkeypatch.setattr("jax.distributed.initialize", lambda **_: None)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: False)
+    monkeypatch.setattr("jax._src.distributed.global_state.client", there)
+    with pytest.raises(
+        FieldError, match=r"^multihost cannot be True with jax \S+, .*it lacks .*_get"
+    ):
+        cluster.join_cluster(True)
+    monkeypatch.setattr("jax._src.distributed.global_state", None)
+    with pytest.raises(FieldError, match=r"install the jax of constraints\.txt"):
         cluster.join_cluster(True)
 
 
