@@ -34,7 +34,7 @@ def _sentence(error: Exception) -> str:
         name = f"{Path(error.filename).name}: " if isinstance(error.filename, str) else ""
         return html.escape(f"{name}{error.strerror}")
     if isinstance(error, ValueError | OSError):
-        return html.escape(str(error))
+        return html.escape(_capitalized(str(error)))
     if isinstance(error, MemoryError):
         return "This is too large for the memory of the server."
     _log.warning("a request could not be answered", exc_info=error)
@@ -42,6 +42,12 @@ def _sentence(error: Exception) -> str:
         "What was sent cannot be used: one of its values is of another kind than it has to be "
         f"({type(error).__name__})."
     )
+
+
+def _capitalized(text: str) -> str:
+    """A sentence with a capital, unless it begins with the name of a file or of a field."""
+    first = text.split(maxsplit=1)[:1]
+    return text[0].upper() + text[1:] if first and first[0].isalpha() else text
 
 
 def loaded_sentence(session: Session) -> str:

@@ -109,7 +109,7 @@ def test_examples(client):
 def test_two_clients_do_not_see_each_other(client, address):
     client.predict("remove a tumor", api_name="/load_example")
     other = gradio_client.Client(address, verbose=False)
-    with pytest.raises(gradio_client.exceptions.AppError, match="load an image"):
+    with pytest.raises(gradio_client.exceptions.AppError, match="Load an image"):
         other.predict([], 0, 1, 1, 0.4, api_name="/inpaint")
 
 
@@ -129,22 +129,22 @@ def test_errors_are_sentences(client, tmp_path):
             client.predict(*arguments, api_name=api_name)
         return str(error.value)
 
-    assert "load an image" in said([], 0, 1, 1, 0.4, api_name="/inpaint")
-    assert "choose a file" in said([], "", [], api_name="/load")
-    assert "unknown example" in said("mona lisa", api_name="/load_example")
+    assert "Load an image" in said([], 0, 1, 1, 0.4, api_name="/inpaint")
+    assert "Choose a file" in said([], "", [], api_name="/load")
+    assert "Unknown example" in said("mona lisa", api_name="/load_example")
     broken = tmp_path / "broken.nii"
     broken.write_bytes(b"this is no volume" * 40)
     text = said(handles([broken]), "", ["t1"], api_name="/load")
     assert text.startswith("broken.nii: cannot be read as NIfTI")
     client.predict("remove a tumor", api_name="/load_example")
-    assert "seed must be a whole number" in said([], 2**31, 1, 1, 0.4, api_name="/inpaint")
+    assert "Seed must be a whole number" in said([], 2**31, 1, 1, 0.4, api_name="/inpaint")
     assert "images; at most 32" in said([], 0, 9, 1, 0.4, api_name="/inpaint")
     upside_down = (0, 1, 1, 0.4, "samples", "ddim", "plain", 0.9, 0.1)
     assert "must go from a lower" in said([], *upside_down, api_name="/inpaint")
     assert "at least 2 for their mean" in said([], 0, 1, 1, 0.4, "mean", api_name="/inpaint")
     assert "not in the list of choices" in said([], 0, 2, 1, 0.4, "median", api_name="/inpaint")
     text = said([], 0, 2, 1, 0.4, None, api_name="/inpaint")
-    assert "the result must be one of samples, mean, mean in one pass" in text
+    assert "The result must be one of samples, mean, mean in one pass" in text
     client.predict("remove a tumor", api_name="/load_example")
     client.predict(["t1"], 0, 2, 1, 0.4, "mean in one pass", api_name="/inpaint")
 
