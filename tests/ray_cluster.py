@@ -99,3 +99,16 @@ def gone(markers: list[Path]) -> None:
     """Waits until the processes are gone that made these files, which end with their numbers."""
     numbers = [int(path.suffix[1:]) for path in markers]
     wait_until(lambda: not any(psutil.pid_exists(number) for number in numbers))
+
+
+def lose_node_of(cluster: Any, marker: Path) -> None:
+    """Takes the node away on which a process waits, and waits until that is gone.
+
+    Args:
+        cluster: `ray.cluster_utils.Cluster`.
+        marker: a file that the process made, named as for `gone`, with its node's identity in it.
+    """
+    (node,) = (node for node in cluster.worker_nodes if node.node_id == marker.read_text())
+    cluster.remove_node(node, allow_graceful=False)
+    # It would still give its result to the driver until it hears of it.
+    gone([marker])

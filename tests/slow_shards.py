@@ -11,8 +11,10 @@ from tfds_brats import builder, shards
 def write_shard(shard: shards.Shard) -> list[str]:
     """Says where it is; all but the first of each split wait for the file `go` in the data_dir."""
     data_dir = shard.folder.parents[1]
-    marker = data_dir / f"at.{shard.split}-{shard.index}.{os.getpid()}"
-    marker.write_text(ray.get_runtime_context().get_node_id())
+    # Under its name only when it is whole.
+    partial = data_dir / f".{shard.split}-{shard.index}.{os.getpid()}"
+    partial.write_text(ray.get_runtime_context().get_node_id())
+    partial.replace(data_dir / f"at.{shard.split}-{shard.index}.{os.getpid()}")
     while shard.index and not (data_dir / "go").exists():
         time.sleep(0.05)
     return shards.write_shard(shard)

@@ -36,7 +36,7 @@ def square(folder: Path, piece: int) -> int:
 
 def wait(folder: Path, piece: int) -> int:
     """Says where it is, and goes on as soon as `go` is there."""
-    partial = folder / f".{piece}"
+    partial = folder / f".{piece}.{os.getpid()}"
     partial.write_text(ray.get_runtime_context().get_node_id())
     partial.replace(folder / f"at.{piece}.{os.getpid()}")
     while not (folder / "go").exists():

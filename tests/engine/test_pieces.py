@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import toy_pieces
-from ray_cluster import NODE, PATHS, gone, wait_until
+from ray_cluster import NODE, PATHS, lose_node_of, wait_until
 
 from mbti_jax.engine.pieces import holding, run_pieces
 from mbti_jax.engine.settings import EngineSettings, RaySettings
@@ -74,17 +74,17 @@ def test_what_concerns_all_pieces_ends_a_job_on_a_cluster(cluster, tmp_path):
 
 
 def test_the_pieces_of_a_node_that_is_lost_are_done_by_others(cluster, tmp_path):
-    lost = cluster.add_node(**NODE)
+    cluster.add_node(**NODE)
     cluster.wait_for_nodes()
     work = Work(toy_pieces.wait, functools.partial(toy_pieces.load, tmp_path))
 
     def lose() -> None:
-        wait_until(lambda: len([*tmp_path.glob("at.*")]) == 3)
-        (at,) = (path for path in tmp_path.glob("at.*") if path.read_text() == lost.node_id)
-        cluster.remove_node(lost, allow_graceful=False)
-        # It would still give its result to the driver until it hears of it.
-        gone([at])
-        (tmp_path / "go").touch()
+        try:
+            wait_until(lambda: len([*tmp_path.glob("at.*")]) == 3)
+            lose_node_of(cluster, next(tmp_path.glob("at.*")))
+        finally:
+            # Whatever went wrong, nothing waits for ever.
+            (tmp_path / "go").touch()
 
     with ThreadPoolExecutor() as pool:
         done = pool.submit(lose)

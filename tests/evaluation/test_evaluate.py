@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import slow_parts
 from ml_collections import ConfigDict
-from ray_cluster import gone, kill_driver, wait_until
+from ray_cluster import gone, kill_driver, lose_node_of, wait_until
 from synthetic_cases import write_case
 from tiny_inpainter import tiny_metadata, tiny_params
 
@@ -366,10 +366,8 @@ def test_on_a_cluster_that_loses_its_driver_and_a_node_results_are_the_same(
     def lose() -> None:
         try:
             wait_until(lambda: len(waiting()) == 2)
-            at = max(waiting(), key=lambda path: path.stat().st_mtime_ns)
-            (busy,) = (node for node in cluster.worker_nodes if node.node_id == at.read_text())
-            cluster.remove_node(busy, allow_graceful=False)
-            gone([at])
+            newest = max(waiting(), key=lambda path: path.stat().st_mtime_ns)
+            lose_node_of(cluster, newest)
         finally:
             (out / "go").touch()
 
