@@ -281,7 +281,8 @@ class Actions:
         visitor.used = self._visitors.now()
         session.is_new = run is not None
         if run is None:
-            return f"Cancelled; nothing was kept.{_of_before(self._visitor(request).session)}", None
+            # To ask for the visitor anew would say that one who has left is here again.
+            return f"Cancelled; nothing was kept.{_of_before(visitor.session)}", None
         return run.sentence, list(map(str, run.files))
 
     def cancel(self, request: gr.Request):
