@@ -447,8 +447,11 @@ def test_a_cancelled_run_and_images_that_are_overtaken(open_page, capfd):
     outcome, start = page.locator("#outcome"), page.locator("#start")
     steps = page.get_by_label("number input for Steps")
     steps.fill("1000")
+    # Until then it is enabled for the run before.
+    sync_api.expect(page.locator("#cancel")).to_be_disabled()
     start.click()
-    sync_api.expect(page.locator("#cancel")).to_be_enabled()
+    # Before the server knows of the run, there is nothing to cancel.
+    sync_api.expect(outcome).to_contain_text("Waiting for the model", timeout=PATIENCE_MS)
     page.locator("#cancel").click()
     sync_api.expect(outcome).to_have_text(
         "Cancelled; nothing was kept. What is shown, and the files below, are still those of run 1.",
