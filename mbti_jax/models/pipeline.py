@@ -21,9 +21,9 @@ from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.processes import Process, squared_error_terms
 from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
+from mbti_jax.models.losses import QUARTERS, LabelTerms, Terms, label_terms
 from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
-from mbti_jax.rois.kinds import COMPONENTS, NUM_KINDS, NUM_LABELS
-from mbti_jax.rois.regions import CLASS_BOX, requested_labels
+from mbti_jax.rois.kinds import NUM_KINDS, NUM_LABELS
 from mbti_jax.rois.tasks import TaskSettings, sample_stack, sample_task
 
 T = TypeVar("T", ProcessSettings, TaskSettings, Augmentation)
@@ -41,10 +41,6 @@ class _Data:
     pixel_size_mm: PixelSize | None
     slice_distance_mm: PixelSize | None
 
-
-# The loss is also reported for each quarter of the timesteps.
-QUARTERS = 4
-Quarters = Float[AnyArray, "4"]
 
 # Shares of training examples whose neighbors are all left out, so that the network paints single slices
 # too; and of the single neighbors that are left out of others, as at a volume's end.
@@ -65,37 +61,6 @@ class Inputs(NamedTuple):
     x_0: jax.Array
     condition: Condition
     labels: jax.Array | None = None
-
-
-class LabelTerms(NamedTuple):
-    """Sums over ROI pixels from which the label head's figures are made.
-
-    A resection cavity, which boxes may hold, is none of the head's labels and left out.
-
-    Attributes:
-        cross_entropy: by quarter of the timesteps, in nats, [4].
-        pixels: their number, [4].
-        confusion: pixels in the first quarter, where samplings end, by whether the request says what
-            they are (0: no, 1: yes), true label and label of the largest logit, [2, 4, 4].
-    """
-
-    cross_entropy: Quarters
-    pixels: Quarters
-    confusion: Float[AnyArray, "2 4 4"]
-
-
-class Terms(NamedTuple):
-    """Sums from which the losses are made, by quarter of the timesteps.
-
-    Attributes:
-        sums: the squared error over ROI pixels and sequences, [4].
-        counts: the number of pixels times sequences, [4].
-        labels: of the label head; None without one.
-    """
-
-    sums: Quarters
-    counts: Quarters
-    labels: LabelTerms | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,9 +330,9 @@ class Pipeline:
         total = jnp.sum(sums * self._time_weight(t))
         if logits is None or labels is None:
             return total, terms
-        label_terms = _label_terms(logits, labels, condition, weight, quarter)
-        total += self.label_weight * x_0.shape[-1] * label_terms.cross_entropy.sum()
-        return total, terms._replace(labels=label_terms)
+        of_labels = label_terms(logits, labels, condition, weight, quarter)
+        total += self.label_weight * x_0.shape[-1] * of_labels.cross_entropy.sum()
+        return total, terms._replace(labels=of_labels)
 
 
 def _kept(key: Key[jax.Array, ""], count: int) -> Float[jax.Array, " {count}"]:
@@ -382,55 +347,6 @@ def example_keys(
     """Typed keys [batch_size], folded out of the step and the position in the global batch."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(lambda position: jax.random.fold_in(step_key, position))(jnp.arange(batch_size))
-
-
-def losses(terms: Terms) -> dict[str, Float[AnyArray, ""]]:
-    """The mean losses; NaN where there was nothing to take a mean of.
-
-    Args:
-        terms: see `Pipeline.loss_terms`.
-
-    Returns:
-        `loss`, the mean squared error, and `loss_q1` ... `loss_q4`, the same by quarter of the
-        timesteps. With a label head also `label_loss` and `label_loss_q1` ..., its cross-entropy; and
-        of the first quarter `label_agreement`, the share of requested pixels whose label is the request,
-        and `label_dice_<component>` in boxes and mixed tumors, where the model decides.
-    """
-    out = {"loss": terms.sums.sum() / terms.counts.sum()}
-    out |= {f"loss_q{i}": loss for i, loss in enumerate(terms.sums / terms.counts, start=1)}
-    if terms.labels is None:
-        return out
-    sums, pixels, (decided, requested) = terms.labels
-    out["label_loss"] = sums.sum() / pixels.sum()
-    out |= {f"label_loss_q{i}": loss for i, loss in enumerate(sums / pixels, start=1)}
-    out["label_agreement"] = requested.trace() / requested.sum()
-    for name, label in COMPONENTS.items():
-        sizes = decided[label].sum() + decided[:, label].sum()
-        out[f"label_dice_{name}"] = 2 * decided[label, label] / sizes
-    return out
-
-
-def _label_terms(
-    logits: Float[jax.Array, "B H W L"],
-    labels: Integer[jax.Array, "B H W"],
-    condition: Condition,
-    weight: Numbers,
-    quarter: Float[jax.Array, "B 4"],
-) -> LabelTerms:
-    """The sums of a batch, examples counting by `weight`."""
-    counted = condition.roi[..., 0] & (labels < NUM_LABELS)
-    counted = counted * weight[:, None, None]
-    truth = jax.nn.one_hot(labels, NUM_LABELS)
-    cross_entropy = -(truth * jax.nn.log_softmax(logits)).sum(-1)
-    found = jax.nn.one_hot(jnp.argmax(logits, -1), NUM_LABELS)
-    is_box = (condition.class_vector == CLASS_BOX)[:, None, None, :]
-    _, known = requested_labels(condition.roi_masks > 0, is_box)
-    groups = jnp.stack([~known, known], axis=-1) * (counted * quarter[:, :1, None])[..., None]
-    return LabelTerms(
-        (cross_entropy * counted).sum((1, 2)) @ quarter,
-        counted.sum((1, 2)) @ quarter,
-        jnp.einsum("bhwg,bhwi,bhwj->gij", groups, truth, found),
-    )
 
 
 def make_unet(

@@ -27,7 +27,8 @@ from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.fields import FieldError
 from mbti_jax.io.progress import ticking
-from mbti_jax.models.pipeline import Pipeline, example_keys, losses
+from mbti_jax.models.losses import losses
+from mbti_jax.models.pipeline import Pipeline, example_keys
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_cluster
@@ -70,7 +71,7 @@ def make_train_step(
         accumulation: number of microbatches; the batch's length must be a multiple of it.
 
     Returns:
-        The step. Its metrics are float32 scalars: `grad_norm`, and those of `pipeline.losses`.
+        The step. Its metrics are float32 scalars: `grad_norm`, and those of `losses.losses`.
     """
 
     def microbatch_grads(params, batch, keys, dropout_key, step):

@@ -55,6 +55,11 @@ def test_network_process_and_tasks_are_those_of_the_model():
     of_weighted = {**metadata, "contract": {**metadata["contract"], "diffusion": weighted}}
     tuned = settings(learning_rate=0.5, sampling_steps=3).of_model(of_weighted, "f00d")
     assert tuned.diffusion.prediction == "x_0" and tuned.pipeline().max_loss_weight == 1
+    # Slices are moved as the model saw them, and seen whole.
+    moved = {"augmentation": {"max_angle": 4.0, "crop_height": 8}}
+    of_moved = {**metadata, "contract": {**metadata["contract"], **moved}}
+    seen = settings().of_model(of_moved, "f00d").augmentation
+    assert (seen.max_angle, seen.crop_height) == (4.0, 0)
     made = settings(learning_rate=0.5, sampling_steps=3).of_model(metadata, "f00d")
     pipeline = made.pipeline()
     assert isinstance(pipeline.process, Consistency)

@@ -18,7 +18,8 @@ from mbti_jax.diffusion.processes import RectifiedFlow
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.models.pipeline import Inputs, Pipeline, losses
+from mbti_jax.models.losses import losses
+from mbti_jax.models.pipeline import Inputs, Pipeline
 from mbti_jax.training.settings import TrainSettings
 
 FIELDS = {"process": "flow", "prediction": "v", "time_sampling": "logit_normal"}

@@ -18,7 +18,8 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.processes import Regression
-from mbti_jax.models.pipeline import Inputs, Pipeline, losses
+from mbti_jax.models.losses import losses
+from mbti_jax.models.pipeline import Inputs, Pipeline
 from mbti_jax.training.settings import TrainSettings
 
 # All that makes a training run one of a regressor.
