@@ -317,6 +317,8 @@ def test_a_run_is_cancelled_when_its_client_is_gone(client, server):
     wait_for(session.cancelled.is_set)
     wait_for(lambda: is_free(server))
     assert not session.result_folder().exists()
+    # The end of the run does not count as a return; what was loaded goes like that of all who left.
+    assert server.visitors._visitors["gone"].left is not None
 
 
 def test_a_run_that_nobody_listens_to_is_cancelled(client, server, monkeypatch):
