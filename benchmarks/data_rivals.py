@@ -14,7 +14,6 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-import optax
 import tensorflow_datasets as tfds
 
 from mbti_jax.data import loader
@@ -193,7 +192,7 @@ def device_rivals(
 def _train_step(
     pipeline: Pipeline, settings: TrainSettings, batch: loader.Batch
 ) -> tuple[Callable[[], int], float]:
-    optimizer = optax.adam(settings.optimizer.learning_rate)
+    optimizer = settings.optimizer.make()
     key = jax.random.key(settings.seed)
     state = jax.jit(lambda: create_state(init_params(pipeline.model, key), optimizer))()
     step, seconds = _compile(

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks.settings import load_settings
 from benchmarks.timing import describe_machine
@@ -103,7 +102,7 @@ def measure(settings: TrainSettings, batches: Sequence[int]) -> dict[str, Any]:
 def train_step(settings: TrainSettings, batch_size: int) -> tuple[Any, Any, dict[str, Any]]:
     """(jitted step, shapes of the state, which is donated, shapes of the batch)."""
     pipeline, window = settings.pipeline(), settings.data.window
-    optimizer = optax.adam(settings.optimizer.learning_rate)
+    optimizer = settings.optimizer.make()
     step = make_train_step(pipeline, optimizer, jax.random.key(0), ema_decay=settings.ema_decay)
     state = jax.eval_shape(
         lambda params: create_state(params, optimizer), param_shapes(pipeline.model)

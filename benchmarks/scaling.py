@@ -264,7 +264,6 @@ def _process(config: str, steps: int = 10) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
 
     from benchmarks import memory
     from benchmarks.settings import load_settings
@@ -278,7 +277,7 @@ def _process(config: str, steps: int = 10) -> None:
     settings = load_settings(config)
     mesh, pipeline = sharding.make_mesh(), settings.pipeline()
     whole = sharding.replicated(mesh)
-    optimizer = optax.adam(settings.optimizer.learning_rate)
+    optimizer = settings.optimizer.make()
 
     def init(key):
         return create_state(init_params(pipeline.model, key), optimizer)

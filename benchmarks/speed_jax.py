@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.memory import count_flops, peak_bytes
@@ -225,7 +224,7 @@ def jax_train_step(problem: Problem) -> tuple[Any, Callable[[], TrainState]]:
         (jitted step(state, inputs) -> (state, loss), function that makes the first state).
     """
     pipeline, settings = problem.pipeline, problem.settings
-    optimizer = optax.adam(settings.optimizer.learning_rate)
+    optimizer = settings.optimizer.make()
 
     def loss_of(params, inputs):
         x_0, eps, t, condition = inputs

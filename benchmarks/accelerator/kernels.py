@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from jax.profiler import ProfileData, ProfileOptions
 
 from benchmarks.accelerator.problems import settings, slices
@@ -100,7 +99,7 @@ def _profile(of: TrainSettings, num_steps: int, folder: Path) -> dict[str, Any]:
 def compiled_step(of: TrainSettings, **options: Any) -> tuple[Any, Any, Any]:
     """(first state, batch, compiled train step) of the step that training runs."""
     step, _, _ = train_step(of, of.batch_size)
-    optimizer = optax.adam(of.optimizer.learning_rate)
+    optimizer = of.optimizer.make()
     model = of.pipeline().model
     state = jax.jit(lambda key: create_state(init_params(model, key), optimizer))(jax.random.key(0))
     batch = jax.device_put(slices(of))

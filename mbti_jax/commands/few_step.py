@@ -15,7 +15,8 @@ from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.cluster import join_cluster
 from mbti_jax.training.loop import train
-from mbti_jax.training.settings import DataSettings, OptimizerSettings, RunSettings, TrainSettings
+from mbti_jax.training.optimizer import OptimizerSettings
+from mbti_jax.training.settings import DataSettings, RunSettings, TrainSettings
 
 _Split = Literal["train", "validation", "test"]
 

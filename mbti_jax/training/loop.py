@@ -168,7 +168,7 @@ def _train(
     agree(_shared(settings, examples, held_out))
     root = jax.random.key(settings.seed)
 
-    optimizer = optax.adam(settings.optimizer.learning_rate)
+    optimizer = settings.optimizer.make()
 
     def init(source: Any) -> TrainState:
         params = init_params(pipeline.model, source) if initial is None else source

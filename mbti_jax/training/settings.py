@@ -9,10 +9,11 @@ from mbti_jax.data.augment import Augmentation
 from mbti_jax.data.loader import Examples
 from mbti_jax.diffusion.guidance import GUIDANCE_WEIGHTS
 from mbti_jax.diffusion.process_settings import ProcessSettings
-from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
+from mbti_jax.fields import Count, FieldError, Interval, check_fields
 from mbti_jax.models.pipeline import LabelWeight, Pipeline
 from mbti_jax.models.unet import ImageSize
 from mbti_jax.rois.tasks import TaskSettings
+from mbti_jax.training.optimizer import OptimizerSettings
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.reading import SliceSource, find_dataset, read_summary
 
@@ -141,20 +142,6 @@ class DataSettings:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-    """Of Adam.
-
-    Raises:
-        FieldError: a number that cannot be used.
-    """
-
-    learning_rate: Positive
-
-    def __post_init__(self):
-        check_fields(self)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """How a run goes on, whatever it trains.
@@ -277,6 +264,9 @@ class TrainSettings(RunSettings):
             if not fields["augmentation"][name]:
                 # As in contracts that are older than these.
                 del fields["augmentation"][name]
+        if self.optimizer.method == "adam":
+            # As in contracts from when there was no other.
+            del fields["optimizer"]["method"]
         if self.augmentation == Augmentation():
             # As in contracts from when there was no other.
             del fields["augmentation"]

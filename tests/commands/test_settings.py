@@ -43,7 +43,8 @@ from mbti_jax.inference.settings import InpaintSettings
 from mbti_jax.models.pipeline import make_unet
 from mbti_jax.models.unet import UNet
 from mbti_jax.rois.tasks import TaskSettings
-from mbti_jax.training.settings import DataSettings, OptimizerSettings, TrainSettings
+from mbti_jax.training.optimizer import OptimizerSettings
+from mbti_jax.training.settings import DataSettings, TrainSettings
 
 # What no field of these types takes; the bounds of each come on top.
 WRONG = {

@@ -8,7 +8,6 @@ import functools
 import jax
 import jax.export
 import jax.numpy as jnp
-import optax
 import pytest
 
 from configs.train import get_config
@@ -44,7 +43,7 @@ def image_shape(channels: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
 
 @functools.cache
 def train_step():
-    optimizer = optax.adam(settings().optimizer.learning_rate)
+    optimizer = settings().optimizer.make()
     step = make_train_step(pipeline(), optimizer, jax.random.key(0), ema_decay=0.9999)
     state = jax.eval_shape(lambda p: create_state(p, optimizer), param_shapes(pipeline().model))
     per_example = jax.ShapeDtypeStruct((BATCH,), jnp.float32)

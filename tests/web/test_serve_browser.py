@@ -466,8 +466,8 @@ def test_a_cancelled_run_and_images_that_are_overtaken(open_page, capfd):
     page.get_by_text("Seed: Value -1 is less than minimum value 0.").wait_for()
     sync_api.expect(outcome).to_contain_text("Nothing was repainted.", timeout=PATIENCE_MS)
 
-    # The arrays of the first images are held back until the second are there. (Without its route, what it
-    # holds would go on.)
+    # The arrays of the first images are held back until the second are there. (What a route holds goes
+    # on without it.)
     held = []
 
     def hold(route):
