@@ -5,7 +5,7 @@ import time
 
 import ray
 
-from tfds_brats import builder, shards
+from tfds_brats import dataset, shards
 
 
 def write_shard(shard: shards.Shard) -> list[str]:
@@ -24,7 +24,7 @@ def main() -> None:
     """The command line, with these shards, one subject in each."""
     from mbti_jax import cli
 
-    builder.write_shard = write_shard
+    dataset.write_shard = write_shard
     shards._SUBJECTS_PER_SHARD = 1
     cli.run()
 

@@ -1,7 +1,13 @@
 """Which patient is in which split: 8:1:1, stratified by tumor area."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tfds_brats.cases import CaseFiles
+from tfds_brats.conventions import CaseError
 
 SPLITS = ("train", "validation", "test")
 _MIN_PATIENTS = 3
@@ -43,3 +49,31 @@ def split_patients(tumor_area: Mapping[str, float]) -> dict[str, str]:
 
 def _hash(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()
+
+
+def split_cases(
+    cases: Sequence[CaseFiles], tumor_areas: Sequence[float]
+) -> dict[str, list[CaseFiles]]:
+    """Split -> its cases, in the given order; all timepoints of a patient fall into the same split.
+
+    Args:
+        cases: all cases.
+        tumor_areas: mean tumor area of each; patients are stratified by the mean over their
+            timepoints.
+
+    Raises:
+        CaseError: fewer than 3 patients.
+    """
+    areas_of_patient = defaultdict(list)
+    for files, area in zip(cases, tumor_areas, strict=True):
+        areas_of_patient[files.patient].append(area)
+    try:
+        split_of = split_patients(
+            {name: float(np.mean(areas)) for name, areas in areas_of_patient.items()}
+        )
+    except ValueError as error:
+        raise CaseError(f"{len(cases)} case(s) found: {error}") from error
+    subjects = {split: [] for split in SPLITS}
+    for files in cases:
+        subjects[split_of[files.patient]].append(files)
+    return subjects

@@ -62,7 +62,7 @@ def main(config: ConfigDict, workdir: str) -> None:
 def _run(
     settings: Settings, function: Callable[[Any], Any], items: Sequence[Any], label: str
 ) -> Iterator[Any]:
-    """The results of a function on the engine; see `tfds_brats.builder.Run`.
+    """The results of a function on the engine; see `tfds_brats.dataset.Run`.
 
     Raises:
         ChildProcessError: when all else is done, for items whose workers died.

@@ -12,7 +12,7 @@ from configs.data import get_config
 from mbti_jax.commands import data
 from mbti_jax.engine.work import PieceError
 from mbti_jax.fields import FieldError
-from tfds_brats import builder
+from tfds_brats import dataset
 from tfds_brats.reading import SliceSource
 
 pytestmark = pytest.mark.usefixtures("one_subject_in_a_shard")
@@ -71,7 +71,7 @@ def test_a_shard_that_every_worker_dies_of(tmp_path, whole, monkeypatch):
 
 def test_a_node_is_lost_in_the_middle(cluster, tmp_path, whole, monkeypatch):
     """Of three; what was begun there is done by the others, and nothing else is done twice."""
-    monkeypatch.setattr(builder, "write_shard", slow_shards.write_shard)
+    monkeypatch.setattr(dataset, "write_shard", slow_shards.write_shard)
     cluster.add_node(**NODE)
     cluster.wait_for_nodes()
 

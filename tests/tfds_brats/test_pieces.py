@@ -13,7 +13,7 @@ import pytest
 from small_shards import DUMMY_DATA, NUM_SHARDS, digests
 from synthetic_cases import write_case
 
-from tfds_brats import builder, shards
+from tfds_brats import builder, dataset, shards
 from tfds_brats.conventions import CaseError
 from tfds_brats.locking import LockedError, only_process_in
 
@@ -107,7 +107,7 @@ def test_a_merge_writes_no_shard(tmp_path, whole):
         builder.merge_pieces(DUMMY_DATA, "brats2021", out)
     with pytest.MonkeyPatch.context() as patch:
         # The last piece was killed before it made the dataset.
-        patch.setattr(builder._Build, "merge", lambda *_: None)
+        patch.setattr(dataset.Build, "merge", lambda *_: None)
         piece(DUMMY_DATA, out, 1, 2)
     assert digests(builder.merge_pieces(DUMMY_DATA, "brats2021", out)) == whole
     assert digests(builder.merge_pieces(DUMMY_DATA, "brats2021", out)) == whole
@@ -185,8 +185,8 @@ def test_bad_segmentations_are_named_and_the_others_read_once(tmp_path, monkeypa
     assert all(path.name in str(error.value) for path in paths)
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
-    read, survey = [], builder.survey_checked
-    monkeypatch.setattr(builder, "survey_checked", lambda case: read.append(case) or survey(case))
+    read, survey = [], dataset.survey_checked
+    monkeypatch.setattr(dataset, "survey_checked", lambda case: read.append(case) or survey(case))
     builder.build(source, "brats2021", out, num_workers=1)
     assert sorted(case.files.subject for case in read) == ["BraTS2021_00000", "BraTS2021_00004"]
 
@@ -209,7 +209,7 @@ def test_another_build_is_refused_while_pieces_are_at_work(tmp_path, monkeypatch
             assert piece(DUMMY_DATA, out, 1, 2) is None
         return shards.write_shard(*args)
 
-    monkeypatch.setattr(builder, "write_shard", write_shard)
+    monkeypatch.setattr(dataset, "write_shard", write_shard)
     assert piece(DUMMY_DATA, out, 0, 2) is not None and tried
     with only_process_in(out, "build"), pytest.raises(LockedError, match="another build"):
         piece(DUMMY_DATA, out, 0, 2)
@@ -228,7 +228,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
         path.write_bytes(content)
         return shards.write_shard(*args)
 
-    monkeypatch.setattr(builder, "write_shard", changing)
+    monkeypatch.setattr(dataset, "write_shard", changing)
     with pytest.raises(CaseError, match=r"BraTS2021_00001: its files in .* are not those"):
         piece(tmp_path / "in", out, 0, 1)
     assert len(complete(out)) == 2

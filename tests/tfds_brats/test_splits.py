@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfds_brats.builder import split_cases
 from tfds_brats.cases import CaseFiles
 from tfds_brats.conventions import CONVENTIONS
-from tfds_brats.splits import SPLITS, split_patients
+from tfds_brats.splits import SPLITS, split_cases, split_patients
 
 patients = st.dictionaries(
     st.text(min_size=1, max_size=12), st.floats(0, 1e4), min_size=3, max_size=150

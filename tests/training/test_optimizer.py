@@ -1,7 +1,6 @@
 """Muon against the polar decomposition that it approximates, and as a part of a run."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
