@@ -21,9 +21,9 @@ from mbti_jax.data.augment import augment
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import init_params
 from mbti_jax.rois.tasks import sample_task
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 from tfds_brats.builder import build
 from tfds_brats.cases import CaseFiles
 from tfds_brats.conventions import SEQUENCES

@@ -25,9 +25,9 @@ from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models import choices
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 
 GIB = 2**30
 # XLA's CPU compiler drops the barriers of rematerialization before it orders the operations, and so

@@ -270,8 +270,8 @@ def _process(config: str, steps: int = 10) -> None:
     from mbti_jax import sharding
     from mbti_jax.models.unet import init_params
     from mbti_jax.training.cluster import compiled_by_all, join_cluster
-    from mbti_jax.training.loop import make_train_step
     from mbti_jax.training.state import create_state
+    from mbti_jax.training.step import make_train_step
 
     join_cluster(True)
     settings = load_settings(config)

@@ -140,9 +140,11 @@ def get_config() -> ConfigDict:
     # Of the random rotation, in degrees.
     config.augmentation.max_angle = 15.0
     # Height and width in pixels of the part of a slice, around its ROI, that an update sees; 0: all of
-    # it. A third of the slice takes about a third of the time; end with whole slices (init_from).
+    # it. A third of the slice takes about a third of the time.
     config.augmentation.crop_height = 0
     config.augmentation.crop_width = 0
+    # How many updates see parts; those after it see whole slices, as sampling does. 0: all see parts.
+    config.augmentation.crop_updates = 0
 
     config.optimizer = ConfigDict()
     # adam, or muon, which took a small network on phantoms to the same loss in fewer updates

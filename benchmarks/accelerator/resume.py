@@ -25,8 +25,8 @@ from benchmarks.accelerator.sizes import SIZES, Sizes
 from benchmarks.speed_jax import Problem, jax_train_step
 from benchmarks.timing import interleaved
 from mbti_jax.models.unet import init_params
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 
 DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 _CALLS = 3

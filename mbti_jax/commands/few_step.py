@@ -92,9 +92,7 @@ class FewStepSettings(RunSettings):
             tasks=TaskSettings(**contract["tasks"]),
             label_weight=contract.get("label_weight", 0.0),
             # Whole slices, as sampling shows them.
-            augmentation=Augmentation(
-                **{**contract.get("augmentation", {}), "crop_height": 0, "crop_width": 0}
-            ),
+            augmentation=Augmentation(**contract.get("augmentation", {})).of_whole_slices,
             optimizer=OptimizerSettings(self.learning_rate),
             picture_steps=self.sampling_steps,
             guidance_weight=metadata["inference"]["guidance_weight"],

@@ -9,7 +9,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Bool, Float, Integer, Key
 
 from mbti_jax.diffusion.arrays import AnyArray
-from mbti_jax.fields import Interval, check_fields
+from mbti_jax.fields import FieldError, Interval, check_fields
 from tfds_brats.scale import BACKGROUND
 
 
@@ -27,6 +27,7 @@ class Augmentation:
             costs about a third, so that the same time makes three times the updates (Patch Diffusion,
             Wang et al. 2023, arXiv 2304.12526). The end of a training should see what sampling shows the
             network: whole slices.
+        crop_updates: how many updates see parts before all others see whole slices; 0: all see parts.
 
     Raises:
         FieldError: a number that cannot be used.
@@ -37,9 +38,18 @@ class Augmentation:
     max_angle: Annotated[float, Interval(0, 180)] = 15.0
     crop_height: Annotated[int, Interval(0, 2**12)] = 0
     crop_width: Annotated[int, Interval(0, 2**12)] = 0
+    crop_updates: Annotated[int, Interval(0, 2**31)] = 0
 
     def __post_init__(self):
         check_fields(self)
+        if self.crop_updates and not (self.crop_height or self.crop_width):
+            problem = "needs crop_height or crop_width; without them all updates see whole slices"
+            raise FieldError("crop_updates", problem)
+
+    @property
+    def of_whole_slices(self) -> "Augmentation":
+        """The same without parts."""
+        return dataclasses.replace(self, crop_height=0, crop_width=0, crop_updates=0)
 
     def crop_size(self, image_size: int) -> tuple[int, int]:
         """Height and width of what an update sees of a square image."""

@@ -1,8 +1,6 @@
-"""Training: the step, and the loop that decides the order of work.
+"""Training: the loop that decides the order of work.
 
-Randomness: the key of an example is folded out of (seed, step, position in the global batch), so an
-update depends neither on the number of devices nor on how a batch is split into microbatches. A run
-that is started again resumes from its newest checkpoint and computes what it would have computed.
+A run that is started again resumes from its newest checkpoint and computes what it would have computed.
 """
 
 import contextlib
@@ -12,28 +10,26 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 import mbti_jax
 from mbti_jax import sharding
 from mbti_jax.data import loader
+from mbti_jax.data.augment import Augmentation
 from mbti_jax.fields import FieldError
 from mbti_jax.io.progress import ticking
-from mbti_jax.models.losses import losses
-from mbti_jax.models.pipeline import Pipeline, example_keys
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_cluster
 from mbti_jax.training.settings import TrainSettings
-from mbti_jax.training.state import TrainState, apply_update, create_state
+from mbti_jax.training.state import TrainState, create_state
+from mbti_jax.training.step import Step, make_train_step
 from mbti_jax.training.validation import Validation
 from mbti_jax.training.writer import MetricsWriter
 from tfds_brats.locking import only_process_in
@@ -48,68 +44,6 @@ logger = logging.getLogger(__name__)
 
 class NonFiniteLossError(ValueError):
     """The loss or its gradient became NaN or infinite."""
-
-
-def make_train_step(
-    pipeline: Pipeline,
-    optimizer: optax.GradientTransformation,
-    key: jax.Array,
-    *,
-    ema_decay: float,
-    accumulation: int = 1,
-) -> Callable:
-    """`step(state, batch) -> (state, metrics)`, to be jitted.
-
-    Squared errors and their number are summed over microbatches (and, by XLA, over devices) before the
-    one division, so the update is that of the whole batch.
-
-    Args:
-        pipeline: network, process and tasks.
-        optimizer: of the parameters.
-        key: of everything that is drawn.
-        ema_decay: of the moving average.
-        accumulation: number of microbatches; the batch's length must be a multiple of it.
-
-    Returns:
-        The step. Its metrics are float32 scalars: `grad_norm`, and those of `losses.losses`.
-    """
-
-    def microbatch_grads(params, batch, keys, dropout_key, step):
-        prepare_keys, loss_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        with jax.named_scope("preprocessing"):
-            inputs = pipeline.prepare(batch, prepare_keys, augmented=True)
-        loss_of = jax.value_and_grad(pipeline.loss_terms, has_aux=True)
-        (_, terms), grads = loss_of(params, inputs, batch["weight"], loss_keys, dropout_key, step)
-        return grads, terms
-
-    def step(state: TrainState, batch: loader.Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        keys = example_keys(key, state.step, len(batch["weight"]))
-        dropout_key = jax.random.fold_in(keys[0], 0) if pipeline.model.dropout else None
-        if accumulation == 1:
-            grads, terms = microbatch_grads(state.params, batch, keys, dropout_key, state.step)
-        else:
-
-            def split(x):
-                """Microbatch m takes every A-th example: the devices keep the ones they hold."""
-                return jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1)
-
-            def add(total, part):
-                m, part_batch, part_keys = part
-                part_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
-                new = microbatch_grads(
-                    state.params, part_batch, part_keys, part_dropout, state.step
-                )
-                return jax.tree.map(jnp.add, total, new), None
-
-            parts = (jnp.arange(accumulation), *jax.tree.map(split, (batch, keys)))
-            zeros = (jax.tree.map(jnp.zeros_like, state.params), pipeline.no_terms())
-            (grads, terms), _ = jax.lax.scan(add, zeros, parts)
-        grads = jax.tree.map(lambda g: g / terms.counts.sum(), grads)
-        metrics = {**losses(terms), "grad_norm": optax.tree.norm(grads)}
-        with jax.named_scope("optimizer"):
-            return apply_update(state, grads, optimizer, ema_decay), metrics
-
-    return step
 
 
 def train(
@@ -205,15 +139,21 @@ def _train(
         f"{'resuming' if start else 'starting'} at step {start} of {settings.num_steps}"
     )
 
-    step = make_train_step(
-        pipeline,
-        optimizer,
-        jax.random.fold_in(root, _TRAIN),
-        accumulation=settings.accumulation,
-        ema_decay=settings.ema_decay,
-    )
-    out_shardings = (shardings, sharding.replicated(mesh))
-    train_step = compiled_by_all(jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
+    def compiled(augmentation: Augmentation) -> Step:
+        step = make_train_step(
+            dataclasses.replace(pipeline, augmentation=augmentation),
+            optimizer,
+            jax.random.fold_in(root, _TRAIN),
+            accumulation=settings.accumulation,
+            ema_decay=settings.ema_decay,
+        )
+        out_shardings = (shardings, sharding.replicated(mesh))
+        return compiled_by_all(jax.jit(step, donate_argnums=0, out_shardings=out_shardings))
+
+    how = settings.augmentation
+    train_steps = {0: compiled(how)}
+    if how.crop_updates:
+        train_steps[how.crop_updates] = compiled(how.of_whole_slices)
     padded_size = sharding.padded_batch_size(settings.batch_size, mesh, settings.accumulation)
     images = padded_size // jax.process_count() * examples.num_channels * (1 + 2 * neighbors)
     _check_memory(settings, images)
@@ -248,7 +188,7 @@ def _train(
         stack.push(together.tell)
         placed = (sharding.put_batch(batch, mesh) for batch in batches)
         parts = (checkpointer, validation, writer)
-        return _loop(settings, state, train_step, placed, parts, stopping, end)
+        return _loop(settings, state, train_steps, placed, parts, stopping, end)
 
 
 def _shared(
@@ -293,13 +233,20 @@ def _check_memory(settings: TrainSettings, images_per_batch: int) -> None:
 def _loop(
     settings: TrainSettings,
     state: TrainState,
-    train_step: Callable,
+    train_steps: Mapping[int, Step],
     batches: Iterator[loader.Batch],
     parts: tuple[Checkpointer, Validation, MetricsWriter | None],
     stopping: Callable[[int], bool],
     end: float,
 ) -> bool:
     """One update after another. The metrics of a step are read while the next one is computed.
+
+    Args:
+        train_steps: update from which it is used -> the step.
+        batches: of the updates from the state's on.
+        parts: checkpoints, validation, and where metrics are written.
+        stopping: whether to stop after so many updates.
+        end: time by `perf_counter` at which to stop.
 
     Returns:
         Whether the last step, or the end of the time, was reached.
@@ -309,16 +256,19 @@ def _loop(
     total, quiet = settings.num_steps, writer is None
     bar = tqdm(desc="training", unit="step", total=total, initial=start, disable=quiet)
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
-    compiling = ticking(bar, "compiling, which takes a minute or more")
     # Whatever the time, a run that is new makes a step, so that there is a model.
     pending, last = None, start >= total or (start > 0 and time.perf_counter() >= end)
     for step in range(start, start if last else total):
         began = time.perf_counter()
-        with compiling if step == start else contextlib.nullcontext():
+        is_new = step == start or step in train_steps
+        if is_new:
+            train_step = train_steps[max(first for first in train_steps if first <= step)]
+        compiling = "compiling, which takes a minute or more"
+        with ticking(bar, compiling) if is_new else contextlib.nullcontext():
             state, metrics = train_step(state, next(batches))
-            if step == start:
+            if is_new:
                 jax.block_until_ready(metrics)
-        if step == start:
+        if is_new:
             _say(f"compilation and first step: {time.perf_counter() - began:.0f} s")
             log.restart_clock()
         if pending is not None:

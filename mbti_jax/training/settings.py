@@ -260,7 +260,7 @@ class TrainSettings(RunSettings):
         if not self.label_weight:
             # As in contracts that are older than the label head.
             del fields["label_weight"]
-        for name in ("crop_height", "crop_width"):
+        for name in ("crop_height", "crop_width", "crop_updates"):
             if not fields["augmentation"][name]:
                 # As in contracts that are older than these.
                 del fields["augmentation"][name]

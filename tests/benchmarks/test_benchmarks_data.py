@@ -12,8 +12,8 @@ from benchmarks import data as benchmark
 from benchmarks import data_rivals, timing
 from configs.train import get_config
 from mbti_jax.commands.settings import from_config
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.settings import TrainSettings
+from mbti_jax.training.step import make_train_step
 from tfds_brats.search import find_cases
 
 DUMMY_DATA = Path(__file__).resolve().parent.parent.parent / "tfds_brats" / "dummy_data"

@@ -302,6 +302,7 @@ def test_a_config_fixes_what_a_resumed_run_computes():
         ("diffusion.prediction", "x_0"),
         ("augmentation.max_angle", 5.0),
         ("augmentation.crop_height", 8),
+        ("optimizer.method", "muon"),
         ("optimizer.learning_rate", 1.0),
     ]:
         assert contract_of(change(config, path, value)) != reference, path

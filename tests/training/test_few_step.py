@@ -28,8 +28,8 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
 from mbti_jax.training import loop
 from mbti_jax.training.checkpoint import CheckpointMismatchError, load_for_inference
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 from mbti_jax.training.writer import read_metrics
 
 CARD = "A model for tests."

@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fake_slices import FakeSlices
 from tiny import tiny_config, tiny_settings
 
 from configs import baseline
 from mbti_jax.commands import train
 from mbti_jax.commands.settings import from_config
+from mbti_jax.data.augment import Augmentation
 from mbti_jax.fields import FieldError
 from mbti_jax.training import loop
 from mbti_jax.training.loop import NonFiniteLossError, _loop
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
+from mbti_jax.training.step import make_train_step
 from mbti_jax.training.writer import MetricsWriter, read_metrics
 
 
@@ -40,8 +43,10 @@ class Recorder:
         self.validated.append(step)
 
 
-def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=None):
+def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=None, second=None):
     """Runs the loop; `bad` is (step, metric, value), each step takes a second of `clock`.
+
+    From the update `second` on another step is used, of ten times the loss.
 
     Returns (recorder, error, metrics).
     """
@@ -62,6 +67,10 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=No
             metrics[bad[1]] = bad[2]
         return TrainState(state.step + 1, state.params, state.ema, state.opt_state), metrics
 
+    def other_step(state, batch):
+        state, metrics = train_step(state, batch)
+        return state, {**metrics, "loss": 10 * metrics["loss"]}
+
     batches = ({"number": np.array([step])} for step in range(start, 1000))
     recorder, error = Recorder(), None
     writer = MetricsWriter(workdir, start + 1)
@@ -69,7 +78,7 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=No
         _loop(
             settings,
             state,
-            train_step,
+            {0: train_step} if second is None else {0: train_step, second: other_step},
             batches,
             (recorder, recorder, writer),
             lambda done: done == stop_at,
@@ -93,6 +102,42 @@ def test_saves_and_validates_when_due_and_at_the_end(tmp_path):
     # A quarter without any timestep is left out of the mean, and of the line where there was none.
     assert [record.get("train/loss_q1") for record in metrics] == [2.0, 2.0, None, 2.0, 2.0]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics[0]
+
+
+@pytest.mark.parametrize("start", [0, 2, 4, 6])
+def test_another_step_takes_over(tmp_path, start):
+    """Whether the run began before, at, or after the update that is the first with it."""
+    _, error, metrics = run_loop(tmp_path, start=start, second=4)
+    assert error is None
+    expected = {2: 1.5, 4: 3.5, 6: 55.0, 8: 75.0, 10: 95.0}
+    losses = {record["step"]: record["train/loss"] for record in metrics}
+    assert losses == {step: loss for step, loss in expected.items() if step > start}
+
+
+def test_parts_of_slices_are_followed_by_whole_ones(tmp_path, monkeypatch):
+    made, used = [], []
+
+    def make(pipeline, *arguments, **options):
+        made.append(pipeline.augmentation)
+        return make_train_step(pipeline, *arguments, **options)
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(loop, "Validation", lambda *arguments: None)
+    monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
+    monkeypatch.setattr(
+        loop, "_loop", lambda settings, state, steps, *_: used.append(steps) or True
+    )
+    config = tiny_config()
+    config.augmentation.update(crop_height=4, crop_width=8, crop_updates=3)
+    assert train.main(config, str(tmp_path))
+    assert used[0].keys() == {0, 3}
+    assert [how.crop_size(16) for how in made] == [(4, 8), (16, 16)]
+    assert made[1] == Augmentation()
+    config.augmentation.update(crop_height=0, crop_width=0)
+    with pytest.raises(
+        FieldError, match=r"augmentation.crop_updates needs crop_height or crop_width"
+    ):
+        from_config(TrainSettings, config)
 
 
 def test_stopping_saves_at_once(tmp_path, caplog):

@@ -19,9 +19,9 @@ from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import param_shapes
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 
 BATCH = 8
 

@@ -23,8 +23,8 @@ from mbti_jax.models.losses import losses
 from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
 from mbti_jax.models.unet import init_params
 from mbti_jax.rois.kinds import NUM_KINDS
-from mbti_jax.training.loop import make_train_step
 from mbti_jax.training.state import create_state
+from mbti_jax.training.step import make_train_step
 from mbti_jax.training.validation import make_validation_step
 
 BATCH = 10  # Divided neither by 3 or 4 devices nor by an accumulation of 4.
