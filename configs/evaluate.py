@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     # the bundled model. Its training and test split follow from all of them.
     config.source = ""
     config.convention = ""
-    config.phantom = ConfigDict({"num_subjects": 64, "seed": 0})
+    config.phantom = ConfigDict({"num_subjects": 96, "seed": 0})
     # The dataset of these cases, as `configs/data.py` writes it; empty to build it in the workdir.
     config.data_dir = ""
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import export
 
 _DATA = """\
-64 digital phantoms (`tfds_brats.phantom`, seed 0; 52 for training, 6 each for validation and test):
+96 digital phantoms (`tfds_brats.phantom`, seed 0; TRAIN for training, VAL each for validation and test):
 deformed copies of one averaged brain, the ICBM 152 template that nilearn carries, with artificial
 gliomas. No image of a patient, so it knows phantoms only: what it paints into a patient's image must not
 be taken for tissue.
@@ -16,13 +16,16 @@ be taken for tissue.
 Made by
 
     python run.py --config=configs/phantom_model.py
-    python run.py --config=configs/export_phantom_model.py"""
+    python run.py --config=configs/export_phantom_model.py
+
+but in four runs that continued each other (`init_from`), while the recipe was being found: HISTORY"""
 
 
 def get_config() -> ConfigDict:
     config = export.get_config()
     config.source = "phantom_model/run"
     config.workdir = "mbti_jax/pretrained/phantom"
+    config.dtype = "float16"
     config.note = (
         "This model knows digital phantoms only; it was never trained on images of patients."
     )

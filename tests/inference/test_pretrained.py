@@ -15,7 +15,7 @@ from tfds_brats.scale import fit_scale
 from tfds_brats.slices import to_slices
 
 FOLDER = PRETRAINED["phantom"]
-# The model was trained with subjects 0 to 63 of seed 0.
+# The model was trained with subjects 0 to 95 of seed 0.
 SEED, SUBJECT = 1, 0
 SAMPLING = Sampling(num_steps=5)
 
@@ -53,7 +53,7 @@ def test_what_is_shipped():
     card = (FOLDER / "README.md").read_text()
     assert "configs/phantom_model.py" in card and "phantoms only" in card
     config = json.loads((FOLDER / "config.json").read_text())
-    assert config["contract"]["data"]["image_size"] == 128
+    assert config["contract"]["data"]["image_size"] == 192
     assert "pretrained/**" in (ROOT / "setup.cfg").read_text()
 
 
