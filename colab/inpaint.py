@@ -123,6 +123,7 @@ NUM_SEEDS = 6  # @param {type:"integer"}
 # %% cellView="form"
 # @title 4. Load the model
 from mbti_jax import Inpainter, Rois, Sampling
+from mbti_jax.diffusion.sampling import has_mean
 
 if MODEL in ("Google Drive", "upload") and not IN_COLAB:
     raise ValueError(f"MODEL = {MODEL!r} works in Colab only; here choose 'folder'")
@@ -229,7 +230,12 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
     """Repaints the slice's own tumor; see `tumors.MODES` for the modes."""
     brain = (image != 0).any(-1)
     rois = own_tumor(labels[None], brain[None], mode, box, SEED, dilate_mm=DILATE_MM)[0]
-    sampling = Sampling(NUM_STEPS, METHOD, seed=seed, guidance=weight, blend=BLEND)
+    # What is removed is best replaced by what is near to the truth and looks like tissue.
+    near = mode == "remove" and has_mean(inpainter.pipeline.process)
+    estimate = "near_mean" if near else "sample"
+    sampling = Sampling(
+        NUM_STEPS, METHOD, seed=seed, guidance=weight, estimate=estimate, blend=BLEND
+    )
     with progress_bar(f"{mode}, w = {weight:g}, seed {seed}") as progress:
         return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)
 
@@ -412,8 +418,9 @@ from mbti_jax.io.slices import write_slice
 
 NUM_SAMPLES = 1  # @param {type:"integer"}
 # @markdown `sample`: brains that could be there. `mean`: the mean of at least two samples, nearer to the
-# @markdown truth and smoother than any brain, with its standard deviation.
-ESTIMATE = "sample"  # @param ["sample", "mean"]
+# @markdown truth and smoother than any brain, with its standard deviation. `near_mean`: samples whose
+# @markdown large structures are the mean's, for normal tissue.
+ESTIMATE = "sample"  # @param ["sample", "near_mean", "mean"]
 
 with progress_bar("your slice") as progress:
     result = inpainter.inpaint(

@@ -89,9 +89,10 @@ def get_config() -> ConfigDict:
     # How many different results to make, or steps of a series.
     config.num_samples = 1
     # sample: each sample is a result. mean: their mean is, with the standard deviation beside it; nearer
-    # to the truth and smoother than any image. Means for registration, FreeSurfer and metrics of local
-    # inpainting, samples for synthetic sets.
-    config.estimate = "sample"
+    # to the truth and smoother than any image. near_mean: samples whose large structures are the mean's,
+    # so that only their texture is drawn. Means for registration, FreeSurfer and metrics of local
+    # inpainting, samples for synthetic sets. Left open: near_mean where a tumor is removed, else sample.
+    config.estimate = placeholder(str)
     # 1: the mean in a single pass of the network, without samples and their standard deviation.
     config.mean_passes = placeholder(int)
     # These three: what the checkpoint recommends, else 8 steps of unipc, spaced as suits the sampler.

@@ -72,7 +72,7 @@ PARTS: dict[str, Part] = {
 
 _RESULT = "result.json"
 # Counts what results hold and how intervals are made, so that results of different kinds do not mix.
-_REPORT = 5
+_REPORT = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.guidance import Guidance, make_guidance
-from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.diffusion.sampling import Sampling, has_mean
 from mbti_jax.engine.settings import EngineSettings
 from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
@@ -84,6 +84,7 @@ def main(config: ConfigDict, workdir: str) -> None:
     """
     model = from_config(ModelSettings, {name: config[name] for name in MODEL_FIELDS})
     drawn = {name: config[name] for name in _SAMPLING}
+    drawn["estimate"] = config.estimate or "sample"
     sampling = from_config(Sampling, drawn, guidance=model.make_guidance())
     engine = from_config(EngineSettings, {name: config[name] for name in _ENGINE})
     others = (*_SAMPLING, *_ENGINE, *MODEL_FIELDS)
@@ -96,5 +97,16 @@ def main(config: ConfigDict, workdir: str) -> None:
         # The GPUs are the workers'.
         jax.config.update("jax_platforms", "cpu")
     inpainter = load()
+    is_open = (config.estimate, config.mean_passes, config.spacing) == (None, None, None)
+    if is_open and settings.fills and config.num_steps != 1:
+        settings = _near_mean(settings, inpainter)
     with only_process_in(workdir, "run" if share is None else f"share-{share.number}"):
         _LAYOUTS[settings.layout](inpainter, settings, Path(workdir), Job(engine, load))
+
+
+def _near_mean(settings: InpaintSettings, inpainter: Inpainter) -> InpaintSettings:
+    """The preset for normal tissue, if the model can do it."""
+    if not has_mean(inpainter.pipeline.process):
+        return settings
+    sampling = dataclasses.replace(settings.sampling, estimate="near_mean")
+    return dataclasses.replace(settings, sampling=sampling)

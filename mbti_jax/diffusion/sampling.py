@@ -31,6 +31,8 @@ from mbti_jax.fields import (
 # What a `Sampling` leaves open, where the checkpoint recommends nothing; None is the sampler's `STEPS`
 # or `SPACING`. docs/evaluation.md has the table that this follows from.
 DEFAULTS = {"num_steps": None, "sampler": "unipc", "spacing": None}
+# The noise share from which samples near the mean go on; docs/evaluation.md has others.
+NEAR_MEAN = 0.6
 
 
 class NonFiniteSampleError(ValueError):
@@ -56,8 +58,11 @@ class Sampling:
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
             for independent slices; None for what fits the model (see `Inpainter.resolve`).
         estimate: what is made of the samples: "sample" for each of them, one of the images that could be
-            there, or "mean" for their mean, which has the least squared error and less texture than any
-            image.
+            there; "mean" for their mean, which has the least squared error and less texture than any
+            image; or "near_mean" for samples that go from the first estimate of x_0 straight to a noise
+            share of `NEAR_MEAN` and on from there, so that what is large is the mean's and only what is
+            small is drawn (compare Meng et al. 2022, arXiv 2108.01073, whose samples start from a
+            sketch): nearer to the truth than a sample, with more texture than a mean.
         mean_passes: of the mean. None for the mean of several samples; 1 for the first estimate of x_0
             alone, from noise at the last timestep: one pass of the network, and two with a guidance
             weight other than 0, which then is the default. `num_steps` becomes 1.
@@ -76,7 +81,7 @@ class Sampling:
     guidance: Guidance | float | None = None
     seed: int = 0
     z_sigma_mm: Annotated[float, Interval(0, 1000)] | None = 0.0
-    estimate: Literal["sample", "mean"] = "sample"
+    estimate: Literal["sample", "mean", "near_mean"] = "sample"
     mean_passes: int | None = None
     blend: bool = False
 
@@ -140,7 +145,8 @@ class Sampling:
             recommended: by its checkpoint: `num_steps`, `sampler`, `spacing`, each if it says so.
 
         Raises:
-            FieldError: the mean in one pass of a model whose first estimate is no mean.
+            FieldError: the mean in one pass, or samples near it, of a model whose first estimate is no
+                mean; too few steps for them.
         """
         fits = DEFAULTS["sampler"] in process.samplers
         known = {**DEFAULTS, "sampler": DEFAULTS["sampler"] if fits else process.samplers[0]}
@@ -150,13 +156,18 @@ class Sampling:
             known = {**DEFAULTS, "sampler": sampler}
         known["num_steps"] = known["num_steps"] or samplers.method(sampler).STEPS
         known["spacing"] = known["spacing"] or samplers.method(sampler).SPACING
+        near = self.estimate == "near_mean"
+        if (self.mean_passes or near) and not fits:
+            problem = "is not for a model tuned for few steps, whose first estimate is a sample"
+            raise FieldError("estimate" if near else "mean_passes", problem)
         if self.mean_passes:
-            if not fits:
-                problem = "is not for a model tuned for few steps, whose first estimate is a sample"
-                raise FieldError("mean_passes", problem)
             known["spacing"] = "trailing"
         missing = {name: known[name] for name in DEFAULTS if getattr(self, name) is None}
-        return dataclasses.replace(self, **missing) if missing else self
+        full = dataclasses.replace(self, **missing) if missing else self
+        if near and isinstance(full.spacing, str):
+            t = _near_mean_timesteps(process, full.num_steps, full.spacing)
+            full = dataclasses.replace(full, spacing=tuple(t.tolist()))
+        return full
 
     def timesteps(self, num_timesteps: int) -> Int[np.ndarray, " num_steps"]:
         """The times that the sampler visits, int64 [num_steps], strictly descending within [0, T).
@@ -187,14 +198,33 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """For provenance and requests, in JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.estimate != "mean":
+            del record["mean_passes"]
         if self.estimate == "sample":
             # As in records that are older than means.
-            del record["estimate"], record["mean_passes"]
+            del record["estimate"]
         if not self.blend:
             del record["blend"]
         if not isinstance(self.spacing, str | None):
             record["spacing"] = [int(t) for t in self.spacing]
         return record | guidance_record(record.pop("guidance"))
+
+
+def _near_mean_timesteps(
+    process: Process, num_steps: int, spacing: str
+) -> Int[np.ndarray, " num_steps"]:
+    """The last timestep, and then only those below a noise share of `NEAR_MEAN`."""
+    last = process.num_timesteps - 1
+    below = int(np.searchsorted(process.noise_share(np.arange(last)), NEAR_MEAN))
+    if not 2 <= num_steps <= below + 1:
+        problem = f"must be between 2 and {below + 1} for near_mean, not {num_steps}"
+        raise FieldError("num_steps", problem)
+    return np.append(last, sampling_timesteps(num_steps - 1, below, spacing))
+
+
+def has_mean(process: Process) -> bool:
+    """Whether a model's first estimate of x_0 is the mean of its samples: not if tuned for few steps."""
+    return process.is_stochastic and DEFAULTS["sampler"] in process.samplers
 
 
 def check_finite(samples: np.ndarray, sampling: Sampling) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.diffusion.sampling import Sampling, has_mean
 from mbti_jax.evaluation import (
     baselines,
     coherence,
@@ -47,6 +47,8 @@ REGRESSOR = "U-Net regressor"
 ONE_SAMPLE = "diffusion, one sample"
 ONE_PASS = "diffusion, mean in one pass"
 BLENDED = ", blended"
+# The preset where tumors are removed.
+NEAR_MEAN = "diffusion, near the mean, blended"
 # A slice is scored by itself if that many pixels of brain are masked in it, or more than in any other.
 _MIN_AREA = 100
 _NUM_PICTURES = 4
@@ -226,11 +228,17 @@ def paint(
     if count > 1:
         painted[settings.mean_name] = total / count
     one_pass = Sampling(seed=seed, z_sigma_mm=settings.z_sigma_mm, estimate="mean", mean_passes=1)
-    for name, drawn in {
-        ONE_PASS: one_pass,
-        ONE_PASS + BLENDED: dataclasses.replace(one_pass, blend=True),
-        ONE_SAMPLE + BLENDED: dataclasses.replace(sampling, blend=True),
-    }.items():
+    further = {ONE_SAMPLE + BLENDED: dataclasses.replace(sampling, blend=True)}
+    # A model tuned for few steps has no mean in one pass.
+    if has_mean(workbench.inpainter.pipeline.process):
+        further |= {
+            ONE_PASS: one_pass,
+            ONE_PASS + BLENDED: dataclasses.replace(one_pass, blend=True),
+        }
+        if settings.num_steps > 1:
+            near = dataclasses.replace(sampling, estimate="near_mean", blend=True)
+            further[NEAR_MEAN] = near
+    for name, drawn in further.items():
         painted[name] = next(_inpainted(workbench, workbench.inpainter, voided, roi, drawn, 1))
     return painted
 

@@ -149,6 +149,13 @@ class InpaintSettings:
         return bool(self.tumor) and any(MODES[share.mode].removes for share in self.shares)
 
     @property
+    def fills(self) -> bool:
+        """Whether all that is made of the case's own tumor is normal tissue."""
+        return bool(self.tumor) and all(
+            MODES[share.mode].kinds == ("normal",) for share in self.shares
+        )
+
+    @property
     def is_mean(self) -> bool:
         """Whether the result is the mean of the samples."""
         return self.sampling.estimate == "mean"

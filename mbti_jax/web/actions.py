@@ -24,13 +24,10 @@ from mbti_jax.web.results import Result
 from mbti_jax.web.sentences import loaded_sentence, ranges
 from mbti_jax.web.session import Session, SessionClosed
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
-from mbti_jax.web.values import flag, number, whole
+from mbti_jax.web.values import ESTIMATES, estimate_for, flag, number, whole
 from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
-
-# What a run may make.
-ESTIMATES = ("samples", "mean", "mean in one pass")
 
 
 class Actions:
@@ -139,6 +136,7 @@ class Actions:
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
             _start(session),
+            gr.Radio(value=session.estimate) if session.estimate else gr.skip(),
         )
 
     def paint(self, value, request: gr.Request):
@@ -178,6 +176,7 @@ class Actions:
             raise ValueError("choose what is made of the case's own tumor, or the file of the ROIs")
         else:
             paint_tumor(session, session.segmentation, made)
+            session.estimate = estimate_for(tumor, self._inpainter.pipeline.process)
         session.box = tuple(box)
         slices = sorted(session.painted)
         return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {ranges(slices)}."
@@ -236,7 +235,7 @@ class Actions:
                 guidance=make_guidance(guidance, asked.guidance_weight, interval),
                 seed=asked.seed,
                 z_sigma_mm=None,
-                estimate="sample" if estimate == "samples" else "mean",
+                estimate=ESTIMATES[estimate],
                 mean_passes=1 if in_one_pass else None,
                 blend=asked.blend,
             ),
@@ -325,7 +324,7 @@ class Actions:
         session = self._session(request)
         path = Path(file)
         samplers = tuple(self._inpainter.pipeline.process.samplers)
-        choices = {"estimate": ESTIMATES, "sampler": samplers, "guidance": tuple(KINDS)}
+        choices = {"estimate": tuple(ESTIMATES), "sampler": samplers, "guidance": tuple(KINDS)}
         try:
             settings = read_settings(path, {**choices, "sequences": session.sequences})
         finally:

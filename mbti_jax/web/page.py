@@ -14,7 +14,7 @@ Scripts use it through `gradio_client`; the endpoints are
   one), and are the seed of the place to move it to. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
   lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. `estimate` is one of
-  `actions.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
+  `values.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
   first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
 
@@ -44,11 +44,12 @@ from mbti_jax.io.files import shipped_text
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import MODES
 from mbti_jax.web import painter, storage
-from mbti_jax.web.actions import ESTIMATES, Actions
+from mbti_jax.web.actions import Actions
 from mbti_jax.web.examples import EXAMPLES
 from mbti_jax.web.loading import LEFT_OUT
 from mbti_jax.web.sentences import in_sentences
 from mbti_jax.web.uploads import MAX_FILES, SLICE_ENDINGS
+from mbti_jax.web.values import ESTIMATES
 from mbti_jax.web.views import title
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES
 from tfds_brats.volumes import NIFTI_ENDINGS
@@ -290,10 +291,11 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         )
     estimate = gr.Radio(
         [(name.capitalize(), name) for name in ESTIMATES],
-        value=ESTIMATES[0],
+        value=next(iter(ESTIMATES)),
         label="Result",
         info="A sample is one of the brains that could be there. The mean is nearest to the truth, and "
-        "smoother than any brain; a single pass of the network estimates it without samples.",
+        "smoother than any brain; a single pass of the network estimates it without samples. Samples "
+        "near the mean give it texture: the choice where a tumor is removed.",
     )
     blend = gr.Checkbox(True, label="Blend normal tissue into its surroundings")
     with gr.Accordion("Advanced", open=False), gr.Row():
@@ -307,6 +309,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
             for value, side in ((0.0, "from"), (1.0, "to"))
         )
     parts.settings = [seed, samples, steps, weight, estimate]
+    parts.estimate = estimate
     parts.settings += [sampler, guidance, lowest, highest, blend]
     parts.saved = gr.UploadButton(
         "Load saved settings (JSON)", file_types=[".json"], size="sm", elem_id="saved"
@@ -352,7 +355,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
 
     def open_session(after):
         shown = [parts.board, parts.sequences, parts.work, parts.range]
-        shown += [parts.first, parts.last, parts.start]
+        shown += [parts.first, parts.last, parts.start, parts.estimate]
         opened = on(after.success, actions.open, None, shown, **silent)
         on(opened.success, actions.files, None, history, **silent)
 

@@ -1,6 +1,18 @@
 """Values of the form, as the browser sends them."""
 
-from typing import Any
+from typing import Any, Literal
+
+from mbti_jax.diffusion.processes import Process
+from mbti_jax.diffusion.sampling import has_mean
+from mbti_jax.rois.tumors import MODES
+
+# What a run may make -> `Sampling.estimate`.
+ESTIMATES: dict[str, Literal["sample", "near_mean", "mean"]] = {
+    "samples": "sample",
+    "samples near the mean": "near_mean",
+    "mean": "mean",
+    "mean in one pass": "mean",
+}
 
 # More than any setting of the page.
 _LARGEST = 1e30
@@ -25,3 +37,9 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         raise ValueError(f"{name} must be a number, not {value!r:.40}")
     return float(value)
+
+
+def estimate_for(mode: str, process: Process) -> str:
+    """Which of `ESTIMATES` suits what is made of a tumor, a key of `MODES`."""
+    fills = MODES[mode].kinds == ("normal",)
+    return "samples near the mean" if fills and has_mean(process) else "samples"

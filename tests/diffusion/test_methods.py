@@ -22,7 +22,7 @@ from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian, RectifiedFlow, like
 from mbti_jax.diffusion.samplers import ddim, dpmpp_2m, heun, unipc
 from mbti_jax.diffusion.samplers.driver import Sampler
-from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.diffusion.sampling import NEAR_MEAN, Sampling
 from mbti_jax.diffusion.schedule import Schedule, make_schedule, trailing_timesteps
 from mbti_jax.fields import FieldError
 
@@ -162,6 +162,24 @@ def test_the_mean_in_one_pass_is_the_mean(method):
     """Noise alone says nothing of the image, so its estimate is the mean of all."""
     made = draw("flow", method, 50, estimate="mean", mean_passes=1)
     np.testing.assert_allclose(made, np.broadcast_to(MEAN, made.shape), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_samples_near_the_mean_end_where_they_should(process):
+    """From the first estimate straight to a noise share, and along the path from there."""
+    made = draw(process, "dpmpp_2m", 120, estimate="near_mean")
+    process, x_T = PROCESSES[process], noise()
+    t = np.arange(process.num_timesteps - 1)
+    first = t[process.noise_share(t) < NEAR_MEAN][-1:]
+    (a, s), (last_a, last_s) = (
+        (process.alpha(time), process.sigma(time)) for time in (first, np.array([999]))
+    )
+    guess = estimate_of(process, x_T, np.array([999]), VARIANCE)
+    start = a * guess + s * (x_T - last_a * guess) / last_s
+    share = (start - a * MEAN) / np.sqrt(a**2 * VARIANCE + s**2)
+    np.testing.assert_allclose(made, MEAN + np.sqrt(VARIANCE) * share, rtol=0, atol=0.01)
+    # Nearer to the mean than a sample.
+    assert np.linalg.norm(made - MEAN) < 0.99 * np.linalg.norm(np.sqrt(VARIANCE) * x_T)
 
 
 @pytest.mark.parametrize(("weight", "passes"), [(0.0, 1), (0.4, 2)])

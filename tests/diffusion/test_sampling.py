@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mbti_jax.diffusion import samplers, sampling
-from mbti_jax.diffusion.processes import RectifiedFlow
-from mbti_jax.diffusion.sampling import NonFiniteSampleError, Sampling, check_finite
+from mbti_jax.diffusion.consistency import Consistency
+from mbti_jax.diffusion.processes import Gaussian, RectifiedFlow, Regression
+from mbti_jax.diffusion.sampling import NonFiniteSampleError, Sampling, check_finite, has_mean
+from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.fields import FieldError
 
 
@@ -26,7 +28,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_says_how_it_was_drawn(value
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"estimate": "median"}, "estimate must be one of sample, mean, not 'median'"),
+        ({"estimate": "median"}, "estimate must be one of sample, mean, near_mean, not 'median'"),
         ({"mean_passes": 1}, "mean_passes is of the estimate mean, not of sample"),
         ({"estimate": "mean", "mean_passes": 0}, "mean_passes must be 1, or None"),
         ({"estimate": "mean", "mean_passes": 2}, "mean_passes must be 1, or None"),
@@ -54,6 +56,26 @@ def test_records_of_samples_are_those_of_before_there_were_means():
     assert not {"estimate", "mean_passes"} & Sampling().record().keys()
     record = Sampling(50, estimate="mean", mean_passes=1).record()
     assert (record["estimate"], record["mean_passes"], record["num_steps"]) == ("mean", 1, 1)
+
+
+def test_samples_near_the_mean_leave_out_the_times_between():
+    process = RectifiedFlow()
+    found = Sampling(5, spacing="trailing", estimate="near_mean").resolved(process)
+    # In a flow t + 1 is the noise share, in thousandths.
+    assert found.spacing == (999, 598, 448, 299, 149)
+    assert found.num_steps == 5 and found.resolved(process) == found
+    record = found.record()
+    assert record["estimate"] == "near_mean" and "mean_passes" not in record
+    cubic = Sampling(estimate="near_mean").resolved(Gaussian(make_schedule("linear"), "v"))
+    assert cubic.spacing[0] == 999 and cubic.spacing[1] < 350 and cubic.num_steps == 8
+    for steps in (1, 601):
+        with pytest.raises(
+            FieldError, match=f"num_steps must be between 2 and 600 .*, not {steps}"
+        ):
+            Sampling(steps, estimate="near_mean").resolved(process)
+    with pytest.raises(FieldError, match="estimate is not for a model tuned for few steps"):
+        Sampling(estimate="near_mean").resolved(Consistency(process))
+    assert has_mean(process) and not has_mean(Consistency(process)) and not has_mean(Regression())
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,35 @@ def test_only_the_roi_changes(source, tmp_path):
     record = json.loads((out / "provenance.json").read_text())
     assert record["synthetic"] is True and record["rois"]["normal"]["pixels"] == roi.sum()
     assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
-    assert record["sampling"]["spacing"] == record["request"]["spacing"] == "cubic"
+    # What is removed has the preset for normal tissue: the last time, then only late ones.
+    assert record["sampling"]["estimate"] == record["request"]["estimate"] == "near_mean"
+    assert record["sampling"]["spacing"] == [999, 338]
     assert Image.open(out / "preview.png").size[0] > 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "estimate"),
+    [
+        ({}, "near_mean"),
+        ({"tumor": "shrink"}, "near_mean"),
+        ({"tumor": "move"}, "sample"),
+        ({"tumor": "replace"}, "sample"),
+        ({"estimate": "sample"}, "sample"),
+        ({"spacing": "trailing"}, "sample"),
+        ({"num_steps": 1}, "sample"),
+        ({"estimate": "mean", "mean_passes": 1}, "mean"),
+    ],
+)
+def test_the_preset_for_normal_tissue_gives_way_to_what_is_asked_for(
+    source, tmp_path, monkeypatch, fields, estimate
+):
+    seen = []
+    monkeypatch.setitem(inpaint._LAYOUTS, "files", lambda _, settings, *__: seen.append(settings))
+    dilation = {"dilate_mm": 0.0} if fields.get("tumor", "remove") in ("remove", "move") else {}
+    config = get_config()
+    config.update({**of_case(source), "dilate_mm": dilation.get("dilate_mm"), **fields})
+    inpaint.main(config, str(tmp_path / "out"))
+    assert seen[0].sampling.estimate == estimate
 
 
 def test_a_removed_tumor_takes_its_rim_with_it(source, tmp_path):
@@ -118,7 +145,7 @@ def test_resumes_where_it_stopped(source, tmp_path, capsys):
 def test_the_mean_of_samples_with_its_deviation_beside_it(source, tmp_path):
     fields = of_case(source, sequences=("t1",), slices=(2,), num_samples=3)
     name = f"{SUBJECT}{SUFFIXES['t1']}"
-    out = run(tmp_path / "samples", **fields) / SUBJECT
+    out = run(tmp_path / "samples", **fields, estimate="sample") / SUBJECT
     paths = [out / f"sample_{n:03d}" / f"{name}-inpainted.nii.gz" for n in range(3)]
     samples = np.stack([stored(path) for path in paths]).astype(np.float64)
     out = run(tmp_path / "mean", **fields, estimate="mean") / SUBJECT / "mean"

@@ -144,7 +144,9 @@ def test_errors_are_sentences(client, tmp_path):
     assert "at least 2 for their mean" in said([], 0, 1, 1, 0.4, "mean", api_name="/inpaint")
     assert "not in the list of choices" in said([], 0, 2, 1, 0.4, "median", api_name="/inpaint")
     text = said([], 0, 2, 1, 0.4, None, api_name="/inpaint")
-    assert "The result must be one of samples, mean, mean in one pass" in text
+    assert (
+        "The result must be one of samples, samples near the mean, mean, mean in one pass" in text
+    )
     client.predict("remove a tumor", api_name="/load_example")
     client.predict(["t1"], 0, 2, 1, 0.4, "mean in one pass", api_name="/inpaint")
 
