@@ -32,7 +32,7 @@ from mbti_jax.fields import (
 # or `SPACING`. docs/evaluation.md has the table that this follows from.
 DEFAULTS = {"num_steps": None, "sampler": "unipc", "spacing": None}
 # The noise share from which samples near the mean go on; docs/evaluation.md has others.
-NEAR_MEAN = 0.6
+NEAR_MEAN = 0.4
 
 
 class NonFiniteSampleError(ValueError):
