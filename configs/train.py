@@ -151,6 +151,9 @@ def get_config() -> ConfigDict:
     # (docs/training.md) and has the same learning rates.
     config.optimizer.method = "adam"
     config.optimizer.learning_rate = 1e-4
+    # The updates between which the learning rate falls to a tenth, such as (300_000, 370_000); empty:
+    # it stays.
+    config.optimizer.decay = ()
     # Of the moving average of the weights, which is what samples.
     config.ema_decay = 0.9999
     # Examples of an update, over all devices.

@@ -264,9 +264,10 @@ class TrainSettings(RunSettings):
             if not fields["augmentation"][name]:
                 # As in contracts that are older than these.
                 del fields["augmentation"][name]
-        if self.optimizer.method == "adam":
-            # As in contracts from when there was no other.
-            del fields["optimizer"]["method"]
+        for name, only in {"method": "adam", "decay": ()}.items():
+            if fields["optimizer"][name] == only:
+                # As in contracts from when there was no other.
+                del fields["optimizer"][name]
         if self.augmentation == Augmentation():
             # As in contracts from when there was no other.
             del fields["augmentation"]

@@ -1,6 +1,7 @@
 """Muon against the polar decomposition that it approximates, and as a part of a run."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -80,10 +81,32 @@ def test_a_kernel_that_is_split_over_devices_has_the_same_updates():
     )
 
 
+@pytest.mark.parametrize("method", ["adam", "muon"])
+def test_the_rate_falls_linearly_to_a_tenth(method):
+    """Of a constant gradient Adam's update of a bias has the size of the rate."""
+    params, grads = {"bias": jnp.ones(3)}, {"bias": jnp.array([1.0, -2.0, 3.0])}
+    constant = OptimizerSettings(RATE, method).make()
+    falling = OptimizerSettings(RATE, method, (10, 20)).make()
+    state = {"constant": constant.init(params), "falling": falling.init(params)}
+    shares = []
+    for _ in range(25):
+        plain, state["constant"] = constant.update(grads, state["constant"], params)
+        fallen, state["falling"] = falling.update(grads, state["falling"], params)
+        shares.append(float(fallen["bias"][0] / plain["bias"][0]))
+    expected = np.interp(np.arange(25), [10, 20], [1.0, 0.1])
+    np.testing.assert_allclose(shares, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [(5,), (5, 5), (7, 5), (-1, 5), (1, 2, 3)])
+def test_a_decay_that_is_none(decay):
+    with pytest.raises(FieldError, match="decay must be "):
+        OptimizerSettings(RATE, decay=decay)
+
+
 def test_contracts_tell_the_methods_apart_and_old_ones_stay():
     config = tiny_config()
     reference = from_config(TrainSettings, config).contract("f00d")
     assert reference["optimizer"] == {"learning_rate": 1e-3}
-    config.optimizer.method = "muon"
+    config.optimizer.update(method="muon", decay=(2, 5))
     changed = from_config(TrainSettings, config).contract("f00d")
-    assert changed["optimizer"] == {"learning_rate": 1e-3, "method": "muon"}
+    assert changed["optimizer"] == {"learning_rate": 1e-3, "method": "muon", "decay": [2, 5]}
