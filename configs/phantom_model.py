@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
     # Unlike x_0, it leaves samples the texture of tissue.
     config.diffusion.prediction = "v"
     config.optimizer.method = "muon"
+    config.optimizer.decay = (8_000, 10_500)
     config.ema_decay = 0.998
     # The updates end it, not the time.
     config.minutes = 100_000.0
