@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from configs import export
 
 _DATA = """\
-96 digital phantoms (`tfds_brats.phantom`, seed 0; TRAIN for training, VAL each for validation and test):
+96 digital phantoms (`tfds_brats.phantom`, seed 0; 76 for training, 10 each for validation and test):
 deformed copies of one averaged brain, the ICBM 152 template that nilearn carries, with artificial
 gliomas. No image of a patient, so it knows phantoms only: what it paints into a patient's image must not
 be taken for tissue.
@@ -18,7 +18,10 @@ Made by
     python run.py --config=configs/phantom_model.py
     python run.py --config=configs/export_phantom_model.py
 
-but in four runs that continued each other (`init_from`), while the recipe was being found: HISTORY"""
+but in four runs that continued each other (`init_from`), while the recipe was being found:
+2,234 updates with Adam and 3,228 with Muon on parts of 64 x 160 pixels, 3,087 with Muon on parts of
+160 x 144, the last 1,352 of them at a quarter of the learning rate, and 480 on whole slices at a
+tenth"""
 
 
 def get_config() -> ConfigDict:
