@@ -67,8 +67,8 @@ def get_config() -> ConfigDict:
     config.volumes.passes = (40,)
     # Of means, which share the passes; 1 for none.
     config.volumes.num_samples = 4
-    # Over how many millimeters slices share their noise: None for what suits the model (2, or 0 for one
-    # that sees neighbors), nearly everywhere, nowhere. Means have the first.
+    # Over how many millimeters slices share their noise: None for the usual 2, nearly everywhere,
+    # nowhere. Means have the first.
     config.volumes.z_sigma_mm = (None, 60.0, 0.0)
     # Modes as in configs/inpaint.py; empty for no tumors.
     config.volumes.tumors = ("replace", "random box")

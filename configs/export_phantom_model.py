@@ -18,10 +18,10 @@ Made by
     python run.py --config=configs/phantom_model.py
     python run.py --config=configs/export_phantom_model.py
 
-but in four runs that continued each other (`init_from`), while the recipe was being found:
+but in five runs that continued each other (`init_from`), while the recipe was being found:
 2,234 updates with Adam and 3,228 with Muon on parts of 64 x 160 pixels, 3,087 with Muon on parts of
 160 x 144, the last 1,352 of them at a quarter of the learning rate, and 480 on whole slices at a
-tenth"""
+tenth."""
 
 
 def get_config() -> ConfigDict:

@@ -118,9 +118,8 @@ def get_config() -> ConfigDict:
     # Share of fresh noise, for ddim only: 0 is deterministic, 1 ancestral sampling.
     config.eta = 0.0
     # How far along z neighboring slices share their noise, sigma in mm; 0 for independent slices. Left
-    # open, it is 0 for models that see neighboring slices, which were trained so, and 2 for others: on
-    # phantoms that makes the step between slices painted one by one that of the tissue around them,
-    # 0.04 of the range; it is 0.11 to 0.16 with independent noise and 0.03 with 4 mm.
+    # open, it is 2. The bundled model then makes the step between slices 0.8 to 0.9 of that in the
+    # tissue around (one phantom); 1.3 to 1.7 with independent noise, and 0.7 to 0.8 with 4 mm.
     config.z_sigma_mm = placeholder(float)
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False

@@ -4,8 +4,9 @@ r"""Trains the bundled model, on digital phantoms alone.
     python run.py --config=configs/export_phantom_model.py
 
 Makes 96 phantoms (seed 0), builds their dataset and trains a network of 2.1 million parameters on the
-four sequences jointly, at the slices' own 1 mm; some two hours on two CPU cores. Stopped and started
-again, it resumes. docs/notes/2026-11-design-trials.md says what was compared before it was chosen.
+four sequences jointly, at the slices' own 1 mm; some two hours on two CPU cores (10,000 updates of 0.7 s
+and 500 of 1.2; the whole was not timed). Stopped and started again, it resumes.
+docs/notes/2026-11-design-trials.md says what was compared before it was chosen.
 
 The four sequences are painted jointly, unlike in the paper, because that can be learned in this time:
 after a quarter of an hour on one core, a network for one sequence at a time had not learned to continue

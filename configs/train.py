@@ -147,8 +147,7 @@ def get_config() -> ConfigDict:
     config.augmentation.crop_updates = 0
 
     config.optimizer = ConfigDict()
-    # adam, or muon, which took a small network on phantoms to the same loss in fewer updates
-    # (docs/training.md) and has the same learning rates.
+    # adam, or muon, with the same learning rates; docs/training.md compares them.
     config.optimizer.method = "adam"
     config.optimizer.learning_rate = 1e-4
     # The updates between which the learning rate falls to a tenth, such as (300_000, 370_000); empty:

@@ -31,7 +31,7 @@ from mbti_jax.fields import (
 # What a `Sampling` leaves open, where the checkpoint recommends nothing; None is the sampler's `STEPS`
 # or `SPACING`. docs/evaluation.md has the table that this follows from.
 DEFAULTS = {"num_steps": None, "sampler": "unipc", "spacing": None}
-# The noise share from which samples near the mean go on; docs/evaluation.md has others.
+# The noise share from which samples near the mean go on; docs/notes/2026-11-design-trials.md has others.
 NEAR_MEAN = 0.4
 
 
@@ -56,13 +56,14 @@ class Sampling:
             a `Guidance`, for the weight that the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
-            for independent slices; None for what fits the model (see `Inpainter.resolve`).
+            for independent slices; None for 2.
         estimate: what is made of the samples: "sample" for each of them, one of the images that could be
             there; "mean" for their mean, which has the least squared error and less texture than any
             image; or "near_mean" for samples that go from the first estimate of x_0 straight to a noise
             share of `NEAR_MEAN` and on from there, so that what is large is the mean's and only what is
             small is drawn (compare Meng et al. 2022, arXiv 2108.01073, whose samples start from a
-            sketch): nearer to the truth than a sample, with more texture than a mean.
+            sketch): nearer to the truth than a sample, with more texture than a mean. Timesteps that are
+            given as `spacing` are used as they are.
         mean_passes: of the mean. None for the mean of several samples; 1 for the first estimate of x_0
             alone, from noise at the last timestep: one pass of the network, and two with a guidance
             weight other than 0, which then is the default. `num_steps` becomes 1.

@@ -252,7 +252,7 @@ class Inpainter(WindowSampler):
                 "resample the volume for results that hold together along z"
             )
         values = np.stack([to_slices(case.values(name))[seen] for name in sequences], axis=-1)
-        sampling = self.resolve(sampling, case.spacing[2])
+        sampling = self.resolve(sampling)
         sampling.check_num_samples(len(samples))
         painted = self._through_window(
             values,

@@ -151,9 +151,7 @@ class InpaintSettings:
     @property
     def fills(self) -> bool:
         """Whether all that is made of the case's own tumor is normal tissue."""
-        return bool(self.tumor) and all(
-            MODES[share.mode].kinds == ("normal",) for share in self.shares
-        )
+        return bool(self.tumor) and all(MODES[share.mode].fills for share in self.shares)
 
     @property
     def is_mean(self) -> bool:

@@ -39,6 +39,11 @@ class Mode(NamedTuple):
     is_step: bool = False
     removes: bool = False
 
+    @property
+    def fills(self) -> bool:
+        """Whether all that it makes is normal tissue."""
+        return self.kinds == ("normal",)
+
 
 MODES = {
     "remove": Mode("normal tissue where the tumor is", ("normal",), removes=True),

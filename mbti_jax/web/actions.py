@@ -136,7 +136,7 @@ class Actions:
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
             _start(session),
-            gr.Radio(value=session.estimate) if session.estimate else gr.skip(),
+            estimate_for(session.painted.values(), self._inpainter.pipeline.process),
         )
 
     def paint(self, value, request: gr.Request):
@@ -176,7 +176,6 @@ class Actions:
             raise ValueError("choose what is made of the case's own tumor, or the file of the ROIs")
         else:
             paint_tumor(session, session.segmentation, made)
-            session.estimate = estimate_for(tumor, self._inpainter.pipeline.process)
         session.box = tuple(box)
         slices = sorted(session.painted)
         return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {ranges(slices)}."

@@ -7,7 +7,6 @@ from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web.loading import new_session_folder, volume_session
 from mbti_jax.web.session import Session
-from mbti_jax.web.values import estimate_for
 from tfds_brats.cases import Case, is_tumor, read_case
 from tfds_brats.phantom import write_phantoms
 from tfds_brats.search import find_cases
@@ -51,5 +50,4 @@ def load_example(title: str, case: Case, inpainter: Inpainter, root: Path) -> Se
         labels, session.brain, mode, dilate_mm=REMOVAL_MARGIN_MM, spacing=case.spacing[::-1]
     )
     session.paint(largest, rois[largest].label_map(), box)
-    session.estimate = estimate_for(mode, inpainter.pipeline.process)
     return session

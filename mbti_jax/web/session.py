@@ -37,7 +37,6 @@ class Session:
         uploads: the files that these, and ROIs, are copies of.
         painted: slice number -> uint8 [H, W] with the numbers of `ROI_LABELS`, 0 where nothing is.
         box: names of the tissues to be treated as bounding boxes.
-        estimate: which of `values.ESTIMATES` suits these ROIs; empty for what is chosen.
         segmentation: uint8 [Z, H, W], canonical, which label maps keep outside the ROIs; None if it is
             not known.
         runs: the last of its runs, each a `history.Run`, the newest at the end.
@@ -62,7 +61,6 @@ class Session:
     uploads: tuple[Path, ...] = ()
     painted: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     box: tuple[str, ...] = ()
-    estimate: str = ""
     segmentation: np.ndarray | None = None
     runs: list[Any] = dataclasses.field(default_factory=list)
     chosen: Any = None

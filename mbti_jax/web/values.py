@@ -1,10 +1,13 @@
 """Values of the form, as the browser sends them."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
+
+import numpy as np
 
 from mbti_jax.diffusion.processes import Process
 from mbti_jax.diffusion.sampling import has_mean
-from mbti_jax.rois.tumors import MODES
+from mbti_jax.rois.kinds import ROI_LABELS
 
 # What a run may make -> `Sampling.estimate`.
 ESTIMATES: dict[str, Literal["sample", "near_mean", "mean"]] = {
@@ -39,7 +42,8 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def estimate_for(mode: str, process: Process) -> str:
-    """Which of `ESTIMATES` suits what is made of a tumor, a key of `MODES`."""
-    fills = MODES[mode].kinds == ("normal",)
+def estimate_for(painted: Iterable[np.ndarray], process: Process) -> str:
+    """Which of `ESTIMATES` suits label maps: samples near the mean, if they hold normal tissue alone."""
+    found = {int(label) for labels in painted for label in np.unique(labels)} - {0}
+    fills = {ROI_LABELS[label] for label in found} == {"normal"}
     return "samples near the mean" if fills and has_mean(process) else "samples"

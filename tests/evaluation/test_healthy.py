@@ -1,5 +1,6 @@
 """The part "healthy": what methods get to see, what is judged, and the tables it writes."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -207,6 +208,18 @@ def test_the_mean_of_samples_is_their_mean(workbench):
     roi[..., mask.healthy.any((0, 1))] = mask.whole[..., mask.healthy.any((0, 1))]
     assert np.abs(second - one)[roi].mean() > 1
     assert not mean[~roi].any()
+
+
+def test_a_model_tuned_for_few_steps_has_no_means_but_of_samples(workbench):
+    metadata = copy.deepcopy(workbench.inpainter.metadata)
+    metadata["contract"]["diffusion"] |= {"objective": "consistency", "halve_every": 3}
+    tuned = copy.copy(workbench)
+    tuned.inpainter = Inpainter(workbench.inpainter._params, metadata, 4, "runs/tuned")
+    case, mask = first_case(workbench)
+    painted = healthy.paint(tuned, healthy.voided_case(case, mask), mask, SETTINGS, 0, None)
+    assert [name for name in painted if "diffusion" in name] == [
+        *("diffusion, one sample", "diffusion, mean of 2", "diffusion, one sample, blended"),
+    ]
 
 
 def test_the_same_again_samples_nothing_anew(workbench, regressor, result, tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def test_rivals_cost_the_same():
     assert steps["a: mean in one pass, own noise"] == (1, 1)
     (alone, *_) = rivals({"a": models["a"]}, **compared)
     assert alone.name == "sample, own noise, 8 passes"
-    # What a model of slices without neighbors has where nothing is said.
+    # Where nothing is said.
     assert alone.record()["z_sigma_mm"] == 2
 
 

@@ -187,7 +187,7 @@ def test_slices_at_another_distance_are_painted_one_by_one_and_said_to_be(tmp_pa
         return result
 
     near = painted(inpainter, 1.2 * (trained or 1.0))
-    assert near.details["neighbors"] == 1 and near.details["sampling"]["z_sigma_mm"] == 0.0
+    assert near.details["neighbors"] == 1 and near.details["sampling"]["z_sigma_mm"] == 2.0
     assert not any("apart" in warning for warning in near.details["warnings"])
     result = painted(inpainter, far)
     assert result.details["neighbors"] == 0 and result.details["sampling"]["z_sigma_mm"] == 2.0
@@ -212,7 +212,7 @@ def test_cases_are_painted_as_volumes(tmp_path):
     sampling = Sampling(2, guidance=ClassifierFree(0.0), z_sigma_mm=None)
     first, second = inpainter.inpaint_volume(case, rois, sampling, samples=range(2))
     assert first.details["slices"] == [1, 2, 3]
-    assert first.details["sampling"]["z_sigma_mm"] == 0.0
+    assert first.details["sampling"]["z_sigma_mm"] == 2.0
     inside = masks.any(-1)
     assert all((first.values[name] != second.values[name])[inside].all() for name in first.values)
     # What is not repainted is seen as it is: slice 4 by the one below, and slice 0, which has less brain

@@ -23,6 +23,8 @@ from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 from configs.serve import get_config
 from mbti_jax.commands import serve
 from mbti_jax.commands.settings import from_config
+from mbti_jax.diffusion.consistency import Consistency
+from mbti_jax.diffusion.processes import RectifiedFlow
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.rois.kinds import ROI_LABELS
@@ -30,6 +32,7 @@ from mbti_jax.web import painter, views
 from mbti_jax.web.actions import cost_of
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.uploads import Limits
+from mbti_jax.web.values import estimate_for
 
 # The painter.
 
@@ -463,3 +466,17 @@ class TestWhoMayUseThePage:
             config.port = free.getsockname()[1]
         with pytest.raises(ValueError, match="MBTI_PASSWORD"):
             serve.main(config, "")
+
+
+@pytest.mark.parametrize(
+    ("labels", "process", "estimate"),
+    [
+        ([[0, 5]], RectifiedFlow(), "samples near the mean"),
+        ([[0, 5], [5, 2]], RectifiedFlow(), "samples"),
+        ([[0, 1]], RectifiedFlow(), "samples"),
+        ([], RectifiedFlow(), "samples"),
+        ([[0, 5]], Consistency(RectifiedFlow()), "samples"),
+    ],
+)
+def test_the_preset_follows_from_what_is_painted(labels, process, estimate):
+    assert estimate_for(map(np.array, labels), process) == estimate

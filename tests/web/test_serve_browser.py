@@ -272,6 +272,8 @@ def test_errors_are_shown_as_sentences(open_page):
     page.get_by_role("button", name="Remove a tumor").click()
     board = Board(page)
     sync_api.expect(page.locator("#start")).to_be_enabled()
+    # The preset where all that is painted is normal tissue.
+    sync_api.expect(page.get_by_role("radio", name="Samples near the mean")).to_be_checked()
     board.press("Clear slice")
     sync_api.expect(page.locator("#start")).to_be_disabled()
     page.get_by_text("Or take the ROIs").click()
@@ -489,6 +491,8 @@ def test_a_cancelled_run_and_images_that_are_overtaken(open_page, capfd):
         with contextlib.suppress(sync_api.Error):  # The page has given it up.
             route.continue_()
     page.unroute("**/*.bin", hold)
+    # Not that of the images before, where a tumor is removed.
+    sync_api.expect(page.get_by_role("radio", name="Samples", exact=True)).to_be_checked()
     page.wait_for_load_state("networkidle")
     sync_api.expect(page.locator("#painter .loading")).to_have_text("Loading the images ...")
     assert "Traceback" not in "".join(capfd.readouterr())
