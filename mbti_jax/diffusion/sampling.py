@@ -120,19 +120,24 @@ class Sampling:
         if self.mean_passes != 1:
             problem = f"must be 1, or None for the mean of samples, not {self.mean_passes!r}"
             raise FieldError("mean_passes", problem)
-        if self.estimate != "mean":
+        if not self.is_mean:
             problem = f"is of the estimate mean, not of {self.estimate}: leave out one of the two"
             raise FieldError("mean_passes", problem)
         if self.spacing not in (None, "trailing", "cubic"):
             problem = "must be trailing or cubic with mean_passes, whose timestep is the last one"
             raise FieldError("spacing", problem)
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the result is one image, the mean, and not each of the samples."""
+        return self.estimate == "mean"
+
     def check_num_samples(self, number: int) -> None:
         """Raises a FieldError if the estimate is not one of so many samples."""
         if self.mean_passes and number != 1:
             problem = f"must be 1 with mean_passes, not {number}; leave out one of the two"
             raise FieldError("num_samples", problem)
-        if self.estimate == "mean" and not self.mean_passes and number < 2:
+        if self.is_mean and not self.mean_passes and number < 2:
             problem = "must be at least 2 for their mean; or set mean_passes to 1"
             raise FieldError("num_samples", problem)
 
@@ -199,7 +204,7 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """For provenance and requests, in JSON values."""
         record = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.estimate != "mean":
+        if not self.is_mean:
             del record["mean_passes"]
         if self.estimate == "sample":
             # As in records that are older than means.

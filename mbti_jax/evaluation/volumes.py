@@ -165,7 +165,7 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
                 left_out.append(f"{case.subject}, {share.name}: {error}")
                 continue
             for rival in painters:
-                if rival.sampling.estimate == "mean" or rival.num_samples > 1:
+                if rival.sampling.is_mean or rival.num_samples > 1:
                     continue  # Of tumors the mean of different ones says nothing.
                 painted = rival.paint(workbench, case, rois, seed)
                 named = {**row, "method": rival.name, "request": share.name}

@@ -297,10 +297,9 @@ class Inpainter(WindowSampler):
         if painted.std is not None:
             inside = chosen.union[numbers][..., None]
             std = by_sequence(np.where(inside, painted.std, 0), np.float32)
-        is_mean = sampling.estimate == "mean"
         drawn = (
             [{"samples": [*map(int, samples)]}]
-            if is_mean
+            if sampling.is_mean
             else [{"sample": int(n)} for n in samples]
         )
         results = []
@@ -395,7 +394,7 @@ class Inpainter(WindowSampler):
                 roi = condition.roi[n, ..., 0]
                 back = window.probabilities_to_slice(probabilities[sample, n], roi)
                 shares[sample, place] = np.where(rois.union[n][..., None], back, 0)
-        if sampling.estimate == "sample":
+        if not sampling.is_mean:
             out = np.empty((len(painted), len(repainted), *values.shape[1:]), np.float64)
             for sample, slices in enumerate(in_units()):
                 out[sample] = slices

@@ -156,7 +156,7 @@ class InpaintSettings:
     @property
     def is_mean(self) -> bool:
         """Whether the result is the mean of the samples."""
-        return self.sampling.estimate == "mean"
+        return self.sampling.is_mean
 
     def _is_given(self, name: str) -> bool:
         value = getattr(self, name)

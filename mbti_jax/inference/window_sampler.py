@@ -365,7 +365,7 @@ class WindowSampler:
         """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""
         self.pipeline.process.check_sampler(sampling.sampler)
         if not self.pipeline.process.is_stochastic and (
-            any(samples) or sampling.guidance != ClassifierFree(0.0) or sampling.estimate == "mean"
+            any(samples) or sampling.guidance != ClassifierFree(0.0) or sampling.is_mean
         ):
             raise ValueError(
                 "this model is a regressor, which has one result and no guidance: ask for one sample, "

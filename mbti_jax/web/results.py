@@ -128,7 +128,7 @@ def run(
     with new_folder(folder) as target:
         folders = [target / f"sample_{number:03d}" for number in range(num_samples)]
         titles = [f"sample {number}" for number in range(num_samples)]
-        if sampling.estimate == "mean":
+        if sampling.is_mean:
             folders, titles = [target / "mean"], [f"mean of {num_samples} samples"]
         if sampling.mean_passes:
             titles = ["mean in one pass"]

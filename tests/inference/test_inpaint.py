@@ -220,6 +220,17 @@ def test_the_mean_in_one_pass_is_the_networks_first_estimate():
     assert (guided.images != result.images).any()
 
 
+def test_samples_near_the_mean_are_several():
+    image = make_slice((16, 16), dtype=np.float64)
+    rois = {"normal": make_mask((16, 16), (4, 4, 9, 10))}
+    found = inpaint(image, rois, estimate="near_mean", num_samples=3, num_steps=4)
+    assert found.images.shape == (3, 16, 16)
+    alone = inpaint(image, rois, estimate="near_mean", num_steps=4)
+    np.testing.assert_array_equal(found.images[:1], alone.images)
+    assert (found.std > 0)[rois["normal"]].all()
+    assert (found.images[0] != found.images[1])[rois["normal"]].mean() > 0.9
+
+
 def test_units_of_the_input():
     """An image in other units gives the same result in those units."""
     image = make_slice(dtype=np.float64)

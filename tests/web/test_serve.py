@@ -290,6 +290,28 @@ def test_the_mean_is_one_result_with_its_deviation(case_files, png, tmp_path, ki
     assert result.spread() is None
 
 
+@pytest.mark.parametrize("estimate", ["sample", "near_mean"])
+@pytest.mark.parametrize("kind", ["case", "picture"])
+def test_every_sample_is_a_result_with_its_labels(case_files, png, tmp_path, kind, estimate):
+    given = (case_files, "brats2021") if kind == "case" else ([png], "")
+    session = load(given[0], tmp_path, given[1], inpainter=labeling_inpainter())
+    number, name = (2, "t1") if kind == "case" else (0, "slice")
+    mask = painted(session, number)
+    result = run(
+        session,
+        inpainter=labeling_inpainter(),
+        sequences=[name] if kind == "case" else [],
+        num_samples=3,
+        num_steps=3,
+        estimate=estimate,
+    )
+    assert result.titles == ["sample 0", "sample 1", "sample 2"] and len(result.files) == 3
+    samples = result.values[name][:, 0]
+    assert len(samples) == 3 and len(result.labels) == 3
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (samples[first] != samples[second])[mask].mean() > 0.5
+
+
 def test_what_a_model_says_it_painted_is_outlined_and_offered(png, tmp_path):
     session = load([png], tmp_path, inpainter=labeling_inpainter())
     labels = np.zeros((40, 36), np.uint8)
