@@ -15,7 +15,7 @@ from tfds_brats.slices import to_slices
 # Title -> (what is made of the phantom's own tumor, names of the boxes).
 EXAMPLES = {
     "grow another tumor": ("replace", ()),
-    "remove a tumor": ("remove", ("normal",)),
+    "remove a tumor": ("remove", ()),
 }
 # One with all three components.
 _SEED = 1
