@@ -176,7 +176,7 @@ if SEQUENCE not in inpainter.sequences:
     raise ValueError(f"the model knows {', '.join(inpainter.sequences)}; choose another SEQUENCE")
 
 
-def slice_of(case, number):
+def slice_of(case, number, sequences=sequences):
     """Slice of a case, and what the model has to know of the volume that it is from."""
     image = np.stack([to_slices(case.values(name))[number] for name in sequences], axis=-1)
     scales = [case.scale(name) for name in sequences]
@@ -240,7 +240,7 @@ def paint(mode, box=(), seed=SEED, weight=GUIDANCE_WEIGHT):
         return inpainter.inpaint(image, rois, sampling, labels=labels, progress=progress, **volume)
 
 
-def show(name, title, before, results):
+def show(name, title, before, results, sequences=sequences):
     """Draws input, ROIs and results {label: InpaintedSlice}; the ROIs again wherever they change.
 
     What is shown is the brain.
@@ -338,14 +338,15 @@ show("removal_and_insertion", "Removal and insertion in the same pass", image, r
 # ## Your own slice
 #
 # A NIfTI volume or a single slice as gray PNG or npy, skull-stripped: background is 0. A model that
-# paints several sequences together, as the bundled one does, wants a file of each. The bundled model
-# paints phantom tissue into whatever it is given.
+# paints several sequences together wants a file of each. The bundled models, one for all four together
+# and one for single sequences, paint phantom tissue into whatever they are given.
 
 # %% cellView="form"
 # @title 7. Load your own slice
-# @markdown Path of the image; empty for the phantom's. For a model of several sequences write
-# @markdown `{sequence}` where the files' names have t1, t1ce, t2 and flair. Or upload them (in Colab),
-# @markdown in this order.
+# @markdown Path of the image; empty for the phantom's. For several sequences write `{sequence}` where
+# @markdown the files' names have t1, t1ce, t2 and flair. Or upload them (in Colab), in this order.
+# @markdown One file alone is `SEQUENCE`, chosen above; instead of the shipped model its twin for
+# @markdown single sequences paints it.
 from mbti_jax.inference.inputs import named_files
 from mbti_jax.io.slices import read_sequences
 
@@ -368,14 +369,22 @@ if UPLOAD_IMAGE:
         Path(name).write_bytes(content)
     names = [*uploaded] if len(uploaded) > 1 else [*uploaded] * len(sequences)
     paths = dict(zip(sequences, names, strict=True))
-source = Path(paths[SEQUENCE])
+source, own_sequences = Path(paths[SEQUENCE]), sequences
 if source.name.endswith((".nii", ".nii.gz")):
-    case = read_case(named_files(paths), sequences, labels=False)
-    own_image, own_volume = slice_of(case, SLICE)
+    if len({*paths.values()}) == 1:
+        paths, own_sequences = {SEQUENCE: str(source)}, (SEQUENCE,)
+    case = read_case(named_files(paths), own_sequences, labels=False)
+    own_image, own_volume = slice_of(case, SLICE, own_sequences)
 else:
     # One file may hold all sequences, an npy of [H, W, C].
     own_files = [Path(path) for path in dict.fromkeys(paths.values())]
     own_image, own_volume = np.atleast_3d(read_sequences(own_files)), {}
+    if own_image.shape[-1] == 1:
+        own_sequences = (SEQUENCE,)
+own_inpainter = inpainter
+if MODEL == "shipped" and not inpainter.paints(own_image.shape[-1]):
+    own_inpainter = Inpainter.load("phantom_single", batch_size=1)
+    print("one sequence: the model is phantom_single")
 print(f"{own_image.shape[0]} x {own_image.shape[1]} pixels from {source.name}")
 
 # %% cellView="form"
@@ -398,7 +407,7 @@ rows, columns = ellipse(
 )
 mask[rows, columns] = True
 rois = Rois.of({TISSUE: mask}, mask.shape, box=(TISSUE,) if AS_BOX else ())
-channel = sequences.index(SEQUENCE)
+channel = own_sequences.index(SEQUENCE)
 seen = own_image[..., channel][own_image[..., channel] != 0]
 picture = pictures.gray(own_image[..., channel], *np.percentile(seen, [0.5, 99.5]))
 figure = Figure(figsize=(6, 6))
@@ -423,7 +432,7 @@ NUM_SAMPLES = 1  # @param {type:"integer"}
 ESTIMATE = "sample"  # @param ["sample", "near_mean", "mean"]
 
 with progress_bar("your slice") as progress:
-    result = inpainter.inpaint(
+    result = own_inpainter.inpaint(
         own_image,
         rois,
         Sampling(
@@ -440,7 +449,8 @@ with progress_bar("your slice") as progress:
     )
 for warning in result.provenance["warnings"]:
     print("Note:", warning)
-show("own_slice", f"{TISSUE.replace('_', ' ')} in {source.name}", own_image, {"inpainted": result})
+title = f"{TISSUE.replace('_', ' ')} in {source.name}"
+show("own_slice", title, own_image, {"inpainted": result}, own_sequences)
 for n, sample in enumerate(result.images):
     # Outside the region these are the numbers of the input.
     write_slice(RESULTS / f"own_slice_{n:03d}.npy", sample)

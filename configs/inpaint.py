@@ -11,9 +11,8 @@ r"""Inpaints files: cases, volumes or single slices.
     # Normal tissue in the box of the tumor, in every case of a folder:
     mbti inpaint -i DIR -c brats2021 --remove --box normal -o out --model runs/paper
 
-    # One slice, by a model that paints one sequence at a time:
-    mbti inpaint -i slice.png -m mask.png --tissue edema -o out --model runs/paper \
-        --intensity_range 0.0,900.0
+    # One slice:
+    mbti inpaint -i slice.png -m mask.png --tissue edema -o out --intensity_range 0.0,900.0
 
     # Cases of BraTS's local-inpainting task (*-t1n-voided and *-mask):
     mbti inpaint -i DIR --layout brats_inpainting -o out --model runs/paper
@@ -41,7 +40,8 @@ def get_config() -> ConfigDict:
     config.task = "inpaint"
     # Folder for the results.
     config.workdir = "inpainted"
-    # Folder of a training run, an exported model, or "phantom", the bundled model.
+    # Folder of a training run, an exported model, or "phantom", the bundled model, in whose place
+    # "phantom_single" paints images that lack one of its four sequences, one sequence at a time.
     config.checkpoint = "phantom"
     # Slices sampled at once over all devices.
     config.batch_size = 16
@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     # Or the volumes of one case.
     config.images = ConfigDict({"t1": "", "t1ce": "", "t2": "", "flair": ""})
     # Or one slice, PNG or npy, 0 being background; "slice_{sequence}.png" for a file for each sequence
-    # (those that the model knows, or `sequences` below).
+    # (`sequences` below; else those that the model paints together, or of one at a time those that
+    # exist).
     config.image = ""
 
     # Where. Either a label map (NIfTI; PNG or npy for a slice), {subject} in its name standing for the
@@ -91,7 +92,8 @@ def get_config() -> ConfigDict:
     # sample: each sample is a result. mean: their mean is, with the standard deviation beside it; nearer
     # to the truth and smoother than any image. near_mean: samples whose large structures are the mean's,
     # so that only their texture is drawn. Means for registration, FreeSurfer and metrics of local
-    # inpainting, samples for synthetic sets. Left open: near_mean where a tumor is removed, else sample.
+    # inpainting, samples for synthetic sets. Left open: near_mean where normal tissue alone is
+    # painted (a tumor is removed, an ROI file can hold nothing else), else sample.
     config.estimate = placeholder(str)
     # 1: the mean in a single pass of the network, without samples and their standard deviation.
     config.mean_passes = placeholder(int)

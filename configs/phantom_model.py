@@ -8,9 +8,8 @@ four sequences jointly, at the slices' own 1 mm; some two hours on two CPU cores
 and 500 of 1.2; the whole was not timed). Stopped and started again, it resumes.
 docs/notes/2026-11-design-trials.md says what was compared before it was chosen.
 
-The four sequences are painted jointly, unlike in the paper, because that can be learned in this time:
-after a quarter of an hour on one core, a network for one sequence at a time had not learned to continue
-the brightness of its surroundings, which depends on the sequence; this one had in five minutes.
+The four sequences are painted jointly, unlike in the paper; configs/phantom_single.py makes of it one
+for a sequence at a time.
 """
 
 from ml_collections import ConfigDict

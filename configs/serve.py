@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     config.task = "serve"
     # Folder for uploads and results, which are deleted; the system's temporary folder when empty.
     config.workdir = ""
-    # Folder of a training run or an export; "phantom" is the bundled model.
+    # Folder of a training run or an export; "phantom" is the bundled model, beside
+    # which "phantom_single" paints images that lack one of its four sequences.
     config.checkpoint = "phantom"
     # Images sampled at once. Fewer are filled up to it.
     config.batch_size = 4

@@ -51,7 +51,7 @@ def running(root: Path, password: str | None = None, **settings: Any) -> Iterato
     with config.unlocked():
         config.update(settings)
     settings = from_config(serve.ServeSettings, config)
-    server = serve.start(inpainter, tiny_example(root / "in"), settings, root, password)
+    server = serve.start([inpainter], tiny_example(root / "in"), settings, root, password)
     try:
         yield server
     finally:

@@ -17,7 +17,7 @@ NUMBERS = {name: number for number, name in ROI_LABELS.items()}
 
 def load(paths, tmp_path, convention="", sequences=(), limits=LIMITS, inpainter=None):
     inpainter = inpainter or tiny_inpainter()
-    return load_files(paths, convention, sequences, inpainter, tmp_path / "sessions", limits)
+    return load_files(paths, convention, sequences, [inpainter], tmp_path / "sessions", limits)
 
 
 def painted(session, number, name="normal", box=()):
@@ -34,4 +34,5 @@ def run(session, *, inpainter=None, limits=LIMITS, **changes):
     fields = ("seed", "num_steps", "estimate", "mean_passes")
     drawn = {name: settings.pop(name) for name in fields if name in settings}
     sampling = Sampling(guidance=settings.pop("guidance_weight"), z_sigma_mm=2.0, **drawn)
-    return results.run(inpainter or tiny_inpainter(), session, limits, sampling, **settings)
+    session.inpainter = inpainter or session.inpainter
+    return results.run(session, limits, sampling, **settings)

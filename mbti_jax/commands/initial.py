@@ -6,6 +6,7 @@ from typing import Any
 
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.load import load_model
+from mbti_jax.models.one_sequence import for_one_sequence
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import UNet
 from mbti_jax.training.settings import TrainSettings
@@ -23,17 +24,23 @@ def read_initial(init_from: str) -> tuple[dict, dict[str, Any]]:
         raise FieldError("init_from", f"cannot be read: {error}") from error
 
 
-def check_same_network(settings: TrainSettings, contract: Mapping[str, Any]) -> None:
-    """Checks whether the weights of a model can be the first ones of a run.
+def first_params(settings: TrainSettings, params: dict, contract: Mapping[str, Any]) -> dict:
+    """The parameters of a model as the first ones of a run.
+
+    They are the model's, except that a model of several sequences can start a run of one at a time; see
+    `models.one_sequence`.
 
     Args:
         settings: of the run.
+        params: of the model.
         contract: of the model, see `training.checkpoint`.
 
     Raises:
         FieldError: its network, or what its network predicts, is not the run's.
     """
     theirs, ours = Pipeline.from_contract(contract).model, settings.pipeline().model
+    if theirs.out_channels > ours.out_channels == 1:
+        params, theirs = for_one_sequence(params, theirs)
     # How the function is computed and on which images, not which function it is.
     free = {"image_size", "dtype", "remat", "dropout", "parent", "name"}
     for name in (field.name for field in dataclasses.fields(UNet) if field.name not in free):
@@ -45,6 +52,7 @@ def check_same_network(settings: TrainSettings, contract: Mapping[str, Any]) -> 
     )
     if settings.data.joint:
         _same("data.sequences", tuple(data["sequences"]), settings.data.sequences)
+    return params
 
 
 def _same(name: str, there: Any, here: Any) -> None:

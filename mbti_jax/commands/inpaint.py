@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
 
 import jax
@@ -15,10 +16,14 @@ from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
 from mbti_jax.inference.files import inpaint_files
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.load import JOINT, model_for
 from mbti_jax.inference.nnunet import make_labeled_set
 from mbti_jax.inference.sets import Job
 from mbti_jax.inference.settings import InpaintSettings
+from tfds_brats.conventions import SEQUENCES
 from tfds_brats.locking import only_process_in
+
+_log = logging.getLogger(__name__)
 
 _LAYOUTS = {
     "files": inpaint_files,
@@ -90,7 +95,13 @@ def main(config: ConfigDict, workdir: str) -> None:
     others = (*_SAMPLING, *_ENGINE, *MODEL_FIELDS)
     fields = {name: config[name] for name in config if name not in others}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
-    load = functools.partial(Inpainter.load, model.checkpoint, model.batch_size)
+    checkpoint = model.checkpoint
+    if checkpoint == JOINT:
+        checkpoint = model_for(checkpoint, settings.held_sequences())
+        if checkpoint != JOINT:
+            all_of_them = ", ".join(SEQUENCES)
+            _log.info(f"not all of {all_of_them}: {checkpoint} paints one sequence at a time")
+    load = functools.partial(Inpainter.load, checkpoint, model.batch_size)
     # Shares of a set work side by side in one folder, each share once.
     share = engine.share()
     if engine.engine == "ray":

@@ -55,7 +55,7 @@ _EXISTING = {
 }
 _MODELS = ("checkpoint", "init_from")
 _DATASETS = ("dataset", "data.dataset", "data_dir")
-_BUNDLED = "phantom"
+_BUNDLED = ("phantom", "phantom_single")
 
 
 class Line(NamedTuple):
@@ -110,7 +110,7 @@ def check_existing(config: Any) -> None:
             value = value[part]
         leaf = name if name in _DATASETS else name.rpartition(".")[2]
         # Parts in braces stand for names that the case or the sequence gives.
-        if not value or "{" in value or (leaf in _MODELS and value == _BUNDLED):
+        if not value or "{" in value or (leaf in _MODELS and value in _BUNDLED):
             continue
         path = Path(value).expanduser()
         if path.exists():
@@ -119,7 +119,9 @@ def check_existing(config: Any) -> None:
         if leaf in _DATASETS and not way:
             way = "; `mbti data` makes a dataset"
         if leaf in _MODELS and not way:
-            way = f'; give a training run\'s folder, an export, or "{_BUNDLED}", the bundled model'
+            way = (
+                f'; give a training run\'s folder, an export, or "{_BUNDLED[0]}", the bundled model'
+            )
         sys.exit(f"--config.{name}: {value} is not there{way}")
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 from mbti_jax.commands.settings import from_config
 from mbti_jax.fields import Count, FieldError, Name, check_fields
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.load import load_model
+from mbti_jax.inference.load import JOINT, SINGLE, load_model
 from mbti_jax.web.addresses import is_host, is_loopback
 from mbti_jax.web.examples import make_phantom
 from mbti_jax.web.line import Line
@@ -78,12 +79,12 @@ def main(config: ConfigDict, workdir: str) -> None:
     import_gradio()
     password = read_password(settings)
     # Each step is reported: on a CPU a step takes longer than reporting it.
-    model = load_model(settings.checkpoint)
-    inpainter = Inpainter(*model, settings.batch_size, settings.checkpoint)
+    names = [JOINT, SINGLE] if settings.checkpoint == JOINT else [settings.checkpoint]
+    inpainters = [Inpainter(*load_model(name), settings.batch_size, name) for name in names]
     with ending_on_signals() as end, server_folder(workdir or None) as root:
         # Uploads under way lie in the folder for temporary files.
         tempfile.tempdir = str(root)
-        page = start(inpainter, make_phantom(root / "phantom"), settings, root, password)
+        page = start(inpainters, make_phantom(root / "phantom"), settings, root, password)
         try:
             print(f"Open {page.local_url} (Ctrl-C ends it).")
             end.wait()
@@ -126,7 +127,7 @@ class Server:
 
 
 def start(
-    inpainter: Inpainter,
+    inpainters: Sequence[Inpainter],
     example: Case,
     settings: ServeSettings,
     root: Path,
@@ -135,7 +136,7 @@ def start(
     """Starts the server in the background.
 
     Args:
-        inpainter: the model.
+        inpainters: the models, of which the first is the one that the page speaks of.
         example: see `examples.load_example`.
         settings: see `configs/serve.py`.
         root: folder for uploads and results; the caller deletes it.
@@ -157,8 +158,8 @@ def start(
     from mbti_jax.web.gate import Door, Gate
 
     visitors = Visitors(settings.limits, settings.max_sessions)
-    actions = Actions(inpainter, visitors, Line(settings.max_waiting), example, sessions)
-    blocks = page.build(actions, inpainter, settings.num_steps)
+    actions = Actions(inpainters, visitors, Line(settings.max_waiting), example, sessions)
+    blocks = page.build(actions, inpainters[0], settings.num_steps)
     # The queue has to be joined, where everybody waits and may leave; a direct call runs to its end.
     blocks.queue(max_size=_MAX_QUEUED, default_concurrency_limit=4, api_open=False)
     # Results and pictures are served from where they lie, and go with their session.

@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from mbti_jax.commands.initial import check_same_network, read_initial
+from mbti_jax.commands.initial import first_params, read_initial
 from mbti_jax.commands.settings import from_config
 from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.training.cluster import join_cluster
@@ -19,7 +19,6 @@ def main(config: ConfigDict, workdir: str) -> bool:
         return train(settings, workdir)
     join_cluster(settings.multihost)
     params, metadata = read_initial(settings.init_from)
-    check_same_network(settings, metadata["contract"])
-    return train(
-        dataclasses.replace(settings, started_from=weights_digest(params)), workdir, params
-    )
+    params = first_params(settings, params, metadata["contract"])
+    settings = dataclasses.replace(settings, started_from=weights_digest(params))
+    return train(settings, workdir, params)

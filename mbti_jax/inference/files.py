@@ -207,7 +207,9 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
     """One slice: a PNG or npy, or one for each sequence."""
     sources, roi, names = [Path(settings.image)], Path(settings.roi), [""]
     if SEQUENCE in settings.image:
-        names = settings.sequences or inpainter.sequences
+        # A model of one sequence at a time paints those that are there.
+        there = settings.held_sequences() if inpainter.num_channels == 1 else ()
+        names = settings.sequences or there or inpainter.sequences
         sources = [Path(settings.image.replace(SEQUENCE, name)) for name in names]
     name = Path(settings.image.replace(SEQUENCE, "")).stem.strip("_-. ") or "slice"
     target = folder / name

@@ -57,7 +57,7 @@ class Inpainter(WindowSampler):
         >>> mask = np.zeros(brain.shape, bool)
         >>> mask[100:130, 90:120] = True
         >>> rois = Rois.of({"normal": mask}, mask.shape, box=("normal",))
-        >>> inpainter = Inpainter.load("phantom")  # or the folder of a training run
+        >>> inpainter = Inpainter.load("phantom")  # "phantom_single" for fewer; or a run's folder
         >>> sampling = Sampling(seed=1, num_steps=2)
         >>> result = inpainter.inpaint(
         ...     image, rois, sampling, num_samples=4, intensity_range=(0, 1000)

@@ -144,6 +144,12 @@ def voided_cases(source: str | Path, with_all_sequences: bool) -> tuple[list[Cas
     return search_cases(source, rule, sequences)
 
 
+def held_by_voided_cases(source: str | Path) -> tuple[str, ...]:
+    """All `SEQUENCES` if there is a case of `voided_cases` that has them, else T1 alone."""
+    cases, _ = voided_cases(source, with_all_sequences=True)
+    return SEQUENCES if cases else ("t1",)
+
+
 def read_roi_volume(
     path: Path, case: Case, labels: Mapping[int, str] | str, box: Collection[str] = ()
 ) -> Rois:

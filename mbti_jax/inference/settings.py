@@ -17,11 +17,12 @@ from mbti_jax.fields import (
     whole_number,
 )
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.inputs import read_roi_volume
+from mbti_jax.inference.inputs import held_by_voided_cases, read_roi_volume
+from mbti_jax.io.slices import read_sequences
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois, check_names, parse_labels
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, CaseFiles
-from tfds_brats.conventions import CaseError
+from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
 
@@ -150,8 +151,14 @@ class InpaintSettings:
 
     @property
     def fills(self) -> bool:
-        """Whether all that is made of the case's own tumor is normal tissue."""
-        return bool(self.tumor) and all(MODES[share.mode].fills for share in self.shares)
+        """Whether all that is painted is normal tissue, whatever the files hold."""
+        if self.tumor:
+            return all(MODES[share.mode].fills for share in self.shares)
+        if self.layout == "brats_inpainting":
+            return True
+        labels = parse_labels(self.roi_labels)
+        names = {labels} if isinstance(labels, str) else {*labels.values()} - {""}
+        return names == {"normal"}
 
     @property
     def is_mean(self) -> bool:
@@ -173,6 +180,28 @@ class InpaintSettings:
         """
         # Not every sequence has to exist: which ones the model needs is checked case by case.
         return self.only_subjects(*search_cases(self.source, self.convention, (), labels))
+
+    def held_sequences(self) -> tuple[str, ...]:
+        """The sequences that can be repainted: those of the best case, as file names say.
+
+        A slice without names of sequences has as many of `SEQUENCES` as it has channels.
+
+        Raises:
+            ValueError: see `cases`, or a slice that cannot be read.
+        """
+        if self.sequences:
+            return self.sequences
+        if self.image and SEQUENCE in self.image:
+            return tuple(n for n in SEQUENCES if Path(self.image.replace(SEQUENCE, n)).is_file())
+        if self.image:
+            image = read_sequences([Path(self.image)])
+            return SEQUENCES[: image.shape[2] if image.ndim == 3 else 1]
+        if not self.source:
+            return tuple(name for name, path in self.images.items() if path)
+        if self.layout == "brats_inpainting":
+            return held_by_voided_cases(self.source)
+        cases, _ = self.cases(labels=False)
+        return tuple(max((files.images for files in cases), key=len, default=()))
 
     def only_subjects(
         self, cases: list[CaseFiles], problems: list[str]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -21,7 +21,7 @@ from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.inference import provenance
 from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import Samples
-from mbti_jax.inference.load import load_model
+from mbti_jax.inference.load import JOINT, SINGLE, load_model
 from mbti_jax.inference.stacks import neighbor_rows
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
@@ -79,12 +79,19 @@ class WindowSampler:
 
     @classmethod
     def load(cls, path: str | os.PathLike, batch_size: int | None = None) -> Self:
-        """Loads a training run's newest checkpoint, an exported model, or "phantom", the bundled one.
+        """Loads a training run's newest checkpoint, an exported model, or one of `PRETRAINED`.
+
+        Of those "phantom" paints t1, t1ce, t2 and flair together, "phantom_single" any of them alone.
 
         Raises:
             ValueError: there is nothing readable; see `load_model`.
         """
         return cls(*load_model(path), batch_size, path)
+
+    @property
+    def name(self) -> str:
+        """What the model was loaded by: a path, or the name of one that comes with the package."""
+        return self._path
 
     @cached_property
     def checkpoint(self) -> dict[str, Any]:
@@ -343,23 +350,38 @@ class WindowSampler:
             if name not in known:
                 raise ValueError(f"the model was not trained on {name}, but on {', '.join(known)}")
             if name not in case.images:
-                raise CaseError(f"{case.subject}: has no {name} image, which the model needs")
+                problem = f"has no {name} image, which the model needs{self._other_model}"
+                raise CaseError(f"{case.subject}: {problem}")
         if not chosen:
             raise CaseError(f"{case.subject}: has none of the model's sequences {', '.join(known)}")
         if self.num_channels > 1 and chosen != known:
             raise ValueError(
                 f"this model paints {', '.join(known)} together and cannot leave one out; got "
-                f"{', '.join(chosen)}"
+                f"{', '.join(chosen)}{self._other_model}"
             )
         return chosen
+
+    def paints(self, sequences: Collection[str] | int) -> bool:
+        """Whether the model can paint images that have these sequences, or so many without names."""
+        if isinstance(sequences, int):
+            return self.num_channels in (1, sequences)
+        known = set(self.sequences) & set(sequences)
+        return bool(known) if self.num_channels == 1 else len(known) == self.num_channels
 
     def check_sequences(self, count: int) -> None:
         """Raises ValueError if the model cannot paint images of `count` sequences."""
         if self.num_channels not in (1, count):
             raise ValueError(
                 f"the image has {count} sequence{'s' * (count > 1)}, but this model paints "
-                f"{self.num_channels} together: {', '.join(self.sequences)}"
+                f"{self.num_channels} together: {', '.join(self.sequences)}{self._other_model}"
             )
+
+    @property
+    def _other_model(self) -> str:
+        """What to say of the bundled model where it lacks a sequence."""
+        if self._path != JOINT:
+            return ""
+        return f"; {SINGLE}, which comes along, too, paints one sequence at a time"
 
     def _check_sampling(self, sampling: Sampling, samples: Sequence[int]) -> None:
         """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""

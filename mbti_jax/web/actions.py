@@ -34,7 +34,7 @@ class Actions:
     """What happens on the page; every method is a handler of one of its events.
 
     Args:
-        inpainter: the model.
+        inpainters: the models; for each image the first is taken that can paint it.
         visitors: who is on the page; what they load is kept there and not by Gradio, which deletes it
             without a word once it keeps state of too many.
         line: who may use the model.
@@ -43,9 +43,14 @@ class Actions:
     """
 
     def __init__(
-        self, inpainter: Inpainter, visitors: Visitors, line: Line, example: Case, root: Path
+        self,
+        inpainters: Sequence[Inpainter],
+        visitors: Visitors,
+        line: Line,
+        example: Case,
+        root: Path,
     ):
-        self._inpainter = inpainter
+        self._inpainters = inpainters
         self._visitors = visitors
         self._line = line
         self._example = example
@@ -56,10 +61,11 @@ class Actions:
         given = files or [], convention or "", sequences or []
         visitor = self._visitor(request)
         with self._visitors.loading(visitor) as admit:
-            session = load_files(*given, self._inpainter, self._root, self._visitors.limits, admit)
+            session = load_files(*given, self._inpainters, self._root, self._visitors.limits, admit)
             session.uploads = tuple(map(Path, given[0]))
             self._visitors.keep(visitor, session)
-        return loaded_sentence(session)
+        is_other = session.inpainter is not self._inpainters[0]
+        return loaded_sentence(session, session.inpainter.name if is_other else "")
 
     def sort_files(self, files, convention):
         """A choice for each file: which sequence it is, as its name says, to be confirmed."""
@@ -103,7 +109,7 @@ class Actions:
         with self._visitors.loading(visitor) as admit:
             # The images are the same for all.
             admit(uploads.memory_of_masks(self._example.brain.size))
-            session = load_example(name, self._example, self._inpainter, self._root)
+            session = load_example(name, self._example, self._inpainters, self._root)
             self._visitors.keep(visitor, session)
         return loaded_sentence(session)
 
@@ -125,7 +131,7 @@ class Actions:
                 raise
             return self.open(request)  # Newer images were loaded meanwhile.
         choices = [(title(name), name) for name in session.sequences]
-        separate = len(choices) > 1 and self._inpainter.num_channels == 1
+        separate = len(choices) > 1 and session.inpainter.num_channels == 1
         depth = session.shape[0]
         result = session.chosen and session.chosen.view
         return (
@@ -136,7 +142,7 @@ class Actions:
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
             _start(session),
-            estimate_for(session.painted.values(), self._inpainter.pipeline.process),
+            estimate_for(session.painted.values(), session.inpainter.pipeline.process),
         )
 
     def paint(self, value, request: gr.Request):
@@ -266,15 +272,9 @@ class Actions:
                 stand_back()
                 return is_cancelled()
 
-            cost = cost_of(self._inpainter, session, **settings)
-            result = results.run(
-                self._inpainter,
-                session,
-                self._visitors.limits,
-                **settings,
-                cancel=cancel,
-                progress=report,
-            )
+            cost = cost_of(session, **settings)
+            limits = self._visitors.limits
+            result = results.run(session, limits, **settings, cancel=cancel, progress=report)
             run = _kept(session, result, asked)
         visitor.used = self._visitors.now()
         session.is_new = run is not None
@@ -322,7 +322,7 @@ class Actions:
         """Puts saved settings into the form."""
         session = self._session(request)
         path = Path(file)
-        samplers = tuple(self._inpainter.pipeline.process.samplers)
+        samplers = tuple(session.inpainter.pipeline.process.samplers)
         choices = {"estimate": tuple(ESTIMATES), "sampler": samplers, "guidance": tuple(KINDS)}
         try:
             settings = read_settings(path, {**choices, "sequences": session.sequences})
@@ -419,16 +419,12 @@ def _start(session: Session) -> gr.Button:
 
 
 def cost_of(
-    inpainter: Inpainter,
-    session: Session,
-    sequences: Sequence[str],
-    sampling: Sampling,
-    num_samples: int,
+    session: Session, sequences: Sequence[str], sampling: Sampling, num_samples: int
 ) -> str:
     """What a run over several slices will take, in words to be said before it starts; else ""."""
     source, count = session.source, len(session.painted) * num_samples
     if not isinstance(source, Case) or len(session.painted) < 2:
         return ""
-    if inpainter.num_channels == 1:
+    if session.inpainter.num_channels == 1:
         count *= len(sequences)
-    return f": {forecast(inpainter, sampling, count, source.spacing[2])}"
+    return f": {forecast(session.inpainter, sampling, count, source.spacing[2])}"

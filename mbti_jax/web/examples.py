@@ -1,5 +1,6 @@
 """Examples for the page: a digital phantom with ROIs in one slice."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mbti_jax.inference.inpainter import Inpainter
@@ -28,22 +29,22 @@ def make_phantom(folder: Path) -> Case:
     return read_case(files)
 
 
-def load_example(title: str, case: Case, inpainter: Inpainter, root: Path) -> Session:
+def load_example(title: str, case: Case, inpainters: Sequence[Inpainter], root: Path) -> Session:
     """A session with ROIs in the slice that holds most of the tumor.
 
     Args:
         title: a key of `EXAMPLES`.
         case: with a segmentation, such as `make_phantom` gives.
-        inpainter: the model.
+        inpainters: the models.
         root: folder in which the session makes its own.
 
     Raises:
-        ValueError: there is no such example, or the model cannot paint it.
+        ValueError: there is no such example, or no model can paint it.
     """
     if title not in EXAMPLES:
         raise ValueError(f"unknown example {title!r}; examples are {', '.join(EXAMPLES)}")
     mode, box = EXAMPLES[title]
-    session = volume_session(case, inpainter, new_session_folder(root))
+    session = volume_session(case, inpainters, new_session_folder(root))
     labels = to_slices(case.segmentation)
     largest = int(is_tumor(labels).sum((1, 2)).argmax())
     rois = own_tumor(

@@ -5,7 +5,7 @@ import dataclasses
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ def load_files(
     paths: Sequence[str | Path],
     convention: str,
     sequences: Sequence[str],
-    inpainter: Inpainter,
+    inpainters: Sequence[Inpainter],
     root: Path,
     limits: Limits,
     admit: Callable[[int], None] = lambda size: None,
@@ -58,6 +58,7 @@ def load_files(
         paths: the files.
         convention: whose file names say which sequence each NIfTI file is; or "".
         sequences: names of the files' sequences in their order, where there is no convention.
+        inpainters: the models, of which the first is taken that can paint these sequences.
         root: folder in which the session makes its own.
         limits: what is accepted.
         admit: called with the bytes that the images will take, before any is decoded; raises ValueError
@@ -73,7 +74,7 @@ def load_files(
         files = uploads.copy_in(paths, folder / "imagesTr", limits)
         admit(uploads.memory_needed(files, limits))
         if not any(map(uploads.is_nifti, files)):
-            session = _slice_session(files, convention, sequences, inpainter, folder, limits)
+            session = _slice_session(files, convention, sequences, inpainters, folder, limits)
         elif not all(map(uploads.is_nifti, files)):
             raise ValueError("a picture and a NIfTI file do not make one case; choose either")
         else:
@@ -81,7 +82,7 @@ def load_files(
             has_tumor = found.labels is not None
             case = read_case(found, [s for s in SEQUENCES if s in found.images], labels=has_tumor)
             uploads.check_slice(case.subject, case.brain.shape[:2], limits)
-            session = volume_session(case, inpainter, folder)
+            session = volume_session(case, inpainters, folder)
         on_failure.pop_all()
     return session
 
@@ -137,7 +138,7 @@ def _slice_session(
     files: Sequence[Path],
     convention: str,
     sequences: Sequence[str],
-    inpainter: Inpainter,
+    inpainters: Sequence[Inpainter],
     folder: Path,
     limits: Limits,
 ) -> Session:
@@ -146,6 +147,7 @@ def _slice_session(
     if len(files) > 1:
         # In the order in which a model paints them together.
         by_name = _named(files, sequences)
+        inpainter = _fitting(inpainters, by_name)
         unknown = [name for name in by_name if name not in inpainter.sequences]
         if unknown:
             known = ", ".join(inpainter.sequences)
@@ -159,7 +161,8 @@ def _slice_session(
         raise ValueError(f"{files[0].name}: {error}") from error
     uploads.check_slice(files[0].name, values.shape[:2], limits)
     count = values.shape[-1]
-    if inpainter.num_channels not in (1, count):
+    inpainter = _fitting(inpainters, count)
+    if not inpainter.paints(count):
         raise ValueError(
             f"this model paints {', '.join(inpainter.sequences)} of a slice jointly: choose a picture "
             "of each, of one size, and name their sequences in the order of the files"
@@ -174,6 +177,7 @@ def _slice_session(
         files[0].stem,
         folder,
         image,
+        inpainter,
         volumes={name: channel[None] for name, channel in zip(names, channels, strict=True)},
         scales={n: checks.slice_scale(c, brain) for n, c in zip(names, channels, strict=True)},
         brain=brain[None],
@@ -181,20 +185,28 @@ def _slice_session(
     )
 
 
-def volume_session(case: Case, inpainter: Inpainter, folder: Path) -> Session:
-    """A session of a case that has been read; raises ValueError if the model cannot paint it."""
+def volume_session(case: Case, inpainters: Sequence[Inpainter], folder: Path) -> Session:
+    """A session of a case that has been read; raises ValueError if no model can paint it."""
+    inpainter = _fitting(inpainters, case.images)
     sequences = inpainter.sequences_of(case)
     case = _in_float32(case)
     return Session(
         case.subject,
         folder,
         case,
+        inpainter,
         volumes={name: to_slices(case.values(name)) for name in sequences},
         scales={name: case.scale(name) for name in sequences},
         brain=to_slices(case.brain),
         files=list(dict.fromkeys(case.files.images.values())),
         segmentation=None if case.labels is None else to_slices(case.labels),
     )
+
+
+def _fitting(inpainters: Sequence[Inpainter], sequences: Collection[str] | int) -> Inpainter:
+    """The first that can paint these sequences; if none can, the first, which says what it lacks."""
+    fitting = (inpainter for inpainter in inpainters if inpainter.paints(sequences))
+    return next(fitting, inpainters[0])
 
 
 def _in_float32(case: Case) -> Case:

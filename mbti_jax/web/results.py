@@ -71,7 +71,6 @@ class Result:
 
 
 def run(
-    inpainter: Inpainter,
     session: Session,
     limits: Limits,
     sampling: Sampling,
@@ -84,8 +83,7 @@ def run(
     """Repaints what is painted, and writes the results into the session's folder.
 
     Args:
-        inpainter: the model.
-        session: images and ROIs.
+        session: images, ROIs, and the model.
         limits: what is accepted.
         sampling: how the samples are drawn.
         sequences: those to repaint; empty for all.
@@ -100,7 +98,7 @@ def run(
         SamplingCancelled: `cancel` returned true.
         OSError: the files cannot be written.
     """
-    rois = session.rois()
+    inpainter, rois = session.inpainter, session.rois()
     num_samples = whole_number("the number of samples", num_samples, least=1)
     sampling.check_num_samples(num_samples)
     sequences = tuple(sequences) or session.sequences

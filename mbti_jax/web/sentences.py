@@ -50,8 +50,13 @@ def _capitalized(text: str) -> str:
     return text[0].upper() + text[1:] if first and first[0].isalpha() else text
 
 
-def loaded_sentence(session: Session) -> str:
-    """What was loaded, which file was taken for which sequence, and what is odd about it."""
+def loaded_sentence(session: Session, model: str = "") -> str:
+    """What was loaded, which file was taken for which sequence, and what is odd about it.
+
+    Args:
+        session: what was loaded.
+        model: name of the model that paints it, if that is another than the page's.
+    """
     depth, height, width = session.shape
     slices = f"{depth} slices of " if depth > 1 else ""
     names = ", ".join(_file_of(session, name) for name in session.sequences)
@@ -61,7 +66,8 @@ def loaded_sentence(session: Session) -> str:
         else "The picture is taken as it is; the model expects anterior on top."
     )
     tumor = " Its own tumor can be used below." if session.segmentation is not None else ""
-    loaded = f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}"
+    by = f" It is painted by {model}, one sequence at a time." if model else ""
+    loaded = f"{session.name}: {slices}{width} x {height} pixels, {names}. {where}{tumor}{by}"
     warnings = session.source.warnings if isinstance(session.source, Case) else []
     return loaded + "".join(f"\n\nNote: {warning}." for warning in warnings)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import Rois, check_names
 from mbti_jax.web import painter
 from tfds_brats.cases import Case
@@ -30,6 +31,7 @@ class Session:
         name: of the case or slice.
         folder: the user's own files; deleted by `close`.
         source: the case, or [H, W] or [H, W, C], the single slice.
+        inpainter: the model that repaints them.
         volumes: sequence -> [Z, H, W] in the file's units, row 0 anterior, column 0 the patient's right.
         scales: sequence -> the scale by which it is shown, and repainted.
         brain: bool [Z, H, W].
@@ -54,6 +56,7 @@ class Session:
     name: str
     folder: Path
     source: Case | np.ndarray
+    inpainter: Inpainter
     volumes: dict[str, np.ndarray]
     scales: dict[str, IntensityScale]
     brain: np.ndarray

@@ -1,5 +1,6 @@
 """The notebook: the same as its source, runs from top to bottom, and leaves the installed JAX alone."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -13,14 +14,16 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
-from tiny_inpainter import tiny_inpainter
+from PIL import Image
+from synthetic_cases import write_volume
+from tiny_inpainter import make_slice, tiny_inpainter
 
 from colab import address
 from mbti_jax.inference.inpainter import Inpainter
 from tfds_brats.cases import read_case
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.search import find_cases
-from tfds_brats.slices import to_slices
+from tfds_brats.slices import bounding_box, to_slices
 
 NOTEBOOK = ROOT / "colab" / "inpaint.ipynb"
 SOURCE = NOTEBOOK.with_suffix(".py")
@@ -211,3 +214,30 @@ def test_drive_and_upload_need_colab(loaded, model):
 def test_a_model_folder_has_to_be_named(loaded):
     with pytest.raises(ValueError, match="fill in MODEL_FOLDER"):
         load_model("folder")
+
+
+@pytest.mark.parametrize("ending", [".png", ".nii.gz"])
+def test_one_file_is_painted_by_the_shipped_model_of_single_sequences(loaded, tmp_path, ending):
+    image, path = make_slice(dtype=np.uint16), tmp_path / f"mine{ending}"
+    if ending == ".png":
+        Image.fromarray(image).save(path)
+    else:
+        write_volume(path, np.stack([image.T] * 3, axis=-1))
+    scope = {"Path": Path, "np": np, "Inpainter": Inpainter, "read_case": read_case}
+    scope |= {"MODEL": "shipped", "SEQUENCE": "flair", "IN_COLAB": False, "sequences": SEQUENCES}
+    scope |= {"inpainter": tiny_inpainter(4), "phantom_files": SimpleNamespace(images={})}
+    scope["phantom_files"].images |= dict.fromkeys(SEQUENCES, "phantom")
+    scope |= {"to_slices": to_slices, "bounding_box": bounding_box}
+    (function,) = [
+        node
+        for node in ast.parse(cell("5. Make a phantom")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    exec(ast.unparse(function), scope)
+    code = cell("7. Load your own slice").replace('IMAGE = ""', f"IMAGE = {str(path)!r}")
+    exec(code.replace("SLICE = 62", "SLICE = 1"), scope)
+    assert loaded == ["phantom_single"] and scope["own_sequences"] == ("flair",)
+    np.testing.assert_array_equal(scope["own_image"][..., 0], image)
+    # A model of one's own has to fit.
+    exec(code.replace("SLICE = 62", "SLICE = 1"), scope | {"MODEL": "folder"})
+    assert loaded == ["phantom_single"]

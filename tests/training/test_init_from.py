@@ -12,6 +12,8 @@ from mbti_jax.commands import train
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.provenance import weights_digest
 from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.models.one_sequence import for_one_sequence
+from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.training import loop
 from mbti_jax.training.checkpoint import CheckpointMismatchError, load_for_inference
 from mbti_jax.training.loop import train as train_in
@@ -66,6 +68,23 @@ def test_a_run_starts_from_the_weights_and_says_which_they_are(model, tmp_path):
     for other in (str(tmp_path / "moved"), ""):
         with pytest.raises(CheckpointMismatchError, match="started_from is"):
             train.main(config_of(other, **{"optimizer.learning_rate": 1e-5}), str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("unmoved")
+def test_a_model_of_several_sequences_starts_one_of_single_ones(tmp_path):
+    metadata = tiny_metadata(joint=True)
+    params = tiny_params(metadata)
+    write_export(tmp_path / "joint", params, metadata, "A model for tests.")
+    config = config_of(tmp_path / "joint", **{"data.joint": False})
+    assert train.main(config, str(tmp_path / "run"))
+    single, theirs = load_for_inference(tmp_path / "run")
+    model = Pipeline.from_contract(metadata["contract"]).model
+    jax.tree.map(np.testing.assert_array_equal, single, for_one_sequence(params, model)[0])
+    assert theirs["contract"]["data"]["joint"] is False
+    # The other way round nothing says what the sequences have in common.
+    write_export(tmp_path / "single", single, theirs, "A model for tests.")
+    with pytest.raises(FieldError, match=r"model\.in_channels is 6 there and 9 here"):
+        train.main(config_of(tmp_path / "single", **{"data.joint": True}), str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

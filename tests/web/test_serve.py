@@ -17,7 +17,7 @@ from labeling_inpainter import labeling_inpainter
 from PIL import Image
 from scipy import ndimage
 from synthetic_cases import SHAPE, make_arrays, write_volume
-from tiny_inpainter import make_slice, tiny_inpainter
+from tiny_inpainter import make_slice
 from web_sessions import LIMITS, NUMBERS, SUBJECT, load, painted, run
 
 from configs.serve import get_config
@@ -69,7 +69,7 @@ def test_what_is_no_mask(runs):
 def test_what_a_run_over_slices_takes_is_said_before(case_files, tmp_path):
     """Two slices in four sequences one by one, two samples: 16 images, four batches of four."""
     session, sampling = load(case_files, tmp_path, "brats2021"), Sampling(3, guidance=0.0)
-    ask = functools.partial(cost_of, tiny_inpainter(), session, ("t1", "t1ce", "t2", "flair"))
+    ask = functools.partial(cost_of, session, ("t1", "t1ce", "t2", "flair"))
     painted(session, 2, "edema")
     assert ask(sampling, 2) == ""
     painted(session, 3, "tumor")

@@ -51,6 +51,23 @@ def test_one_picture(png, tmp_path):
     np.testing.assert_array_equal(session.volumes["slice"][0], make_slice())
 
 
+def test_the_model_is_the_first_that_can_paint_what_is_there(case_files, png, tmp_path):
+    """A page with the two bundled models, here by tiny ones."""
+    joint, single = models = [tiny_inpainter(4), tiny_inpainter()]
+
+    def model_of(paths, convention="", sequences=()):
+        root = tmp_path / "sessions"
+        return load_files(paths, convention, sequences, models, root, LIMITS).inpainter
+
+    pictures, by_name = pictures_of(tmp_path, ("t1", "t1ce", "t2", "flair"))
+    np.save(tmp_path / "stack.npy", make_slice(channels=4))
+    assert model_of(case_files, "brats2021") is model_of([tmp_path / "stack.npy"]) is joint
+    assert model_of(pictures, sequences=list(by_name)) is joint
+    assert model_of([png]) is model_of(case_files[3:], sequences=["flair"]) is single
+    assert model_of(case_files[1:3], sequences=["t2", "t1"]) is single
+    assert model_of(pictures[:2], sequences=["t2", "t1"]) is single
+
+
 def test_uploads_are_copied_and_go_with_the_session(png, tmp_path):
     session = load([png], tmp_path)
     copy = session.files[0]
@@ -307,7 +324,7 @@ def test_images_are_admitted_before_they_are_read(case_files, tmp_path, monkeypa
 
     root = tmp_path / "sessions"
     with pytest.raises(ValueError, match="no room"):
-        load_files(case_files, "brats2021", [], tiny_inpainter(), root, LIMITS, admit)
+        load_files(case_files, "brats2021", [], [tiny_inpainter()], root, LIMITS, admit)
     assert asked == [24 * 20 * 6 * (4 * 4 + 12 + 2 * 2)] and not list(root.iterdir())
 
 
