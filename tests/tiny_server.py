@@ -2,7 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,22 @@ def tiny_server(root: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def running(root: Path, password: str | None = None, **settings: Any) -> Iterator[serve.Server]:
+def running(
+    root: Path,
+    password: str | None = None,
+    inpainters: Sequence[Inpainter] = (),
+    **settings: Any,
+) -> Iterator[serve.Server]:
     """Yields the server.
 
     Args:
         root: its folder.
         password: of the page.
+        inpainters: its models; by default one of a single sequence.
         **settings: fields that differ from those of `configs/serve.py`.
     """
     metadata = tiny_metadata()
-    inpainter = Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")
+    inpainters = inpainters or [Inpainter(tiny_params(metadata), metadata, 4, "runs/tiny")]
     config = get_config()
     config.num_steps = 2
     config.limits = {"upload_mb": 1, "volume_mb": 2, "pixels": 100_000, "images": 32}
@@ -51,7 +57,7 @@ def running(root: Path, password: str | None = None, **settings: Any) -> Iterato
     with config.unlocked():
         config.update(settings)
     settings = from_config(serve.ServeSettings, config)
-    server = serve.start([inpainter], tiny_example(root / "in"), settings, root, password)
+    server = serve.start(inpainters, tiny_example(root / "in"), settings, root, password)
     try:
         yield server
     finally:
