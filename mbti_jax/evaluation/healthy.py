@@ -317,7 +317,7 @@ def _pairs(
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
     seen = result["images_seen"]
-    if seen["regressor"] is not None:
+    if None not in seen.values():
         about = (
             f"The regressor is the same U-Net without time; it was trained on {seen['regressor']:,} "
             f"images, all with ROIs of healthy tissue, the diffusion model on {seen['diffusion']:,}, "
@@ -391,4 +391,7 @@ def _cells(
 
 
 def _images_seen(inpainter: Inpainter) -> int | None:
-    return report.images_seen(inpainter.metadata["contract"], inpainter.checkpoint["step"])
+    """Of all runs; None if there was one before the last, of which nothing is known."""
+    contract = inpainter.metadata["contract"]
+    started = "started_from" in contract
+    return None if started else report.images_seen(contract, inpainter.checkpoint["step"])

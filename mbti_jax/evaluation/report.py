@@ -58,6 +58,8 @@ def header(workbench: Workbench) -> dict[str, Any]:
             "sequences": list(workbench.sequences),
             "joint": inpainter.num_channels > 1,
             "images_seen": images_seen(contract, step),
+            "continues": "started_from" in contract,
+            "neighbors": inpainter.neighbors,
             "guidance_weight": inpainter.default_guidance_weight,
         },
         "dataset": {
@@ -71,7 +73,7 @@ def header(workbench: Workbench) -> dict[str, Any]:
 
 
 def images_seen(contract: Mapping[str, Any], step: int | None) -> int | None:
-    """Training images up to a step, repeated ones counted again; None for imported weights."""
+    """Training images of a run up to a step, repeated ones counted again; None for imported weights."""
     return step * contract["batch_size"] if step and "batch_size" in contract else None
 
 
@@ -93,6 +95,8 @@ def write_report(
 def markdown(head: Mapping[str, Any], parts: Mapping[str, Any], text: str) -> str:
     """The whole report."""
     limits = ["limits"]
+    if not head["model"]["neighbors"]:
+        limits.append("limit_slices")
     if head["dataset"]["convention"] == "phantom":
         limits.append("limit_phantom")
     if not head["dataset"]["held_out"]:
@@ -124,11 +128,21 @@ def table(columns: list[str], rows: list[list[Any]], num_text: int = 1, digits: 
 def _introduction(head: Mapping[str, Any]) -> str:
     model, dataset = head["model"], head["dataset"]
     known = (
-        "The model was trained on this training split, so the test subjects are **held out**"
-        if dataset["held_out"]
-        else "The checkpoint names other training data than this training split: whether the model "
+        "The checkpoint names other training data than this training split: whether the model "
         "saw the test subjects is **not known**"
     )
+    if dataset["held_out"]:
+        known = "was trained on this training split, so the test subjects are **held out**"
+        known = (
+            f"The model's last run {known} of it" if model["continues"] else f"The model {known}"
+        )
+    seen = f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of"
+    seen = f"{seen} images"
+    if model["continues"]:
+        seen += (
+            ", in a run that started from the weights of another one, of whose data the checkpoint says "
+            "nothing"
+        )
     implausible = dataset.get("warnings", {}).items()
     warnings = "".join(f"\n- Implausible: {name}: {'; '.join(what)}." for name, what in implausible)
     rows = [
@@ -141,7 +155,7 @@ def _introduction(head: Mapping[str, Any]) -> str:
         dataset=dataset,
         sequences=", ".join(model["sequences"]),
         joint="jointly" if model["joint"] else "one at a time",
-        seen=f"{model['images_seen']:,}" if model["images_seen"] else "an unknown number of",
+        seen=seen,
         note=f' Its exporter notes, unchecked here: "{model["note"]}"' if model["note"] else "",
         known=known,
         warnings=warnings and f"{warnings}\n",

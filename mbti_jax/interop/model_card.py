@@ -43,6 +43,9 @@ def model_card(
         license: of the weights.
     """
     trained, step = config["contract"]["data"], config.get("step")
+    continued = (
+        " of a run that continued another one" if "started_from" in config["contract"] else ""
+    )
     card = shipped_text(
         "interop/model_card.md",
         config=config,
@@ -51,6 +54,6 @@ def model_card(
         license=license or UNKNOWN_LICENSE,
         sequences=", ".join(trained["sequences"]),
         together="painted together" if trained["joint"] else "painted one by one",
-        step="" if step is None else f", after {step:,} updates",
+        step="" if step is None else f", after {step:,} updates{continued}",
     )
     return f"{card}\n"

@@ -272,7 +272,7 @@ def test_implausible_test_subjects_are_listed():
         "model": {
             **{"name": "m", "step": None, "weights_sha256": "0" * 64, "note": ""},
             **{"image_size": 8, "sequences": ["t1"], "joint": False},
-            **{"images_seen": None, "guidance_weight": 0.4},
+            **{"images_seen": None, "guidance_weight": 0.4, "continues": False, "neighbors": 0},
         },
         "dataset": {"convention": "msd", "splits": {}, "held_out": True},
         "seed": 0,
@@ -297,7 +297,7 @@ def test_the_report_says_so_for_a_model_of_other_data_and_for_phantoms():
         "model": {
             **{"name": "m", "step": None, "weights_sha256": "0" * 64, "note": ""},
             **{"image_size": 8, "sequences": ["t1", "t2"], "joint": True},
-            **{"images_seen": None, "guidance_weight": 0.4},
+            **{"images_seen": None, "guidance_weight": 0.4, "continues": False, "neighbors": 0},
         },
         "dataset": {"convention": "phantom", "splits": {}, "held_out": False},
         "seed": 0,
@@ -317,6 +317,13 @@ def test_the_report_says_so_for_a_model_of_other_data_and_for_phantoms():
     text = report.markdown(head, {}, "")
     assert "not known" not in text
     assert "phantom" not in text
+    assert "The model was trained on this training split" in text and "one slice at a time" in text
+    # Of a run that continued another one the last alone is known.
+    head["model"] |= {"continues": True, "images_seen": 800, "neighbors": 1}
+    text = report.markdown(head, {}, "")
+    assert "trained on 800 images, in a run that started from the weights of another one" in text
+    assert "The model's last run was trained on this training split" in text
+    assert "one slice at a time" not in text
 
 
 def test_tables_are_markdown():
