@@ -356,6 +356,8 @@ UPLOAD_IMAGE = False  # @param {type:"boolean"}
 SLICE = 62  # @param {type:"integer"}
 
 paths = {name: IMAGE.replace("{sequence}", name) for name in sequences} if IMAGE else {}
+if len({*paths.values()}) > 1 and MODEL == "shipped":
+    paths = {name: path for name, path in paths.items() if Path(path).is_file()} or paths
 paths = paths or {name: str(phantom_files.images[name]) for name in sequences}
 if UPLOAD_IMAGE:
     if not IN_COLAB:
@@ -369,7 +371,9 @@ if UPLOAD_IMAGE:
         Path(name).write_bytes(content)
     names = [*uploaded] if len(uploaded) > 1 else [*uploaded] * len(sequences)
     paths = dict(zip(sequences, names, strict=True))
-source, own_sequences = Path(paths[SEQUENCE]), sequences
+if SEQUENCE not in paths:
+    raise ValueError(f"there is no file of {SEQUENCE}, which is shown; choose another SEQUENCE")
+source, own_sequences = Path(paths[SEQUENCE]), tuple(paths)
 if source.name.endswith((".nii", ".nii.gz")):
     if len({*paths.values()}) == 1:
         paths, own_sequences = {SEQUENCE: str(source)}, (SEQUENCE,)
@@ -381,10 +385,15 @@ else:
     own_image, own_volume = np.atleast_3d(read_sequences(own_files)), {}
     if own_image.shape[-1] == 1:
         own_sequences = (SEQUENCE,)
+    elif own_image.shape[-1] != len(own_sequences):
+        raise ValueError(
+            f"{source.name} has {own_image.shape[-1]} sequences, and nothing says which: one file may "
+            f"hold {', '.join(sequences)}, or one of them"
+        )
 own_inpainter = inpainter
 if MODEL == "shipped" and not inpainter.paints(own_image.shape[-1]):
     own_inpainter = Inpainter.load("phantom_single", batch_size=1)
-    print("one sequence: the model is phantom_single")
+    print(f"not all of {', '.join(sequences)}: the model is phantom_single")
 print(f"{own_image.shape[0]} x {own_image.shape[1]} pixels from {source.name}")
 
 # %% cellView="form"

@@ -99,8 +99,10 @@ def main(config: ConfigDict, workdir: str) -> None:
     if checkpoint == JOINT:
         checkpoint = model_for(checkpoint, settings.held_sequences())
         if checkpoint != JOINT:
-            all_of_them = ", ".join(SEQUENCES)
-            _log.info(f"not all of {all_of_them}: {checkpoint} paints one sequence at a time")
+            _log.info(
+                f"{checkpoint} in the place of {JOINT}, one sequence at a time: not all of "
+                f"{', '.join(SEQUENCES)} are to be painted"
+            )
     load = functools.partial(Inpainter.load, checkpoint, model.batch_size)
     # Shares of a set work side by side in one folder, each share once.
     share = engine.share()

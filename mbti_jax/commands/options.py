@@ -119,9 +119,8 @@ def check_existing(config: Any) -> None:
         if leaf in _DATASETS and not way:
             way = "; `mbti data` makes a dataset"
         if leaf in _MODELS and not way:
-            way = (
-                f'; give a training run\'s folder, an export, or "{_BUNDLED[0]}", the bundled model'
-            )
+            bundled = " or ".join(_BUNDLED)
+            way = f"; give a training run's folder, an export, or {bundled}, the bundled models"
         sys.exit(f"--config.{name}: {value} is not there{way}")
 
 

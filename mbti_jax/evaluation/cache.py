@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mbti_jax.engine.pieces import holding
 from mbti_jax.inference.provenance import digest
@@ -36,7 +36,7 @@ def cached(
             if not path.is_file():
                 arrays = {name: np.ascontiguousarray(array) for name, array in compute().items()}
                 with replacing(path) as partial:
-                    save_file(arrays, partial)
+                    partial.write_bytes(save(arrays))
     return read_safetensors(path)
 
 

@@ -33,6 +33,8 @@ def inpaint_challenge(
     cases, problems = settings.only_subjects(
         *voided_cases(settings.source, inpainter.num_channels > 1)
     )
+    if inpainter.num_channels > 1:
+        problems = [f"{problem}{inpainter.other_model}" for problem in problems]
     check_space(folder, sum(map(size_of_images, cases)), "the results")
     # Samples are of no use beside the one that is asked for.
     pieces = [Piece(files, (0,)) for files in cases]

@@ -210,6 +210,9 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
         # A model of one sequence at a time paints those that are there.
         there = settings.held_sequences() if inpainter.num_channels == 1 else ()
         names = settings.sequences or there or inpainter.sequences
+        if inpainter.num_channels > 1 and {*names} == {*inpainter.sequences}:
+            # In the order in which the model has learned them.
+            names = inpainter.sequences
         sources = [Path(settings.image.replace(SEQUENCE, name)) for name in names]
     name = Path(settings.image.replace(SEQUENCE, "")).stem.strip("_-. ") or "slice"
     target = folder / name

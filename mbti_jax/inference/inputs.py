@@ -144,10 +144,16 @@ def voided_cases(source: str | Path, with_all_sequences: bool) -> tuple[list[Cas
     return search_cases(source, rule, sequences)
 
 
-def held_by_voided_cases(source: str | Path) -> tuple[str, ...]:
-    """All `SEQUENCES` if there is a case of `voided_cases` that has them, else T1 alone."""
+def held_by_voided_cases(source: str | Path, subjects: Collection[str] = ()) -> tuple[str, ...]:
+    """All `SEQUENCES` if there is a case of `voided_cases` that has them, else T1 alone.
+
+    Args:
+        source: as there.
+        subjects: the cases that count; empty for all.
+    """
     cases, _ = voided_cases(source, with_all_sequences=True)
-    return SEQUENCES if cases else ("t1",)
+    has_all = any(not subjects or files.subject in subjects for files in cases)
+    return SEQUENCES if has_all else ("t1",)
 
 
 def read_roi_volume(

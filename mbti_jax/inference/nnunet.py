@@ -11,6 +11,7 @@ only free-form components and normal tissue have a label map, and only they are 
 be named as nnU-Net wants it, Dataset<number>_<name>.
 """
 
+import dataclasses
 import functools
 import json
 import logging
@@ -47,6 +48,8 @@ def make_labeled_set(
 ) -> None:
     """Makes `num_samples` labeled cases of each case; existing ones are left as they are.
 
+    They have all sequences; by a model of one at a time those that all cases have.
+
     The files that describe the set are written once all of it is made, and by no share of it.
 
     Raises:
@@ -67,6 +70,12 @@ def make_labeled_set(
         raise CaseError(
             f"{cases[0].subject}: has its sequences in one file; nnU-Net wants a file for each"
         )
+    if inpainter.num_channels == 1:
+        common = tuple(n for n in SEQUENCES if all(n in files.images for files in cases))
+        if not common:
+            raise CaseError(f"{settings.source}: there is no sequence that all cases have")
+        if common != SEQUENCES:
+            settings = dataclasses.replace(settings, sequences=common)
     check_space(folder, settings.num_samples * sum(map(size_of_images, cases)), "the results")
     try:
         make_set(inpainter, job, cut(cases, settings), problems, (_paint, settings, folder))
@@ -76,7 +85,7 @@ def make_labeled_set(
         if job.engine.share() is None:
             names = sorted(path.stem for path in (folder / "provenance").glob("[!.]*.json"))
         if names:
-            _write_dataset(inpainter, folder, cases, names)
+            _write_dataset(inpainter, folder, cases, names, settings.sequences or SEQUENCES)
 
 
 def _without_labels(settings: InpaintSettings) -> str | None:
@@ -95,6 +104,10 @@ def _paint(
     inpainter, files = painter.inpainter, piece.files
     inputs = [*files.images.values(), files.segmentation, settings.roi_path(files)]
     fields = settings.record(inpainter, "roi_labels", "tumor", "box")
+    sequences = settings.sequences or SEQUENCES
+    if settings.sequences:
+        # Samples of one set have the same channels.
+        fields["sequences"] = list(sequences)
     request = make_request(inpainter, inputs, **fields)
     names = {n: f"{files.subject}_synthetic{n:03d}" for n in piece.samples}
     records = {n: folder / "provenance" / f"{name}.json" for n, name in names.items()}
@@ -109,12 +122,11 @@ def _paint(
                 missing.append(sample)
         if not missing:
             return True
-        case = painter.read(files, request, SEQUENCES, True)
-        sequences = inpainter.sequences_of(case)
-        if sequences != SEQUENCES:
+        case = painter.read(files, request, sequences, True)
+        painted = inpainter.sequences_of(case)
+        if painted != sequences:
             raise ValueError(
-                f"the model paints {', '.join(sequences)}; a labeled set needs "
-                f"{', '.join(SEQUENCES)}"
+                f"the model paints {', '.join(painted)}; a labeled set needs {', '.join(sequences)}"
             )
         if not (inpainter.has_labels or settings.tumor):
             # Before hours of sampling, since it refuses what has no label map.
@@ -148,7 +160,7 @@ def _write(
             for channel, written in enumerate(clipped)
         }
         label_path = target / f"labels{_ENDING}"
-        image = case.files.images[SEQUENCES[0]]
+        image = next(iter(case.files.images.values()))
         if result.labels is None:
             raise CaseError(f"{name}: {result.details['labels']['reason']}")
         write_label_map(label_path, from_slices(result.labels), image)
@@ -173,13 +185,17 @@ def _check_grid(paths: Iterable[Path]) -> None:
 
 
 def _write_dataset(
-    inpainter: Inpainter, folder: Path, cases: list[CaseFiles], names: list[str]
+    inpainter: Inpainter,
+    folder: Path,
+    cases: list[CaseFiles],
+    names: list[str],
+    sequences: tuple[str, ...],
 ) -> None:
     labels = {"background": 0, **COMPONENTS}
     if any(CAVITY in files.convention.labels.values() for files in cases):
         labels["resection_cavity"] = CAVITY
     dataset = {
-        "channel_names": {str(c): name for c, name in enumerate(SEQUENCES)},
+        "channel_names": {str(c): name for c, name in enumerate(sequences)},
         "labels": labels,
         "numTraining": len(names),
         "file_ending": _ENDING,

@@ -92,6 +92,10 @@ class InpaintSettings:
             raise FieldError("dilate_mm", "must be 0 for brats_inpainting, whose masks are given")
         for number in self.slices:
             whole_number("slices", number)
+        for name in self.sequences:
+            one_of("sequences", name, SEQUENCES)
+        if len(set(self.sequences)) < len(self.sequences):
+            raise FieldError("sequences", "names one twice")
         given = [name for name in ("source", "images", "image") if self._is_given(name)]
         if len(given) != 1:
             raise FieldError(
@@ -182,26 +186,33 @@ class InpaintSettings:
         return self.only_subjects(*search_cases(self.source, self.convention, (), labels))
 
     def held_sequences(self) -> tuple[str, ...]:
-        """The sequences that can be repainted: those of the best case, as file names say.
+        """The sequences that can be repainted, as file names say; of cases those of the best one.
 
-        A slice without names of sequences has as many of `SEQUENCES` as it has channels.
+        All cases of a labeled set have the same. A slice without names of sequences has all four, if it
+        has as many channels, else none of which the name is known.
 
         Raises:
-            ValueError: see `cases`, or a slice that cannot be read.
+            ValueError: see `cases`, a slice that cannot be read, or none at all.
         """
         if self.sequences:
             return self.sequences
         if self.image and SEQUENCE in self.image:
-            return tuple(n for n in SEQUENCES if Path(self.image.replace(SEQUENCE, n)).is_file())
+            there = tuple(n for n in SEQUENCES if Path(self.image.replace(SEQUENCE, n)).is_file())
+            if not there:
+                raise ValueError(f"{self.image}: is there for none of {', '.join(SEQUENCES)}")
+            return there
         if self.image:
             image = read_sequences([Path(self.image)])
-            return SEQUENCES[: image.shape[2] if image.ndim == 3 else 1]
+            return SEQUENCES if image.shape[2:] == (len(SEQUENCES),) else ()
         if not self.source:
             return tuple(name for name, path in self.images.items() if path)
         if self.layout == "brats_inpainting":
-            return held_by_voided_cases(self.source)
+            return held_by_voided_cases(self.source, self.subjects)
         cases, _ = self.cases(labels=False)
-        return tuple(max((files.images for files in cases), key=len, default=()))
+        held = [files.images for files in cases]
+        if self.layout == "nnunet":
+            return tuple(n for n in SEQUENCES if all(n in images for images in held))
+        return tuple(max(held, key=len, default=()))
 
     def only_subjects(
         self, cases: list[CaseFiles], problems: list[str]

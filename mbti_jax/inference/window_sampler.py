@@ -350,14 +350,16 @@ class WindowSampler:
             if name not in known:
                 raise ValueError(f"the model was not trained on {name}, but on {', '.join(known)}")
             if name not in case.images:
-                problem = f"has no {name} image, which the model needs{self._other_model}"
+                problem = f"has no {name} image, but {', '.join(case.images)}"
+                if self.num_channels > 1:
+                    problem = f"has no {name} image, which the model needs{self.other_model}"
                 raise CaseError(f"{case.subject}: {problem}")
         if not chosen:
             raise CaseError(f"{case.subject}: has none of the model's sequences {', '.join(known)}")
         if self.num_channels > 1 and chosen != known:
             raise ValueError(
                 f"this model paints {', '.join(known)} together and cannot leave one out; got "
-                f"{', '.join(chosen)}{self._other_model}"
+                f"{', '.join(chosen)}{self.other_model}"
             )
         return chosen
 
@@ -373,11 +375,11 @@ class WindowSampler:
         if self.num_channels not in (1, count):
             raise ValueError(
                 f"the image has {count} sequence{'s' * (count > 1)}, but this model paints "
-                f"{self.num_channels} together: {', '.join(self.sequences)}{self._other_model}"
+                f"{self.num_channels} together: {', '.join(self.sequences)}{self.other_model}"
             )
 
     @property
-    def _other_model(self) -> str:
+    def other_model(self) -> str:
         """What to say of the bundled model where it lacks a sequence."""
         if self._path != JOINT:
             return ""

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mbti_jax.interop.model_card import model_card
 from mbti_jax.interop.names import (
@@ -91,7 +91,8 @@ def write_export(
     old = directory.with_name(f"{directory.name}.replaced-{os.getpid()}")
     fresh.mkdir(parents=True)
     try:
-        save_file(tensors, fresh / _WEIGHTS)
+        # Its own `save_file` makes files that their owner alone can read.
+        (fresh / _WEIGHTS).write_bytes(save(tensors))
         config = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -103,7 +103,8 @@ def named_as_uploaded(folder: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        text = re.sub(f"{re.escape(str(folder))}(/imagesTr)?/", "", str(error))
+        text = re.sub(f"{re.escape(str(folder))}(/imagesTr)?/(?!imagesTr\\b)", "", str(error))
+        text = text.replace(str(folder / "imagesTr"), "the upload")
         raise ValueError(text.replace(str(folder), "the upload")) from error
 
 
@@ -125,10 +126,16 @@ def _named(files: Sequence[Path], sequences: Sequence[str]) -> dict[str, str]:
     """{sequence: path}, checked."""
     if len(sequences) != len(files):
         names = ", ".join(path.name for path in files)
-        raise ValueError(
-            f"say which sequence each file is, in the order of the files ({names}), or choose the "
-            "convention by which they are named"
+        what = (
+            "say which sequence the file is"
+            if len(files) == 1
+            else "say which sequence each file is"
         )
+        order = "" if len(files) == 1 else ", in the order of the files"
+        # Conventions are those of cases.
+        way = ", or choose the convention by which they are named"
+        way = way if any(map(uploads.is_nifti, files)) else ""
+        raise ValueError(f"{what}{order} ({names}){way}")
     if len(set(sequences)) < len(sequences):
         raise ValueError("a sequence is named twice")
     return {name: str(path) for name, path in zip(sequences, files, strict=True)}
@@ -169,6 +176,11 @@ def _slice_session(
         )
     if sequences and len(sequences) != count:
         raise ValueError(f"{len(sequences)} sequences are named, the slice has {count}")
+    if sequences and inpainter.num_channels > 1 and tuple(sequences) != inpainter.sequences:
+        raise ValueError(
+            f"this model paints {', '.join(inpainter.sequences)} jointly, in this order; the channels "
+            f"of {files[0].name} are said to be {', '.join(sequences)}"
+        )
     names = tuple(sequences) or tuple(f"sequence {c}" for c in range(count))
     if count == 1 and not sequences:
         names = ("slice",)

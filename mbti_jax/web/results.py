@@ -150,7 +150,9 @@ def run(
             warnings = samples[0].details["warnings"]
         else:
             if sequences != session.sequences:
-                raise ValueError("the sequences of a single slice are repainted all together")
+                raise ValueError(
+                    "the sequences of a single slice are repainted all together; choose all of them"
+                )
             # A single slice has no neighbors to share its noise with.
             sampling = dataclasses.replace(sampling, z_sigma_mm=0.0)
             kept = None if session.segmentation is None else session.segmentation[0]

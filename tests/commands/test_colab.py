@@ -238,6 +238,13 @@ def test_one_file_is_painted_by_the_shipped_model_of_single_sequences(loaded, tm
     exec(code.replace("SLICE = 62", "SLICE = 1"), scope)
     assert loaded == ["phantom_single"] and scope["own_sequences"] == ("flair",)
     np.testing.assert_array_equal(scope["own_image"][..., 0], image)
+    # Of three without names nothing says which they are.
+    np.save(tmp_path / "three.npy", make_slice(channels=3))
+    three = cell("7. Load your own slice").replace(
+        'IMAGE = ""', f"IMAGE = {str(tmp_path / 'three.npy')!r}"
+    )
+    with pytest.raises(ValueError, match="three.npy has 3 sequences, and nothing says which"):
+        exec(three, scope)
     # A model of one's own has to fit.
     exec(code.replace("SLICE = 62", "SLICE = 1"), scope | {"MODEL": "folder"})
     assert loaded == ["phantom_single"]

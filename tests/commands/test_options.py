@@ -107,7 +107,7 @@ def test_paths_are_looked_for_with_the_nearest_that_is_there(tmp_path):
     options.check_existing(config)
     for name, value, way in (
         ("source", tmp_path / "case" / "a", f"did you mean {tmp_path}/cases?"),
-        ("checkpoint", tmp_path / "qq" / "x", '"phantom", the bundled model'),
+        ("checkpoint", tmp_path / "qq" / "x", "phantom or phantom_single, the bundled models"),
         ("roi", tmp_path / "nothing-like-it", "is not there"),
     ):
         config = load("inpaint")

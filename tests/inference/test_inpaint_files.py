@@ -357,7 +357,7 @@ def test_a_slice_with_a_file_for_each_sequence(tmp_path):
     found = sorted(path.name for path in run(tmp_path / "three", **fields).rglob("slice_*"))
     assert found == [f"slice_{name}-inpainted-000.png" for name in ("t1", "t1ce", "t2")]
     fields["image"] = str(tmp_path / "other_{sequence}.png")
-    with pytest.raises(ValueError, match=r"other_t1\.png: is not a file"):
+    with pytest.raises(ValueError, match=r"other_{sequence}\.png: is there for none of t1, t1ce"):
         run(tmp_path / "other", **fields)
 
 
@@ -384,8 +384,7 @@ def test_the_bundled_model_is_the_one_that_fits_what_is_there(
     of_one |= {"roi_labels": "1:normal,2:normal,4:normal", "checkpoint": JOINT}
     out = run(tmp_path / "one", **of_one)
     assert (
-        "not all of t1, t1ce, t2, flair: phantom_single paints one sequence at a time"
-        in caplog.text
+        "phantom_single in the place of phantom, one sequence at a time: not all of" in caplog.text
     )
     assert [path.name for path in out.rglob("*-inpainted.nii.gz")] == [
         f"{SUBJECT}{SUFFIXES['t1']}-inpainted.nii.gz"
@@ -413,6 +412,37 @@ def test_the_bundled_model_is_the_one_that_fits_what_is_there(
     # Another model is what the user wants.
     with pytest.raises(KeyError, match="runs/mine"):
         run(tmp_path / "other", **{**of_one, "checkpoint": "runs/mine"})
+
+
+def test_a_joint_model_gets_the_sequences_in_its_own_order(tmp_path, monkeypatch):
+    bundled(monkeypatch)
+    image = make_slice(channels=4, dtype=np.uint16)
+    for c, name in enumerate(SUFFIXES):
+        Image.fromarray(image[..., c]).save(tmp_path / f"slice_{name}.png")
+    np.save(tmp_path / "roi.npy", make_mask().astype(np.uint8))
+    fields = {"image": str(tmp_path / "slice_{sequence}.png"), "roi": str(tmp_path / "roi.npy")}
+    fields["checkpoint"] = JOINT
+    orders = {"plain": (), "turned": tuple(SUFFIXES)[::-1]}
+    outs = [run(tmp_path / name, **fields, sequences=order) for name, order in orders.items()]
+    for name in SUFFIXES:
+        one, other = (out / "slice" / f"slice_{name}-inpainted-000.png" for out in outs)
+        np.testing.assert_array_equal(np.array(Image.open(one)), np.array(Image.open(other)))
+
+
+def test_the_challenge_is_asked_for_the_subjects_that_count(tmp_path, monkeypatch):
+    loaded = bundled(monkeypatch)
+    monkeypatch.setattr(tiny_inpainter(4), "_path", JOINT)
+    for subject in ("X", "Y"):
+        voided, _ = write_voided(tmp_path / "in", subject)
+    for number, name in enumerate(("t1c", "t2w", "t2f"), start=2):
+        write_volume(tmp_path / "in" / "Y" / f"Y-{name}.nii.gz", number * voided)
+    fields = {"source": str(tmp_path / "in"), "layout": "brats_inpainting", "checkpoint": JOINT}
+    out = run(tmp_path / "one", **fields, subjects=("X",))
+    assert (out / "X-t1n-inference.nii.gz").is_file()
+    # Of both, the one that lacks something is named, with what paints it.
+    with pytest.raises(ValueError, match=r"X lacks X-t1c.*; phantom_single, which comes along"):
+        run(tmp_path / "both", **fields)
+    assert loaded == [SINGLE, JOINT]
 
 
 def test_a_case_that_lacks_a_sequence_among_others_is_named_with_the_way_out(
@@ -518,6 +548,7 @@ def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"sequences": ("t1", "t2", "t1")}, "sequences names one twice"),
         ({"layout": "dicom"}, "layout must be one of files, .* not 'dicom'"),
         ({"image": "a.png"}, "source or images or image has to be given.* not source and image"),
         ({"source": ""}, "source or images or image has to be given.* not none"),
@@ -528,7 +559,7 @@ def test_roi_files_refused(source, tmp_path, roi, affine, sentence):
         ({"subjects": ("nobody",)}, "has no case nobody"),
         ({"slices": (5,)}, "slice 5 has no ROI; ROIs are in slices 1 to 3"),
         ({"slices": (77,)}, "has no slice 77; it has 0 to 5"),
-        ({"sequences": ("t1rho",)}, "not trained on t1rho"),
+        ({"sequences": ("t1rho",)}, "sequences must be one of t1, t1ce, t2, flair"),
         ({"box": ("edema box",)}, "unknown ROI 'edema box'"),
         ({"tumor": "", "roi": "nowhere.nii.gz"}, r"nowhere\.nii\.gz: is not a file"),
         ({"eta": -1.0}, "eta must be between"),

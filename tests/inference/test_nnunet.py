@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from synthetic_cases import AFFINE, write_case, write_volume
+from synthetic_cases import AFFINE, make_arrays, write_case, write_volume
 from tiny_inpainter import tiny_inpainter
 
 from configs.inpaint import get_config
@@ -100,6 +100,27 @@ def test_resumes_where_it_stopped(source, tmp_path, capsys):
     assert kept.stat().st_mtime_ns == changed
     assert "synthetic000 is there" in capsys.readouterr().out
     assert json.loads((out / "dataset.json").read_text())["numTraining"] == 2
+
+
+def test_the_sequences_that_all_cases_have(source, tmp_path):
+    (source / SUBJECTS[0] / f"{SUBJECTS[0]}_t1ce.nii.gz").unlink()
+    out = run(tmp_path / "out", source, tumor="remove")
+    names = [f"{subject}_synthetic000" for subject in SUBJECTS]
+    images = sorted(path.name for path in (out / "imagesTr").iterdir())
+    assert images == [f"{name}_000{c}.nii.gz" for name in names for c in range(3)]
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert dataset["channel_names"] == {"0": "t1", "1": "t2", "2": "flair"}
+    before = load(source / SUBJECTS[1] / f"{SUBJECTS[1]}_flair.nii")
+    roi = load(source / SUBJECTS[1] / f"{SUBJECTS[1]}_seg.nii") > 0
+    after = load(out / "imagesTr" / f"{names[1]}_0002.nii.gz")
+    np.testing.assert_array_equal(after[~roi], before[~roi])
+    for name in ("t1", "t2", "flair"):
+        (source / SUBJECTS[0] / f"{SUBJECTS[0]}_{name}.nii.gz").unlink()
+    images, _ = make_arrays(0)
+    write_volume(source / SUBJECTS[0] / f"{SUBJECTS[0]}_t1ce.nii.gz", images["t1ce"])
+    (source / SUBJECTS[1] / f"{SUBJECTS[1]}_t1ce.nii").unlink()
+    with pytest.raises(ValueError, match="no sequence that all cases have"):
+        run(tmp_path / "none", source, tumor="remove")
 
 
 @pytest.mark.parametrize(

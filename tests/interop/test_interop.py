@@ -211,6 +211,13 @@ def test_older_export_is_replaced_and_other_folders_are_not(params, tmp_path):
         write_export(tmp_path / "mine", params, METADATA, "card")
 
 
+def test_an_export_is_as_readable_as_other_files(params, tmp_path):
+    write_export(tmp_path / "model", params, METADATA, "A card.")
+    (tmp_path / "other").write_text("x")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes == {(tmp_path / "other").stat().st_mode}
+
+
 def test_failed_export_leaves_the_older_one(params, tmp_path):
     write_export(tmp_path / "model", params, METADATA, "old")
     with pytest.raises(TypeError):

@@ -66,6 +66,11 @@ def test_the_model_is_the_first_that_can_paint_what_is_there(case_files, png, tm
     assert model_of([png]) is model_of(case_files[3:], sequences=["flair"]) is single
     assert model_of(case_files[1:3], sequences=["t2", "t1"]) is single
     assert model_of(pictures[:2], sequences=["t2", "t1"]) is single
+    # What is one array stays in its order.
+    with pytest.raises(
+        ValueError, match=r"in this order; the channels of stack\.npy are said to be flair"
+    ):
+        model_of([tmp_path / "stack.npy"], sequences=["flair", "t2", "t1ce", "t1"])
 
 
 def test_uploads_are_copied_and_go_with_the_session(png, tmp_path):
@@ -93,7 +98,10 @@ def test_what_is_refused(case_files, png, tmp_path):
     assert "not both" in refused(case_files, convention="brats2021", sequences=["t1"])
     assert "the upload: no case of convention brats2023" in refused(case_files, "brats2023")
     assert "do not make one case" in refused([png, case_files[0]])
-    assert "which sequence each file is" in refused([png, *_copies(png, tmp_path, "other.png")])
+    assert refused([png, *_copies(png, tmp_path, "other.png")]).endswith("slice.png, other.png)")
+    assert "which sequence the file is (" in refused(case_files[:1])
+    seg = write_case(tmp_path / "alone", SUBJECT) / f"{SUBJECT}_seg.nii.gz"
+    assert refused([seg], "brats2021").startswith("the upload: ")
     assert "unknown convention" in refused(case_files, convention="brats1066")
     assert "of a kind that is not read" in refused(_copies(png, tmp_path, "slice.jpg"))
     other = write_case(tmp_path / "in", "BraTS2021_00002", seed=2)
