@@ -6,11 +6,15 @@ import re
 import runpy
 import shlex
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
+from skimage.measure import label, regionprops
 
 from mbti_jax import cli
 from mbti_jax.commands import config_text, options
+from mbti_jax.rois.kinds import COLORS
 
 PAGES = sorted(
     [
@@ -22,6 +26,8 @@ PAGES = sorted(
 # What `evaluate` wrote is a record of what was run then, and so are the notes.
 PAGES = [page for page in PAGES if page.parent.name not in ("evaluation", "notes")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# Drawn by the project; the page's is a screenshot.
+FIGURES = sorted(set((ROOT / "docs").rglob("*.png")) - {ROOT / "docs" / "page.png"})
 # Options of other programs that the text names.
 OTHERS = {"--gpus", "--user"}
 
@@ -114,3 +120,34 @@ def test_links_lead_to_files(name):
     """Of pages that the site does not have; strict builds check the others."""
     for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", (ROOT / name).read_text()):
         assert (ROOT / target).exists(), target
+
+
+def swatches(picture: np.ndarray) -> list[tuple[int, int, int]]:
+    """Colors of the legend's swatches: filled rectangles of one strong color, wider than high."""
+    wide = picture.astype(int)
+    code = (wide << np.array([16, 8, 0])).sum(-1) * (np.ptp(wide, axis=-1) > 60)
+    found = []
+    for region in regionprops(label(code, connectivity=1)):
+        top, left, bottom, right = region.bbox
+        height, width = bottom - top, right - left
+        if region.area == height * width and height >= 6 and width >= max(12, 1.5 * height):
+            found.append(tuple(map(int, picture[top, left])))
+    return found
+
+
+@pytest.mark.parametrize("path", FIGURES, ids=[str(p.relative_to(ROOT)) for p in FIGURES])
+def test_no_class_of_a_legend_loses_its_color(path):
+    """Pictures saved with fewer colors gave two classes the same one."""
+    colors = swatches(np.array(Image.open(path).convert("RGB")))
+    assert len(set(colors)) == len(colors) and set(colors) <= set(COLORS.values())
+    if path.parent.name in ("control", "diversity") or path.name == "first.png":
+        assert colors
+
+
+def test_a_shared_color_would_be_noticed():
+    picture = np.full((60, 200, 3), 255, np.uint8)
+    for column, name in ((10, "edema"), (80, "normal")):
+        picture[20:30, column : column + 30] = COLORS[name]
+    assert swatches(picture) == [COLORS["edema"], COLORS["normal"]]
+    few = np.array(Image.fromarray(picture).quantize(2).convert("RGB"))
+    assert len(set(swatches(few))) < 2

@@ -243,7 +243,7 @@ def test_one_file_is_painted_by_the_shipped_model_of_single_sequences(loaded, tm
     three = cell("7. Load your own slice").replace(
         'IMAGE = ""', f"IMAGE = {str(tmp_path / 'three.npy')!r}"
     )
-    with pytest.raises(ValueError, match="three.npy has 3 sequences, and nothing says which"):
+    with pytest.raises(ValueError, match=r"three\.npy has 3 sequences, and nothing says which"):
         exec(three, scope)
     # A model of one's own has to fit.
     exec(code.replace("SLICE = 62", "SLICE = 1"), scope | {"MODEL": "folder"})
