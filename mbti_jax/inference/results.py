@@ -13,7 +13,7 @@ from mbti_jax.io import pictures
 from mbti_jax.io.files import distinct_names, write_bytes
 from mbti_jax.io.nifti import write_label_map, write_map, write_nifti_like
 from mbti_jax.io.planes import planes_through
-from mbti_jax.rois.kinds import KINDS
+from mbti_jax.rois.kinds import COMPONENTS, KINDS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import from_slices, to_slices
@@ -248,7 +248,7 @@ def draw_case(path: Path, case: Case, result: Volume, title: str) -> None:
             if labels is not None and number == 0:
                 line.append(pictures.with_labels(after, plane.of(labels)))
         cells.append(line)
-    kinds = pictures.kinds_in(masks) if labels is None else None
+    kinds = _kinds(masks, labels)
     pictures.figure(
         path,
         cells,
@@ -262,11 +262,13 @@ def draw_case(path: Path, case: Case, result: Volume, title: str) -> None:
 def draw_slice(path: Path, image: np.ndarray, result: Slice, title: str) -> None:
     """Draws a slice before, with its ROIs, and after, one sequence per row.
 
-    Beside each other are the samples, of many the first ones, and their standard deviation.
+    Beside each other are the samples, of many the first ones, and their standard deviation. Shown is the
+    brain.
     """
     cells, labels = [], _painted_labels(result)
     shown = result.images[:_MOST_SAMPLES]
     before = np.atleast_3d(image)
+    window = pictures.around((before != 0).any(-1) | result.rois.union)
     for c, (low, high) in enumerate(result.provenance["intensity"]["low_high"]):
         picture = pictures.gray(before[..., c], low, high)
         line = [picture, pictures.with_rois(picture, result.rois.masks)]
@@ -276,15 +278,22 @@ def draw_slice(path: Path, image: np.ndarray, result: Slice, title: str) -> None
             line.append(pictures.gray(std, 0.0, float(std.max()) or 1.0))
         if labels is not None:
             line.append(pictures.with_labels(line[2], labels[0]))
-        cells.append(line)
+        cells.append([cell[window] for cell in line])
     rows = [f"sequence {c}" for c in range(len(cells))] if len(cells) > 1 else [""]
     columns = ["input", "ROIs"]
     columns += ["inpainted"] if len(shown) == 1 else [f"sample {n}" for n in range(len(shown))]
     columns += ["standard deviation"] * (result.std is not None)
     columns += ["labels painted"] * (labels is not None)
-    kinds = pictures.kinds_in(result.rois.masks) if labels is None else None
-    marks = pictures.Marks(kinds, ["RL"] * len(columns))
+    marks = pictures.Marks(_kinds(result.rois.masks, labels), ["RL"] * len(columns))
     pictures.figure(path, cells, rows=rows, columns=columns, title=title, marks=marks)
+
+
+def _kinds(masks: np.ndarray, labels: np.ndarray | None) -> list[str]:
+    """The kinds of ROI that a legend has to explain."""
+    used = set(pictures.kinds_in(masks))
+    if labels is not None:
+        used |= {name for name, number in COMPONENTS.items() if (labels == number).any()}
+    return [kind.name for kind in KINDS if kind.name in used]
 
 
 def _painted_labels(result: Slice | Volume) -> np.ndarray | None:

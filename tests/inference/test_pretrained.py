@@ -2,19 +2,20 @@
 
 import functools
 import json
+import runpy
 
 import numpy as np
+import pytest
 from conftest import ROOT
 
 from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.evaluation import baselines
-from mbti_jax.inference.load import PRETRAINED
+from mbti_jax.inference.load import JOINT, PRETRAINED, SINGLE
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.phantom import make_phantom
 from tfds_brats.scale import fit_scale
 from tfds_brats.slices import to_slices
 
-FOLDER = PRETRAINED["phantom"]
 # The model was trained with subjects 0 to 95 of seed 0.
 SEED, SUBJECT = 1, 0
 SAMPLING = Sampling(num_steps=5)
@@ -47,14 +48,41 @@ def paint(image: np.ndarray, rois: dict, box=(), num_samples=2) -> dict[str, np.
     return dict(zip(SEQUENCES, np.moveaxis(result.images.mean(0), -1, 0), strict=True))
 
 
-def test_what_is_shipped():
-    weights = FOLDER / "model.safetensors"
+@pytest.mark.parametrize(("name", "recipe"), [(JOINT, "phantom_model"), (SINGLE, "phantom_single")])
+def test_what_is_shipped(name, recipe):
+    folder = PRETRAINED[name]
+    weights = folder / "model.safetensors"
     assert weights.stat().st_size <= 10_000_000
-    card = (FOLDER / "README.md").read_text()
-    assert "configs/phantom_model.py" in card and "phantoms only" in card
-    config = json.loads((FOLDER / "config.json").read_text())
-    assert config["contract"]["data"]["image_size"] == 192
+    card = (folder / "README.md").read_text()
+    assert f"configs/{recipe}.py" in card and "phantoms only" in card
+    contract = json.loads((folder / "config.json").read_text())["contract"]
+    assert contract["data"]["image_size"] == 192
+    # The network of the recipe.
+    config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]()
+    assert contract["data"]["joint"] == config.data.joint == (name == JOINT)
+    assert {k: contract["model"][k] for k in ("neighbors", "mirror", "detail_channels")} == {
+        k: config.model[k] for k in ("neighbors", "mirror", "detail_channels")
+    }
     assert "pretrained/**" in (ROOT / "setup.cfg").read_text()
+
+
+def test_one_sequence_alone():
+    """Edema is bright on FLAIR, and normal tissue in its place is like what is around."""
+    images, labels, ranges = subject()
+    number, c = int((labels == 2).sum((1, 2)).argmax()), SEQUENCES.index("flair")
+    image, edema = images[number][..., c], labels[number] == 2
+    single = Inpainter.load(SINGLE, batch_size=2)
+    painted = {}
+    for name in ("edema", "normal"):
+        result = single.inpaint(
+            image, {name: edema}, SAMPLING, num_samples=2, intensity_range=ranges[c]
+        )
+        assert result.images.shape == (2, *image.shape)
+        assert (result.images[:, ~edema] == image[~edema]).all()
+        painted[name] = result.images.mean(0)[edema].mean()
+    healthy = np.median(image[(image != 0) & (labels[number] == 0)])
+    assert painted["edema"] > 1.2 * healthy
+    assert abs(painted["normal"] - healthy) < 0.5 * abs(painted["edema"] - healthy)
 
 
 def test_every_output_says_that_the_model_knows_phantoms_only():

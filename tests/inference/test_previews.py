@@ -6,7 +6,7 @@ from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, make_arrays, write_volume
 
 from mbti_jax.inference import results
-from mbti_jax.inference.inpainted import InpaintedVolume
+from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.inference.inputs import named_files
 from mbti_jax.rois.kinds import COLORS
 from mbti_jax.rois.regions import Rois
@@ -74,3 +74,27 @@ def test_a_preview_is_as_wide_as_a_screen(tmp_path, drawn):
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.width > 2 * picture.height > 0
         assert 1200 <= picture.width <= 1500
+
+
+def test_a_slice_is_cut_to_its_brain_and_its_legend_to_what_is_shown(tmp_path, monkeypatch):
+    """A tumor that the model composed in a box: of edema alone, it says."""
+    brain = np.zeros((200, 240), np.uint16)
+    brain[50:130, 90:160] = 500
+    box = np.zeros(brain.shape, bool)
+    box[60:80, 100:130] = True
+    rois = Rois.of({"tumor": box}, box.shape, ("tumor",))
+    labels = np.zeros((1, *brain.shape), np.uint8)
+    labels[0, 62:70, 105:120] = 2
+    probabilities = np.eye(4, dtype=np.float32)[labels]
+    record = {"intensity": {"low_high": [[0.0, 1000.0]]}}
+    result = InpaintedSlice(brain[None], None, rois, labels, probabilities, record, brain)
+    found = {}
+    monkeypatch.setattr(
+        results.pictures, "figure", lambda path, cells, **o: found.update(o, cells=cells)
+    )
+    results.draw_slice(tmp_path / "preview.png", brain, result, "a slice")
+    (line,) = found["cells"]
+    # The brain is 80 pixels high, and 8 are left around it.
+    assert {cell.shape for cell in line} == {(96, 96, 3)}
+    assert (line[0] > 0).any(-1).sum() == 80 * 70
+    assert found["marks"].kinds == ["edema", "tumor"]
