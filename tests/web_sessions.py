@@ -34,5 +34,5 @@ def run(session, *, inpainter=None, limits=LIMITS, **changes):
     fields = ("seed", "num_steps", "estimate", "mean_passes")
     drawn = {name: settings.pop(name) for name in fields if name in settings}
     sampling = Sampling(guidance=settings.pop("guidance_weight"), z_sigma_mm=2.0, **drawn)
-    session.inpainter = inpainter or session.inpainter
+    session.inpainter = inpainter or tiny_inpainter()
     return results.run(session, limits, sampling, **settings)
