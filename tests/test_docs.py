@@ -140,8 +140,8 @@ def test_no_class_of_a_legend_loses_its_color(path):
     """Pictures saved with fewer colors gave two classes the same one."""
     colors = swatches(np.array(Image.open(path).convert("RGB")))
     assert len(set(colors)) == len(colors) and set(colors) <= set(COLORS.values())
-    if path.parent.name in ("control", "diversity") or path.name == "first.png":
-        assert colors
+    # Curves and histograms have lines.
+    assert colors or path.name in ("curves.png", "histograms.png")
 
 
 def test_a_shared_color_would_be_noticed():

@@ -16,7 +16,7 @@ from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
 from mbti_jax.inference.files import inpaint_files
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.load import JOINT, model_for
+from mbti_jax.inference.load import JOINT, SINGLE
 from mbti_jax.inference.nnunet import make_labeled_set
 from mbti_jax.inference.sets import Job
 from mbti_jax.inference.settings import InpaintSettings
@@ -96,13 +96,12 @@ def main(config: ConfigDict, workdir: str) -> None:
     fields = {name: config[name] for name in config if name not in others}
     settings = from_config(InpaintSettings, fields, sampling=sampling)
     checkpoint = model.checkpoint
-    if checkpoint == JOINT:
-        checkpoint = model_for(checkpoint, settings.held_sequences())
-        if checkpoint != JOINT:
-            _log.info(
-                f"{checkpoint} in the place of {JOINT}, one sequence at a time: not all of "
-                f"{', '.join(SEQUENCES)} are to be painted"
-            )
+    if checkpoint == JOINT and not {*SEQUENCES} <= {*settings.held_sequences()}:
+        checkpoint = SINGLE
+        _log.info(
+            f"{SINGLE} in the place of {JOINT}, one sequence at a time: not all of "
+            f"{', '.join(SEQUENCES)} are to be painted"
+        )
     load = functools.partial(Inpainter.load, checkpoint, model.batch_size)
     # Shares of a set work side by side in one folder, each share once.
     share = engine.share()

@@ -8,6 +8,7 @@ from typing import Any
 from mbti_jax.inference.files import paint_sample, size_of_images
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import read_roi_volume, voided_cases
+from mbti_jax.inference.load import other_model
 from mbti_jax.inference.provenance import RECORD, preview_title
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import draw_case, write_case
@@ -34,7 +35,7 @@ def inpaint_challenge(
         *voided_cases(settings.source, inpainter.num_channels > 1)
     )
     if inpainter.num_channels > 1:
-        problems = [f"{problem}{inpainter.other_model}" for problem in problems]
+        problems = [f"{problem}{other_model(inpainter.name)}" for problem in problems]
     check_space(folder, sum(map(size_of_images, cases)), "the results")
     # Samples are of no use beside the one that is asked for.
     pieces = [Piece(files, (0,)) for files in cases]

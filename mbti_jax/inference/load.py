@@ -1,27 +1,24 @@
 """A trained model from wherever it lies: a training run, an export, or the package itself."""
 
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from mbti_jax.interop.inference_checkpoint import check_params, is_export, read_export
 from mbti_jax.training.checkpoint import load_for_inference
-from tfds_brats.conventions import SEQUENCES
 
 # Models that come with the package: for slices of all four sequences, and for one sequence at a time.
 JOINT, SINGLE = "phantom", "phantom_single"
 PRETRAINED = {name: Path(__file__).parent.parent / "pretrained" / name for name in (JOINT, SINGLE)}
 
 
-def model_for(path: str, sequences: Collection[str]) -> str:
-    """The model for images of some sequences: `SINGLE` in the place of `JOINT` if one is not there.
-
-    Args:
-        path: as of `load_model`. Another model than `JOINT` is what the user wants.
-        sequences: those that are there.
-    """
-    return SINGLE if path == JOINT and not set(SEQUENCES) <= set(sequences) else path
+def other_model(path: str) -> str:
+    """What to say where a model lacks a sequence: of `JOINT`, which model does not need it."""
+    return (
+        f"; {SINGLE}, which comes along, too, paints one sequence at a time"
+        if path == JOINT
+        else ""
+    )
 
 
 def load_model(path: str | os.PathLike) -> tuple[dict, dict[str, Any]]:

@@ -21,7 +21,7 @@ from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.inference import provenance
 from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import Samples
-from mbti_jax.inference.load import JOINT, SINGLE, load_model
+from mbti_jax.inference.load import load_model, other_model
 from mbti_jax.inference.stacks import neighbor_rows
 from mbti_jax.models.pipeline import Pipeline
 from mbti_jax.models.unet import Params
@@ -352,14 +352,17 @@ class WindowSampler:
             if name not in case.images:
                 problem = f"has no {name} image, but {', '.join(case.images)}"
                 if self.num_channels > 1:
-                    problem = f"has no {name} image, which the model needs{self.other_model}"
+                    problem = f"has no {name} image, which the model needs{other_model(self.name)}"
                 raise CaseError(f"{case.subject}: {problem}")
         if not chosen:
             raise CaseError(f"{case.subject}: has none of the model's sequences {', '.join(known)}")
+        if self.num_channels > 1 and {*chosen} == {*known}:
+            # In the order in which the model has learned them.
+            chosen = known
         if self.num_channels > 1 and chosen != known:
             raise ValueError(
                 f"this model paints {', '.join(known)} together and cannot leave one out; got "
-                f"{', '.join(chosen)}{self.other_model}"
+                f"{', '.join(chosen)}{other_model(self.name)}"
             )
         return chosen
 
@@ -375,15 +378,8 @@ class WindowSampler:
         if self.num_channels not in (1, count):
             raise ValueError(
                 f"the image has {count} sequence{'s' * (count > 1)}, but this model paints "
-                f"{self.num_channels} together: {', '.join(self.sequences)}{self.other_model}"
+                f"{self.num_channels} together: {', '.join(self.sequences)}{other_model(self.name)}"
             )
-
-    @property
-    def other_model(self) -> str:
-        """What to say of the bundled model where it lacks a sequence."""
-        if self._path != JOINT:
-            return ""
-        return f"; {SINGLE}, which comes along, too, paints one sequence at a time"
 
     def _check_sampling(self, sampling: Sampling, samples: Sequence[int]) -> None:
         """Raises ValueError for a sampler that does not fit, and for a regressor's guidance."""

@@ -1,12 +1,12 @@
 """The command that inpaints files: what it writes, what it leaves alone, and how it resumes."""
 
 import json
-import logging
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from inpaint_runs import SUBJECT, of_case, run, write_voided
 from nibabel.orientations import (
     apply_orientation,
     axcodes2ornt,
@@ -24,30 +24,13 @@ from mbti_jax import Sampling
 from mbti_jax.commands import inpaint
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
-from mbti_jax.inference.load import JOINT, SINGLE
 from mbti_jax.rois.kinds import COLORS
 from tfds_brats.locking import only_process_in
-
-SUBJECT = "BraTS2021_00001"
 
 
 @pytest.fixture(autouse=True)
 def _tiny_model(monkeypatch):
     monkeypatch.setattr(Inpainter, "load", lambda *_: tiny_inpainter())
-
-
-def run(workdir: Path, **fields) -> Path:
-    config = get_config()
-    config.num_steps = 2
-    config.checkpoint = "runs/tiny"
-    config.update(fields)
-    inpaint.main(config, str(workdir))
-    return workdir
-
-
-def of_case(source: Path, **fields) -> dict:
-    of_case = {"source": str(source), "convention": "brats2021", "tumor": "remove"}
-    return {**of_case, "dilate_mm": 0.0, **fields}
 
 
 def stored(path: Path) -> np.ndarray:
@@ -359,129 +342,6 @@ def test_a_slice_with_a_file_for_each_sequence(tmp_path):
     fields["image"] = str(tmp_path / "other_{sequence}.png")
     with pytest.raises(ValueError, match=r"other_{sequence}\.png: is there for none of t1, t1ce"):
         run(tmp_path / "other", **fields)
-
-
-def bundled(monkeypatch) -> list[str]:
-    """The names of the models that are loaded: stand-ins for the two that come with the package."""
-    models = {JOINT: tiny_inpainter(4), SINGLE: tiny_inpainter()}
-    loaded = []
-
-    def load(name, *_):
-        loaded.append(name)
-        return models[name]
-
-    monkeypatch.setattr(Inpainter, "load", load)
-    return loaded
-
-
-def test_the_bundled_model_is_the_one_that_fits_what_is_there(
-    source, tmp_path, monkeypatch, caplog
-):
-    loaded = bundled(monkeypatch)
-    caplog.set_level(logging.INFO)
-    name = f"{SUBJECT}{SUFFIXES['t1']}.nii.gz"
-    of_one = {"images": {"t1": str(source / name)}, "roi": str(source / f"{SUBJECT}_seg.nii.gz")}
-    of_one |= {"roi_labels": "1:normal,2:normal,4:normal", "checkpoint": JOINT}
-    out = run(tmp_path / "one", **of_one)
-    assert (
-        "phantom_single in the place of phantom, one sequence at a time: not all of" in caplog.text
-    )
-    assert [path.name for path in out.rglob("*-inpainted.nii.gz")] == [
-        f"{SUBJECT}{SUFFIXES['t1']}-inpainted.nii.gz"
-    ]
-    caplog.clear()
-    run(tmp_path / "case", **of_case(source, checkpoint=JOINT))
-    # Of a case that has them all, those that are asked for.
-    run(tmp_path / "two", **of_case(source, sequences=("t2", "flair"), checkpoint=JOINT))
-    # Pictures: one, one of three, and all four in one file.
-    Image.fromarray(make_slice(dtype=np.uint16)).save(tmp_path / "slice.png")
-    Image.fromarray(np.uint8(5 * make_mask())).save(tmp_path / "roi.png")
-    np.save(tmp_path / "slice_t2.npy", make_slice())
-    np.save(tmp_path / "stack.npy", make_slice(channels=4))
-    for number, image in enumerate(("slice.png", "slice_{sequence}.npy", "stack.npy")):
-        paths = {
-            "image": str(tmp_path / image),
-            "roi": str(tmp_path / "roi.png"),
-            "checkpoint": JOINT,
-        }
-        run(tmp_path / f"slice {number}", **paths)
-    assert loaded == [SINGLE, JOINT, SINGLE, SINGLE, SINGLE, JOINT]
-    assert [path.name for path in (tmp_path / "slice 1").rglob("*inpainted*")] == [
-        "slice_t2-inpainted-000.npy"
-    ]
-    # Another model is what the user wants.
-    with pytest.raises(KeyError, match="runs/mine"):
-        run(tmp_path / "other", **{**of_one, "checkpoint": "runs/mine"})
-
-
-def test_a_joint_model_gets_the_sequences_in_its_own_order(tmp_path, monkeypatch):
-    bundled(monkeypatch)
-    image = make_slice(channels=4, dtype=np.uint16)
-    for c, name in enumerate(SUFFIXES):
-        Image.fromarray(image[..., c]).save(tmp_path / f"slice_{name}.png")
-    np.save(tmp_path / "roi.npy", make_mask().astype(np.uint8))
-    fields = {"image": str(tmp_path / "slice_{sequence}.png"), "roi": str(tmp_path / "roi.npy")}
-    fields["checkpoint"] = JOINT
-    orders = {"plain": (), "turned": tuple(SUFFIXES)[::-1]}
-    outs = [run(tmp_path / name, **fields, sequences=order) for name, order in orders.items()]
-    for name in SUFFIXES:
-        one, other = (out / "slice" / f"slice_{name}-inpainted-000.png" for out in outs)
-        np.testing.assert_array_equal(np.array(Image.open(one)), np.array(Image.open(other)))
-
-
-def test_the_challenge_is_asked_for_the_subjects_that_count(tmp_path, monkeypatch):
-    loaded = bundled(monkeypatch)
-    monkeypatch.setattr(tiny_inpainter(4), "_path", JOINT)
-    for subject in ("X", "Y"):
-        voided, _ = write_voided(tmp_path / "in", subject)
-    for number, name in enumerate(("t1c", "t2w", "t2f"), start=2):
-        write_volume(tmp_path / "in" / "Y" / f"Y-{name}.nii.gz", number * voided)
-    fields = {"source": str(tmp_path / "in"), "layout": "brats_inpainting", "checkpoint": JOINT}
-    out = run(tmp_path / "one", **fields, subjects=("X",))
-    assert (out / "X-t1n-inference.nii.gz").is_file()
-    # Of both, the one that lacks something is named, with what paints it.
-    with pytest.raises(ValueError, match=r"X lacks X-t1c.*; phantom_single, which comes along"):
-        run(tmp_path / "both", **fields)
-    assert loaded == [SINGLE, JOINT]
-
-
-def test_a_case_that_lacks_a_sequence_among_others_is_named_with_the_way_out(
-    source, tmp_path, monkeypatch
-):
-    loaded = bundled(monkeypatch)
-    monkeypatch.setattr(tiny_inpainter(4), "_path", JOINT)
-    folder = write_case(source.parent, "BraTS2021_00002", seed=2)
-    (folder / "BraTS2021_00002_t2.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"has no t2 image.*; phantom_single, which comes along"):
-        run(tmp_path / "out", **of_case(source.parent, checkpoint=JOINT))
-    assert loaded == [JOINT] and (tmp_path / "out" / SUBJECT / "sample_000").is_dir()
-
-
-def write_voided(folder: Path, subject: str):
-    """A case of the challenge; returns its image and mask."""
-    images, labels = make_arrays(3)
-    mask = labels > 0
-    voided = np.where(mask, 0, images["t1"]).astype(np.float32)
-    write_volume(folder / subject / f"{subject}-t1n-voided.nii.gz", voided)
-    write_volume(folder / subject / f"{subject}-mask.nii.gz", mask.astype(np.float32))
-    return voided, mask
-
-
-def test_the_challenge_is_painted_by_the_model_of_what_it_holds(tmp_path, monkeypatch):
-    loaded = bundled(monkeypatch)
-    for others in ((), ("t1c", "t2w", "t2f")):
-        folder = tmp_path / f"{len(others)}"
-        voided, _ = write_voided(folder, "X")
-        for number, name in enumerate(others, start=2):
-            write_volume(folder / "X" / f"X-{name}.nii.gz", number * voided)
-        out = run(
-            tmp_path / "out" / folder.name,
-            source=str(folder),
-            layout="brats_inpainting",
-            checkpoint=JOINT,
-        )
-        assert (out / "X-t1n-inference.nii.gz").is_file()
-    assert loaded == [SINGLE, JOINT]
 
 
 def test_brats_inpainting_layout(tmp_path):
