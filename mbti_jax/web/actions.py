@@ -279,7 +279,6 @@ class Actions:
         visitor.used = self._visitors.now()
         session.is_new = run is not None
         if run is None:
-            # To ask for the visitor anew would say that one who has left is here again.
             return f"Cancelled; nothing was kept.{_of_before(visitor.session)}", None
         return run.sentence, list(map(str, run.files))
 
@@ -346,7 +345,7 @@ class Actions:
         if not request.session_hash:
             raise ValueError("the request needs a `session_hash`, the same for all of a session")
         host = request.client.host if request.client else ""
-        return self._visitors.of(request.session_hash, client_of(host))
+        return self._visitors.asked_by(request.session_hash, client_of(host))
 
     def _session(self, request: gr.Request) -> Session:
         session = self._visitor(request).session

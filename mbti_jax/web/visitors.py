@@ -97,12 +97,23 @@ class Visitors:
             ValueError: it is new, and there are as many as there may be.
         """
         with self._lock:
+            visitor = self.asked_by(key, client)
+            visitor.left = None
+            return visitor
+
+    def asked_by(self, key: str, client: str) -> Visitor:
+        """The visitor who asked for what begins now, and may have left since.
+
+        Raises:
+            ValueError: it is new, and there are as many as there may be.
+        """
+        with self._lock:
             self._check_open()
-            visitor = self._visitors.get(key)
+            visitor, now = self._visitors.get(key), self._clock()
             if visitor is None:
                 self._admit_visitor(client)
-                visitor = self._visitors[key] = Visitor(key, client, self._clock())
-            visitor.used, visitor.left = self._clock(), None
+                visitor = self._visitors[key] = Visitor(key, client, now, left=now)
+            visitor.used = now
             return visitor
 
     @contextlib.contextmanager

@@ -27,21 +27,27 @@ def test_clients_run_and_are_refused(files, tmp_path, monkeypatch):
     monkeypatch.setattr("mbti_jax.commands.serve._SWEEP_SECONDS", 0.2)
     monkeypatch.setattr(load, "_AGAIN", 0.2)
     root = tmp_path / "page"
-    options = argparse.Namespace(clients=6, seconds=4, steps=1)
     # It needs Gradio.
     from tiny_server import running
 
     with running(root, max_sessions=4) as server:
-        report = load.measure(server.local_url, os.getpid(), root, files, options)
-    # How many there are is a matter of the machine's speed.
+        for seconds in (4, 20, 100):
+            options = argparse.Namespace(clients=6, seconds=seconds, steps=1)
+            report = load.measure(server.local_url, os.getpid(), root, files, options)
+            # How many there are is a matter of the machine's speed.
+            if report["runs"] and report["refusals"]:
+                break
     assert report["runs"] >= 1 and report["run_seconds"]["median"] > 0
     assert not report["errors"] and not report["failures"]
     # Four users have room for their images; the others are told to try again.
     assert all("as many as it can" in text for text in report["refusals"]) and report["refusals"]
     assert report["runs_by_client"]["least"] == 0
     used = report["usage"]
-    assert used["peak"]["disk"] > used["before"]["disk"] == used["after"]["disk"]
     assert used["after"]["sessions"] == 0
+    # Of three clients the last upload may have come too late to be loaded; such files stay for a while.
+    uploaded = 3 * sum(path.stat().st_size for path in files)
+    assert used["peak"]["disk"] > used["before"]["disk"]
+    assert 0 <= used["after"]["disk"] - used["before"]["disk"] <= uploaded
     machine = {"cpu": "a processor", "cores": 2, "load_average": 1.0, "jax_device": "cpu"}
     text = load.format_report(json.loads(json.dumps({"machine": machine, **report})))
     assert f"| runs | {report['runs']} (" in text and "| after |" in text

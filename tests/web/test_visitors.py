@@ -168,6 +168,24 @@ def test_a_tab_that_comes_back_is_not_gone(people, clock):
     assert visitor.session is not None
 
 
+def test_what_begins_after_its_tab_was_closed_keeps_nothing(people, clock):
+    """A call may wait in the queue for longer than the tab that asked for it is open."""
+    with people.connected("tab", LOOPBACK, is_tab=True):
+        pass
+    visitor = people.asked_by("tab", LOOPBACK)
+    with people.loading(visitor) as admit:
+        admit(MB)
+        people.keep(visitor, Opened())
+    clock.now += 61
+    people.sweep()
+    assert "tab" not in people and visitor.session is None
+    # It waited until the visitor was forgotten.
+    people.asked_by("tab", LOOPBACK)
+    clock.now += 61
+    people.sweep()
+    assert "tab" not in people
+
+
 def test_a_run_ends_with_who_waits_for_it(people, clock):
     visitor = enter(people, "one")
     with people.connected("one", LOOPBACK, is_tab=False) as broken:
