@@ -72,6 +72,8 @@ def get_config() -> ConfigDict:
     config.volumes.z_sigma_mm = (None, 60.0, 0.0)
     # Modes as in configs/inpaint.py; empty for no tumors.
     config.volumes.tumors = ("replace", "random box")
+    # Whether a model that sees neighbors is also measured without seeing any, as a model of slices.
+    config.volumes.hide_neighbors = False
     # Further models that were trained on the same data, and a regressor.
     config.volumes.models = ()
     config.volumes.regressor = ""

@@ -11,6 +11,7 @@ from mbti_jax.evaluation.repainted import repainted
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import FieldError
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.inference.load import load_model
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case
 
@@ -102,6 +103,20 @@ def rivals(
             continue  # The first estimate of a model that was tuned for few steps is a sample.
         out.append(Rival(shown, f"mean in one pass, {_noise(first)}", inpainter, one_pass))
     return out
+
+
+def without_neighbors(inpainter: Inpainter) -> Inpainter:
+    """A model that sees neighbors, kept from seeing any: it paints every slice of a volume by itself.
+
+    Neighbors enter the network by one linear layer without a bias, and those that are absent as zeros
+    (`UNet.neighbors`). So this is the model as it paints single slices, at the same passes.
+    """
+    params, metadata = load_model(inpainter.name)
+    contract = metadata["contract"]
+    contract = {**contract, "model": {**contract["model"], "neighbors": 0}}
+    kept = {name: layer for name, layer in params.items() if name != "neighbors_in"}
+    metadata = {**metadata, "contract": contract}
+    return Inpainter(kept, metadata, inpainter.batch_size, inpainter.name)
 
 
 def steps_within(inpainter: Inpainter, passes: int) -> int:

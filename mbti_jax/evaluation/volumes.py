@@ -31,7 +31,7 @@ from mbti_jax.evaluation.healthy import (
 )
 from mbti_jax.evaluation.healthy_masks import HealthyMask
 from mbti_jax.evaluation.repainted import repainted
-from mbti_jax.evaluation.rivals import Painted, Rival, rivals
+from mbti_jax.evaluation.rivals import Painted, Rival, rivals, without_neighbors
 from mbti_jax.evaluation.slices import spread
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, FieldError, Interval
@@ -73,6 +73,7 @@ class VolumesSettings(PartSettings):
         tumors: ways to make ROIs of the case's own tumor, as "replace" or "random box", see `MODES`;
             empty for none.
         models: further models, trained on the same data.
+        hide_neighbors: whether the model, if it sees neighbors, is also measured without seeing any.
         regressor: folder of a regression model trained on the same data; empty for none.
     """
 
@@ -83,6 +84,7 @@ class VolumesSettings(PartSettings):
     z_sigma_mm: Annotated[tuple[Annotated[float, Interval(0, 1000)] | None, ...], Interval(1)]
     tumors: tuple[str, ...]
     models: tuple[str, ...]
+    hide_neighbors: bool
     regressor: str
 
     def __post_init__(self):
@@ -256,6 +258,8 @@ def _models(
     if len({own, *names}) <= len(names):
         names = list(settings.models)
     models = {own: workbench.inpainter}
+    if settings.hide_neighbors and workbench.inpainter.neighbors:
+        models[f"{own}, neighbors hidden"] = without_neighbors(workbench.inpainter)
     for name, path in zip(names, settings.models, strict=True):
         models[name] = load_rival(path, workbench.inpainter)
         if not models[name].pipeline.process.is_stochastic:

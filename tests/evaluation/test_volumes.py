@@ -1,5 +1,6 @@
 """The part "volumes": who is compared at which cost, what is measured, and the tables."""
 
+import dataclasses
 import json
 import re
 
@@ -9,14 +10,18 @@ from matplotlib.image import imread
 from solid_workbench import CARD, solid_workbench, write_regressor
 from tiny_inpainter import tiny_metadata, tiny_params
 
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import healthy, volumes
 from mbti_jax.evaluation.baselines import biharmonic
 from mbti_jax.evaluation.healthy_masks import case_mask, read_shapes
 from mbti_jax.evaluation.metrics import brats_inpainting_metrics
-from mbti_jax.evaluation.rivals import rivals
+from mbti_jax.evaluation.rivals import rivals, without_neighbors
+from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import read_case
+from tfds_brats.slices import to_slices
 
 SETTINGS = {
     "num_cases": 1,
@@ -26,6 +31,7 @@ SETTINGS = {
     "z_sigma_mm": (None, 0.0),
     "tumors": ("replace", "random box"),
     "models": (),
+    "hide_neighbors": False,
     "regressor": "",
 }
 
@@ -169,3 +175,29 @@ def test_models_that_cannot_be_compared_are_refused(workbench, tmp_path):
     settings = volumes.VolumesSettings(**SETTINGS | {"models": (str(tmp_path / "other"),)})
     with pytest.raises(ValueError, match="other data"):
         volumes.run(workbench, settings, tmp_path)
+
+
+def test_the_model_with_its_neighbors_hidden(workbench, tmp_path):
+    """As it paints slices so far apart that it sees none of them."""
+    metadata = json.loads(json.dumps(workbench.inpainter.metadata))
+    metadata["contract"]["model"]["neighbors"] = 1
+    write_export(tmp_path / "seeing", tiny_params(metadata), metadata, CARD)
+    inpainter = Inpainter.load(tmp_path / "seeing", 4)
+    case = read_case(workbench.cases("test")[0], ("t1",))
+    apart = dataclasses.replace(case, affine=case.affine @ np.diag([1, 1, 5, 1]))
+    roi = to_slices(case.brain & (np.indices(case.brain.shape)[2] % 40 < 20))
+    rois = Rois.of({"normal": roi}, roi.shape)
+    sampling = Sampling(1, guidance=0.0, z_sigma_mm=0.0)
+
+    def painted(model, of):
+        return model.inpaint_volume(of, rois, sampling)[0].values["t1"]
+
+    hidden = painted(without_neighbors(inpainter), case)
+    np.testing.assert_array_equal(hidden, painted(inpainter, apart))
+    assert (hidden != painted(inpainter, case)).any()
+
+    seeing = Workbench(inpainter, workbench.dataset, tmp_path / "samples", 0)
+    fields = {"tumors": (), "num_samples": 1, "z_sigma_mm": (None,), "hide_neighbors": True}
+    found = volumes.run(seeing, volumes.VolumesSettings(**SETTINGS | fields), tmp_path)
+    assert {"seeing", "seeing, neighbors hidden"} == {r["model"] for r in found["rivals"]}
+    assert "seeing, neighbors hidden: sample" in volumes.tables(found)
