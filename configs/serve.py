@@ -47,8 +47,10 @@ def get_config() -> ConfigDict:
             "volume_mb": 500,
             # Of a slice.
             "pixels": 1_048_576,
-            # Slices x sequences x samples in one run; memory_mb limits what it becomes.
+            # Slices x sequences x samples in one run, and what they become in memory, in 10^6 bytes; two
+            # samples of four sequences of a whole case of BraTS fit.
             "images": 2048,
+            "run_mb": 2500,
             # What the images of one user, and of all, become in memory, in 10^6 bytes.
             "memory_mb": 1000,
             "total_mb": 4000,

@@ -22,7 +22,6 @@ from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, writ
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
-from mbti_jax.web import uploads
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
@@ -30,8 +29,9 @@ from tfds_brats.slices import from_slices
 
 # Of a pixel that is made: twice in float64, once in float32 while it is sampled, once while it is kept.
 _PIXEL_BYTES = 8 + 8 + 4 + 4
-# Of a pixel of all slices: the probabilities of four labels, twice in float32, and the label.
-_LABEL_BYTES = 2 * 4 * 4 + 1
+# Of a pixel of a repainted slice: the probabilities of four labels, twice in float32. `InpaintedVolume`
+# has room for all slices, but memory that nobody wrote to is not taken.
+_PROBABILITY_BYTES = 2 * 4 * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,27 @@ class Result:
         return {name: standard_deviation(v, self.roi) for name, v in self.values.items()}
 
 
+def check_run(session: Session, limits: Limits, sequences: Sequence[str], num_samples: int) -> None:
+    """Raises ValueError if a run would make more than the limits allow."""
+    slices, size = len(session.painted), math.prod(session.shape[1:])
+    count = slices * len(sequences) * num_samples
+    way_out = "choose fewer samples or slices" if slices > 1 else "choose fewer samples"
+    if count > limits.images:
+        raise ValueError(
+            f"{slices} slices x {len(sequences)} sequences x {num_samples} samples are {count} images; "
+            f"at most {limits.images} are made in one run: {way_out}"
+        )
+    needed = count * _PIXEL_BYTES * size
+    if session.inpainter.has_labels:
+        # Beside the probabilities the labels themselves, of all slices.
+        needed += num_samples * size * (slices * _PROBABILITY_BYTES + session.shape[0])
+    if needed > limits.run_mb * 10**6:
+        raise ValueError(
+            f"{session.name}: what is made of {count} images becomes {needed / 1e6:.0f} MB in memory; "
+            f"at most {limits.run_mb} MB are taken: {way_out}"
+        )
+
+
 def run(
     session: Session,
     limits: Limits,
@@ -102,23 +123,7 @@ def run(
     num_samples = whole_number("the number of samples", num_samples, least=1)
     sampling.check_num_samples(num_samples)
     sequences = tuple(sequences) or session.sequences
-    count = len(session.painted) * len(sequences) * num_samples
-    size = math.prod(session.shape[1:])
-    needed = count * _PIXEL_BYTES * size
-    if inpainter.has_labels:
-        needed += num_samples * session.shape[0] * _LABEL_BYTES * size
-    if count > limits.images:
-        raise ValueError(
-            f"{len(session.painted)} slices x {len(sequences)} sequences x {num_samples} samples are "
-            f"{count} images; at most {limits.images} are made in one run"
-        )
-    # Values of the sampler and of the window, and those that are kept.
-    uploads.check_memory(
-        session.name,
-        f"what is made of {count} images",
-        needed,
-        limits,
-    )
+    check_run(session, limits, sequences, num_samples)
     options = {"progress": progress, "cancel": cancel or session.cancelled.is_set}
     folder = session.result_folder()
     shutil.rmtree(folder, ignore_errors=True)

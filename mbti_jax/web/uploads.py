@@ -35,8 +35,9 @@ class Limits:
         volume_mb: size of a NIfTI file after decompression, in 10^6 bytes.
         pixels: pixels of a slice, in a picture or in a volume.
         images: images to sample in one run: slices x sequences x samples.
-        memory_mb: what the images of one user, or the results of a run, become in memory.
+        memory_mb: what the images of one user become in memory.
         total_mb: the same of all users.
+        run_mb: what the results of a run become in memory; one run is made at a time.
         uploads_mb: all uploads that lie on disk.
     """
 
@@ -46,6 +47,7 @@ class Limits:
     images: int
     memory_mb: int = 1000
     total_mb: int = 4000
+    run_mb: int = 2500
     uploads_mb: int = 2000
 
     def __post_init__(self):

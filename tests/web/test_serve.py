@@ -9,6 +9,8 @@ import re
 import socket
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,6 +32,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import painter, views
 from mbti_jax.web.actions import cost_of
+from mbti_jax.web.results import check_run
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.uploads import Limits
 from mbti_jax.web.values import estimate_for
@@ -391,6 +394,27 @@ def test_a_run_that_cannot_be(case_files, tmp_path):
     labels[7, 7] = NUMBERS["edema"]
     session.paint(2, labels, ("normal",))
     assert "normal and edema overlap" in refused()
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_a_whole_case_fits_the_shipped_limits(has_labels):
+    """A case of BraTS, four sequences, two samples; what does not fit is told the way out."""
+    limits = from_config(serve.ServeSettings, get_config()).limits
+    shape, sequences = (155, 240, 240), ("t1", "t1ce", "t2", "flair")
+    painted = np.broadcast_to(np.uint8(2), shape[1:])
+    session: Any = SimpleNamespace(
+        name="case",
+        shape=shape,
+        painted=dict.fromkeys(range(155), painted),
+        inpainter=SimpleNamespace(has_labels=has_labels),
+    )
+    check_run(session, limits, sequences, 2)
+    with pytest.raises(
+        ValueError, match=r"1860 images .* 2500 MB .*: choose fewer samples or slices"
+    ):
+        check_run(session, limits, sequences, 3)
+    with pytest.raises(ValueError, match=r"at most 2048 .*: choose fewer samples or slices"):
+        check_run(session, limits, sequences, 4)
 
 
 def test_a_cancelled_run_leaves_nothing(case_files, tmp_path):
