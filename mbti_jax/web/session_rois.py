@@ -15,7 +15,9 @@ from mbti_jax.web import uploads
 from mbti_jax.web.loading import named_as_uploaded
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
-from tfds_brats.cases import Case
+from tfds_brats.cases import Case, read_label_volume
+from tfds_brats.conventions import CAVITY, CONVENTIONS, CaseError
+from tfds_brats.slices import to_slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +68,38 @@ def take_roi(
         else:
             roi = Rois.of(slices.read_roi(file), session.shape[1:], labels=labels)
             maps = roi.label_map()[None]
+        cavity = _cavity(file, meaning, maps.shape)
     if made.mode:
         if not set(np.unique(maps).tolist()) <= {0, *COMPONENTS.values()}:
             raise ValueError(
                 f"{Path(path).name}: holds ROIs that are no components of a tumor; a segmentation is "
                 "needed"
             )
+        # No ROI, but a label that a segmentation keeps, and into which no tumor grows.
+        maps[cavity] = CAVITY
+        if isinstance(source, Case):
+            try:
+                source.files.convention.on_disk(maps)
+            except CaseError as error:
+                raise ValueError(
+                    f"{Path(path).name}: {error}; the images were loaded by it"
+                ) from error
         paint_tumor(session, maps, made)
         session.segmentation = maps
     else:
         _paint_volume(session, maps, made)
+
+
+def _cavity(path: Path, meaning: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Where a label map has the numbers of resection cavities of a convention: bool [Z, H, W]."""
+    known = CONVENTIONS[meaning].labels if meaning in CONVENTIONS else {}
+    numbers = [number for number, canonical in known.items() if canonical == CAVITY]
+    if not numbers:
+        return np.zeros(shape, bool)
+    is_volume = uploads.is_nifti(path)
+    found = to_slices(read_label_volume(path)[0]) if is_volume else slices.read_roi(path)[None]
+    # Pictures in the colors of ROIs have none for cavities.
+    return np.isin(found, numbers) if found.shape == shape else np.zeros(shape, bool)
 
 
 def paint_tumor(session: Session, segmentation: np.ndarray, made: TumorRois) -> None:

@@ -36,6 +36,7 @@ from mbti_jax.web.results import check_run
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.uploads import Limits
 from mbti_jax.web.values import estimate_for
+from tfds_brats.conventions import CAVITY, TUMOR_LABELS
 
 # The painter.
 
@@ -352,6 +353,44 @@ def test_rois_of_the_tumor_in_a_segmentation(case_files, tmp_path):
     )
     with pytest.raises(ValueError, match="no components of a tumor"):
         take_roi(session, path, "1:normal, 2:edema, 4:enhancement", LIMITS, TumorRois("remove"))
+
+
+def test_a_resection_cavity_is_kept_and_nothing_grows_into_it(case_files, tmp_path):
+    """As on the command line: number 4 of BraTS 2024 is no ROI, but a label."""
+    images, labels = make_arrays(0)
+    segmentation = np.where(labels == 4, 3, labels).astype(np.uint8)
+    brain = np.any([image != 0 for image in images.values()], axis=0)
+    beside = ndimage.binary_dilation(segmentation > 0) & (segmentation == 0) & brain
+    segmentation[tuple(np.argwhere(beside)[:12].T)] = CAVITY
+    path = write_volume(tmp_path / "seg.nii.gz", segmentation)
+    session = load(case_files, tmp_path, sequences=["t1", "t1ce", "t2", "flair"])
+    take_roi(session, path, "brats2024", LIMITS, TumorRois("grow", 1.0))
+    canonical = segmentation.transpose(2, 1, 0)
+    np.testing.assert_array_equal(session.segmentation, canonical)
+    union = session.rois().union
+    assert union.any() and not (union & (canonical == CAVITY)).any()
+    result = run(session, num_samples=1)
+    (written,) = [path for path in result.files[0] if path.name.endswith("-seg.nii.gz")]
+    np.testing.assert_array_equal(stored(written) == CAVITY, segmentation == CAVITY)
+    # The ROIs themselves are no segmentation.
+    take_roi(session, path, "brats2024", LIMITS, TumorRois())
+    np.testing.assert_array_equal(session.rois().union, np.isin(canonical, TUMOR_LABELS))
+    # Before anything is painted, not after.
+    session = load(case_files, tmp_path, "brats2021")
+    with pytest.raises(ValueError, match=r"^seg\.nii\.gz: convention brats2021 has no number"):
+        take_roi(session, path, "brats2024", LIMITS, TumorRois("grow", 1.0))
+    assert not session.painted and session.segmentation is None
+
+
+def test_a_cavity_in_a_picture_is_kept(png, tmp_path):
+    session = load([png], tmp_path)
+    segmentation = np.zeros((40, 36), np.uint8)
+    segmentation[15:22, 12:20] = 2
+    segmentation[22:24, 12:20] = CAVITY
+    Image.fromarray(segmentation).save(tmp_path / "seg.png")
+    take_roi(session, tmp_path / "seg.png", "brats2024", LIMITS, TumorRois("grow", 2.0))
+    np.testing.assert_array_equal(session.segmentation[0], segmentation)
+    assert not (session.rois().union[0] & (segmentation > 0)).any()
 
 
 def test_a_whole_case_from_its_own_segmentation(case_files, tmp_path):
