@@ -58,7 +58,10 @@ function line([x0, y0], [x1, y1]) {
 function setBox([y0, x0, y1, x1]) {
   const tissue = props.tissues.find((one) => one.label === chosen);
   [y0, y1] = [Math.max(y0, 0), Math.min(y1, height)]; [x0, x1] = [Math.max(x0, 0), Math.min(x1, width)];
-  if (!tissue || y1 <= y0 || x1 <= x0) { say(tissue ? "This box lies outside the slice." : "Choose a tissue for the box first; the eraser has none."); return; }
+  if (!tissue || y1 <= y0 || x1 <= x0) { say(tissue ? "This box lies outside the slice." : "Choose a tissue for the box first; the eraser has none."); draw(); return; }
+  let isInBrain = false;
+  for (let y = y0; y < y1; y++) for (let x = x0; x < x1; x++) isInBrain ||= isBrain(y * width + x);
+  if (!isInBrain) { say(AIR); draw(); return; }
   change([z], () => {
     const labels = labelsOf(z).map((label) => (label === chosen ? 0 : label));
     for (let y = y0; y < y1; y++) labels.fill(chosen, y * width + x0, y * width + x1);
@@ -83,7 +86,7 @@ function closePolygon() {
   if (taken) change([z], () => put(z, labels)); else { say(AIR); draw(); }
 }
 
-const AIR = "That is air: strokes are taken inside the brain only. Untick the box beside the picture to paint there.";
+const AIR = "That is air: strokes are taken inside the brain only, and boxes that reach into it. Untick \"Paint inside the brain only\" to paint there.";
 
 canvas.addEventListener("pointerdown", (event) => {
   // A second finger would end the stroke of the first.

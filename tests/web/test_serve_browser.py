@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 import zipfile
 from importlib import resources
 
@@ -21,24 +19,17 @@ from mbti_jax.web import painter
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
+import real_browser  # noqa: E402 (it needs playwright)
+from real_browser import PATIENCE_MS, Board, turn_to  # noqa: E402
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 SUBJECT = "BraTS2021_00001"
-# Generous: the machine may be busy with something else.
-PATIENCE_MS = 120_000
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Chromium, `MBTI_CHROMIUM` or the one of the path."""
-    found = os.environ.get("MBTI_CHROMIUM") or shutil.which("chromium")
-    if not found:
-        pytest.skip("needs chromium (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        # Without its own sandbox, which containers do not allow.
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with real_browser.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,67 +40,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def open_page(browser, address):
-    """Opens the page in a window; checks at the end that it talked to its own server alone."""
-    contexts, hosts, problems = [], set(), []
-
-    def opened(width=1280, height=900, **settings):
-        size = {"width": width, "height": height}
-        contexts.append(browser.new_context(viewport=size, **settings))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.on("request", lambda request: hosts.add(request.url))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        page.get_by_role("button", name="Load files").wait_for()
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    local = (address, "data:", "blob:")
-    assert not [url for url in hosts if not url.startswith(local)]
-    assert not problems
-
-
-class Board:
-    """The painter, in pixels of the slice."""
-
-    def __init__(self, page):
-        self.page = page
-        self.canvas = page.locator("#painter .view")
-        self.canvas.wait_for(state="visible")
-        page.locator("#painter .loading").wait_for(state="hidden")
-        self.hint = page.locator("#painter .hint")
-
-    def at(self, x, y):
-        """Middle of a pixel on the screen."""
-        self.canvas.scroll_into_view_if_needed()
-        area = self.canvas.bounding_box()
-        return (
-            area["x"] + (x + 0.5) / SHAPE[0] * area["width"],
-            area["y"] + (y + 0.5) / SHAPE[1] * area["height"],
-        )
-
-    def choose(self, tissue, brush=1):
-        self.page.locator("#painter .tissue", has_text=tissue).locator("input[type=radio]").check()
-        self.page.locator("#painter .brush").fill(str(brush))
-
-    def drag(self, *points):
-        self.page.mouse.move(*self.at(*points[0]))
-        self.page.mouse.down()
-        for point in points[1:]:
-            self.page.mouse.move(*self.at(*point), steps=7)
-        self.page.mouse.up()
-
-    def click(self, *points):
-        for point in points:
-            self.page.mouse.click(*self.at(*point))
-
-    def press(self, name):
-        self.page.locator("#painter").get_by_role("button", name=name).click()
-
-    def says(self, text):
-        sync_api.expect(self.hint).to_have_text(text, timeout=PATIENCE_MS)
+    with real_browser.opener(browser, address) as opened:
+        yield opened
 
 
 def load_case(page, tmp_path):
@@ -136,10 +68,6 @@ def sent(page, act):
 def distances(inside):
     """How far each pixel lies from what is not `inside`."""
     return np.asarray(ndimage.distance_transform_edt(inside))
-
-
-def turn_to(page, number):
-    page.get_by_label("Number of the slice").fill(str(number))
 
 
 def stored(path):
