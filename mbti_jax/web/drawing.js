@@ -13,11 +13,12 @@ let volumes = new Map(), brain = null;  // Sequence -> array; both null or missi
 let windows = new Map();  // Sequence -> [black, white] in the file's units.
 let painted = new Map();  // Slice -> labels; slices without any are not in it.
 let edited = new Set(), serial = 0;
+let isTouched = false;  // Whether ROIs are other than those that the images came with.
 let box = new Set();
 let sequence = "", z = 0, layer = "before", held = false, hidden = false;
 let result = null;  // As the server said, with `arrays`.
 let tool = "brush", chosen = LABELS[0];
-let done = [], undone = [];  // Of {slice -> labels before}.
+let done = [], undone = [];  // Of what `stateOf` gives.
 let stroke = null;  // The one under way.
 let corners = [];  // Of the polygon under way.
 let view = {x: 0, y: 0, zoom: 1};  // The left upper corner in pixels of the slice.
@@ -30,13 +31,17 @@ function take() {
   element.firstElementChild.hidden = !scene && !(value && value.shape);
   if (!value || !value.shape) return;
   const isNew = !scene || scene.key !== value.key;
+  // ROIs of a file or of the case's tumor take the place of what was painted, which can be undone.
+  if (!isNew) remember(stateOf([...new Set([...painted.keys(), ...Object.keys(value.painted).map(Number)])]));
   scene = value;
   [depth, height, width] = scene.shape;
   painted = new Map(Object.entries(scene.painted).map(([at, runs]) => [Number(at), decodeRuns(runs, height * width)]));
   box = new Set(scene.box);
-  edited = new Set(); serial = scene.serial; done = []; undone = []; stroke = null; corners = [];
+  isTouched = !isNew; stroke = null; corners = [];
   z = scene.first;
+  serial = isNew ? scene.serial : Math.max(serial, scene.serial);
   if (isNew) {
+    edited = new Set(); done = []; undone = [];
     forgetArrays(); volumes = new Map(); brain = null;
     find("loading").textContent = "Loading the images ...";
     windows = new Map(scene.sequences.map((one) => [one.name, [...one.window]]));
@@ -52,8 +57,7 @@ function take() {
     for (const name of ["slice", "slice-number"]) find(name).max = depth - 1;
     buildSequences(); buildSmall(); load();
   }
-  for (const tissue of props.tissues) find("box-" + tissue.name).checked = box.has(tissue.name);
-  buildLayers(); say(""); draw();
+  tickBoxes(); buildLayers(); say(""); draw();
   canvas.scrollIntoView({block: "center"});
 }
 
@@ -108,6 +112,7 @@ async function takeResult() {
 
 function send() {
   const edits = {};
+  isTouched = true;
   for (const at of edited) edits[at] = painted.has(at) ? encodeRuns(painted.get(at)) : [0, height * width];
   serial += 1;
   props.value = {key: scene.key, serial, edits, box: [...box]};

@@ -1,24 +1,29 @@
 // What strokes, boxes, polygons and keys do to the label maps, and to what is shown of them.
 
-// What `edit` changes, by slice, to be undone.
+// What is to be undone: the label maps of slices, and which tissues are boxes.
+function stateOf(slices) { return {labels: new Map(slices.map((at) => [at, labelsOf(at).slice()])), box: new Set(box)}; }
+
 function change(slices, edit) {
-  const before = new Map(slices.map((at) => [at, labelsOf(at).slice()]));
+  const before = stateOf(slices);
   edit();
   remember(before);
+  say(""); draw(); send();
 }
 
 function remember(before) {
   done.push(before); undone = [];
   if (done.length > HISTORY) done.shift();
-  say(""); draw(); send();
 }
+
+function tickBoxes() { for (const tissue of props.tissues) find("box-" + tissue.name).checked = box.has(tissue.name); }
 
 function step(from, to) {
   if (!from.length || stroke) return;
-  const before = from.pop();
-  to.push(new Map([...before.keys()].map((at) => [at, labelsOf(at).slice()])));
-  for (const [at, labels] of before) put(at, labels);
-  if (!before.has(z)) z = Math.min(...before.keys());
+  const before = from.pop(), slices = [...before.labels.keys()];
+  to.push(stateOf(slices));
+  for (const [at, labels] of before.labels) put(at, labels);
+  box = before.box; tickBoxes();
+  if (slices.length && !before.labels.has(z)) z = Math.min(...slices);
   draw(); send();
 }
 
@@ -66,9 +71,8 @@ function setBox([y0, x0, y1, x1]) {
     const labels = labelsOf(z).map((label) => (label === chosen ? 0 : label));
     for (let y = y0; y < y1; y++) labels.fill(chosen, y * width + x0, y * width + x1);
     put(z, labels);
+    box.add(tissue.name); tickBoxes();
   });
-  box.add(tissue.name); find("box-" + tissue.name).checked = true;
-  draw(); send();
 }
 
 function closePolygon() {
@@ -152,8 +156,8 @@ function finish(event) {
   if (ended?.kind === "window" || ended?.kind === "pan") draw();
   if (ended?.kind === "brush") {
     put(ended.slice, ended.labels);
-    if (ended.taken) remember(new Map([[ended.slice, ended.before]]));
-    else { say(AIR); draw(); }
+    if (ended.taken) { remember({labels: new Map([[ended.slice, ended.before]]), box: new Set(box)}); send(); }
+    say(ended.taken ? "" : AIR); draw();
   }
 }
 canvas.addEventListener("pointerup", finish);

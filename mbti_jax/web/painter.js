@@ -127,8 +127,7 @@ function addRow(title, label, color, boxName) {
     input.type = "checkbox"; input.className = "box-" + boxName;
     input.setAttribute("aria-label", title + " as bounding box");
     input.addEventListener("change", () => {
-      if (input.checked) box.add(boxName); else box.delete(boxName);
-      draw(); send();
+      change([], () => { if (input.checked) box.add(boxName); else box.delete(boxName); });
     });
     tick.append(input, "box");
     row.append(tick);
@@ -205,8 +204,8 @@ for (const tissue of props.tissues) {
 }
 addRow("eraser", ERASER, "transparent", null);
 choose(chosen);
-// What is painted, and the history of runs, is lost with the page.
-window.addEventListener("beforeunload", (event) => { if (edited.size || result) event.preventDefault(); });
+// What was made here, and the history of runs, is lost with the page.
+window.addEventListener("beforeunload", (event) => { if (isTouched || result) event.preventDefault(); });
 watch("value", take);
 watch("result", takeResult);
 take();

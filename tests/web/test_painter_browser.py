@@ -64,3 +64,54 @@ def test_a_box_in_air_is_refused_with_a_word(open_page):
     page.get_by_label("Paint inside the brain only").uncheck()
     type_box(page, board, 20, 23, 0, 2)
     board.says("edema: box 4 x 3")
+
+
+def use_tumor(page, mode="remove"):
+    """Takes ROIs of the example's own tumor."""
+    page.get_by_label("Of the tumor in the segmentation make").click()
+    page.get_by_role("option", name=f"{mode}:").click()
+    page.get_by_role("button", name="Use these ROIs").click()
+
+
+def test_rois_of_the_tumor_can_be_undone_and_are_asked_for(open_page):
+    page, board = grown(open_page)
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.reload()
+    assert asked == [], "nothing was made here"
+    page, board = grown(open_page)
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    board.choose("edema")
+    board.drag((15, 5), (17, 5))
+    page.get_by_label("edema as bounding box").check()
+    board.says("edema: box 3 x 1")
+    page.get_by_text("Or take the ROIs").click()
+    use_tumor(page)
+    sync_api.expect(board.hint).to_contain_text("normal tissue:")
+    turn_to(page, 3)
+    sync_api.expect(board.hint).to_contain_text("normal tissue:")
+    box = page.get_by_label("edema as bounding box")
+    sync_api.expect(box).not_to_be_checked()
+    board.press("Undo")
+    board.says("edema: box 3 x 1")
+    sync_api.expect(box).to_be_checked()
+    board.press("Redo")
+    sync_api.expect(board.hint).to_contain_text("normal tissue:")
+    # What the server has is what is shown, also after it gave ROIs itself.
+    board.press("Undo")
+    board.press("Undo")
+    board.says("edema: 3 px")
+    sync_api.expect(page.locator("#start")).to_be_enabled()
+    page.reload()
+    assert asked == ["beforeunload"]
+    # ROIs that were taken, and nothing else, are lost with the page, too.
+    page, board = grown(open_page)
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+    page.get_by_text("Or take the ROIs").click()
+    use_tumor(page)
+    sync_api.expect(board.hint).to_contain_text("normal tissue:")
+    # The browser asks only on a page that was used.
+    board.press("Undo")
+    board.press("Redo")
+    page.reload()
+    assert asked == ["beforeunload"] * 2
