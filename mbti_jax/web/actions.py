@@ -121,7 +121,7 @@ class Actions:
 
         return load
 
-    def open(self, request: gr.Request):
+    def open(self, file, tumor, request: gr.Request):
         """Shows what was loaded: the painter, and what is asked of a case alone."""
         session = self._session(request)
         try:
@@ -129,7 +129,7 @@ class Actions:
         except SessionClosed:
             if self._visitor(request).session in (session, None):
                 raise
-            return self.open(request)  # Newer images were loaded meanwhile.
+            return self.open(file, tumor, request)  # Newer images were loaded meanwhile.
         choices = [(title(name), name) for name in session.sequences]
         separate = len(choices) > 1 and session.inpainter.num_channels == 1
         depth = session.shape[0]
@@ -142,6 +142,7 @@ class Actions:
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
             _start(session),
+            _take(session, file, tumor),
             estimate_for(session.painted.values(), session.inpainter.pipeline.process),
         )
 
@@ -185,6 +186,10 @@ class Actions:
         session.box = tuple(box)
         slices = sorted(session.painted)
         return f"ROIs in {len(slices)} slice{'s' * (len(slices) > 1)}: {ranges(slices)}."
+
+    def offer_roi(self, file, tumor, request: gr.Request):
+        """The button that takes ROIs: not while there is nothing to take them from."""
+        return _take(self._visitor(request).session, file, tumor)
 
     def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
@@ -415,6 +420,12 @@ def _busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
 def _start(session: Session) -> gr.Button:
     """The button that starts a run: not while there is nothing to repaint, or a run is under way."""
     return gr.Button(interactive=bool(session.painted) and not session.busy)
+
+
+def _take(session: Session | None, file: Any, tumor: Any) -> gr.Button:
+    """The button that takes ROIs: from a file, or of the case's own tumor."""
+    has_tumor = session is not None and session.segmentation is not None
+    return gr.Button(interactive=session is not None and bool(file or (tumor and has_tumor)))
 
 
 def cost_of(

@@ -245,7 +245,10 @@ function draw() {
   drawSlice();
   find("undo").disabled = !done.length;
   find("redo").disabled = !undone.length;
-  for (const name of ["wipe", "copy-up", "mirror", "dilate"]) find(name).disabled = !painted.has(z);
+  for (const name of ["wipe", "mirror"]) find(name).disabled = !painted.has(z);
+  find("copy-up").disabled = !painted.has(z) || z === depth - 1;
+  find("dilate").disabled = chosen === ERASER || !labelsOf(z).includes(chosen);
+  find("box-numbers").disabled = chosen === ERASER;
   find("interpolate").disabled = painted.size < 2;
   find("hide").disabled = !painted.size;
   find("compare").disabled = !result;

@@ -271,7 +271,7 @@ def _paint_section(parts: SimpleNamespace) -> None:
                     label="Bounding boxes",
                     value=[],
                 )
-        parts.take = gr.Button("Use these ROIs")
+        parts.take = gr.Button("Use these ROIs", interactive=False)
 
 
 def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: int | None) -> None:
@@ -349,14 +349,15 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
         return event(in_sentences(function), inputs, outputs, **settings)
 
     history = [parts.results, parts.downloads, parts.runs, parts.save]
+    offered = [parts.roi_file, parts.tumor]
 
     def show_results(after, show):
         on(after.success, show, None, [parts.board, *history], **silent)
 
     def open_session(after):
         shown = [parts.board, parts.sequences, parts.work, parts.range]
-        shown += [parts.first, parts.last, parts.start, parts.estimate]
-        opened = on(after.success, actions.open, None, shown, **silent)
+        shown += [parts.first, parts.last, parts.start, parts.take, parts.estimate]
+        opened = on(after.success, actions.open, offered, shown, **silent)
         on(opened.success, actions.files, None, history, **silent)
 
     inputs = [parts.files, parts.convention]
@@ -378,6 +379,8 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     unqueued = {**silent, "queue": False}
     latest = {**unqueued, "trigger_mode": "always_last"}
     on(parts.board.input, actions.paint, [parts.board], parts.start, **latest)
+    for part in offered:
+        on(part.change, actions.offer_roi, offered, parts.take, **newest)
     inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step, parts.dilate]
     inputs += [parts.first, parts.last, parts.place]
     open_session(on(parts.take.click, actions.set_roi, inputs, parts.status, api_name="set_roi"))

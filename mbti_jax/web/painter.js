@@ -43,7 +43,7 @@ on("opacity", "input", () => { find("opacity-text").textContent = find("opacity"
 on("hide", "click", toggleHidden);
 on("copy-up", "click", () => {
   const count = Math.min(Math.max(Math.round(Number(find("copies").value)) || 0, 0), depth - 1 - z);
-  if (!count) { say("There is no next slice to copy to."); return; }
+  if (!count) { say("Say to how many slices."); return; }
   const targets = Array.from({length: count}, (_, i) => z + 1 + i), from = labelsOf(z);
   change(targets, () => {
     for (const at of targets) put(at, from.map((label, i) => (label && isBrain(i, at) ? label : 0)));
@@ -70,10 +70,7 @@ on("mirror", "click", () => {
   const labels = mirrored(labelsOf(z), width, (x0 + x1) / 2).map((label, i) => (label && isBrain(i) ? label : 0));
   if (labels.some((label) => label)) change([z], () => put(z, labels)); else say(AIR);
 });
-on("dilate", "click", () => {
-  if (chosen === ERASER) { say("Choose the tissue to dilate."); return; }
-  change([z], () => put(z, dilated(labelsOf(z), width, chosen, isBrain)));
-});
+on("dilate", "click", () => change([z], () => put(z, dilated(labelsOf(z), width, chosen, isBrain))));
 on("box-numbers", "click", () => {
   const [x0, x1, y0, y1] = ["box-x0", "box-x1", "box-y0", "box-y1"].map((name) => Math.round(Number(find(name).value)));
   if (isReady()) setBox([y0, x0, y1 + 1, x1 + 1]);
@@ -110,6 +107,7 @@ function choose(label) {
     row.classList.toggle("chosen", is);
     row.querySelector("input[type=radio]").checked = is;
   }
+  draw();
 }
 
 function addRow(title, label, color, boxName) {

@@ -115,3 +115,41 @@ def test_rois_of_the_tumor_can_be_undone_and_are_asked_for(open_page):
     board.press("Redo")
     page.reload()
     assert asked == ["beforeunload"] * 2
+
+
+def test_buttons_that_cannot_act_are_disabled(open_page):
+    page, board = grown(open_page)
+    for summary in ("Other slices", "Shapes and numbers", "Or take the ROIs"):
+        page.get_by_text(summary).click()
+
+    def can(name, yes):
+        button = page.get_by_role("button", name=name)
+        (sync_api.expect(button).to_be_enabled if yes else sync_api.expect(button).to_be_disabled)()
+
+    board.choose("edema")
+    for name, yes in (("Dilate", False), ("Copy to the next", False), ("Set this box", True)):
+        can(name, yes)
+    board.drag((9, 9), (12, 9))
+    for name in ("Dilate", "Copy to the next"):
+        can(name, True)
+    # The tissue that is chosen has no pixel here; the eraser has none anywhere.
+    board.choose("necrotic core")
+    can("Dilate", False)
+    board.choose("eraser")
+    for name in ("Dilate", "Set this box"):
+        can(name, False)
+    board.choose("edema")
+    board.press("Copy to the next")
+    turn_to(page, 5)
+    can("Copy to the next", False)
+    board.says(EMPTY)
+    turn_to(page, 4)
+    can("Copy to the next", True)
+    # Nothing is chosen of which ROIs could be made.
+    can("Use these ROIs", False)
+    page.get_by_label("Of the tumor in the segmentation make").click()
+    page.get_by_role("option", name="remove:").click()
+    can("Use these ROIs", True)
+    page.get_by_label("Of the tumor in the segmentation make").click()
+    page.get_by_role("option", name="(the ROIs").click()
+    can("Use these ROIs", False)

@@ -205,9 +205,15 @@ def test_errors_are_shown_as_sentences(open_page):
     board.press("Clear slice")
     sync_api.expect(page.locator("#start")).to_be_disabled()
     page.get_by_text("Or take the ROIs").click()
-    page.get_by_role("button", name="Use these ROIs").click()
+    take = page.get_by_role("button", name="Use these ROIs")
+    sync_api.expect(take).to_be_disabled()
+    page.get_by_label("Of the tumor in the segmentation make").click()
+    page.get_by_role("option", name="remove:").click()
+    page.locator("#first input").fill("3")
+    page.locator("#last input").fill("2")
+    take.click()
     # Once, and where it is read out.
-    message = page.get_by_text("choose what is made of the case's own tumor")
+    message = page.get_by_text("slices 3 to 2 are no range of")
     message.wait_for()
     assert message.count() == 1
     assert message.evaluate("one => Boolean(one.closest('[role=alert], [aria-live]'))")
