@@ -28,6 +28,10 @@ COMMANDS = (
     "serve",
     "train",
 )
+# Kinds of fields whose values are text at first, and what they must be.
+_NUMBERS = {int: "a whole number", float: "a number"}
+# As absl takes them.
+_TRUTHS = ("true", "t", "1", "false", "f", "0")
 _HELP = ("help", "helpshort", "h", "helpfull")
 # As shells report a program that a signal ended.
 _INTERRUPTED, _NOBODY_READS = 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -35,12 +39,15 @@ _INTERRUPTED, _NOBODY_READS = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 def main() -> None:
     """`mbti COMMAND [OPTIONS]`."""
-    with _ending_in_a_line(short=True):
-        _main(sys.argv[1:])
+    options: dict[str, str] = {}
+    with _ending_in_a_line(options):
+        _main(sys.argv[1:], options)
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str], typed: dict[str, str]) -> None:
+    """Runs a command, and adds to `typed` what its fields are called on the command line."""
     from mbti_jax.commands import options
+    from tfds_brats.spelling import nearest
 
     command, *rest = arguments or ["--help"]
     folder = _config_folder()
@@ -53,13 +60,14 @@ def _main(arguments: Sequence[str]) -> None:
         print(f"mbti {mbti_jax.__version__}")
     elif command not in configs:
         commands = ", ".join(configs)
-        near = options.nearest(command, configs)
+        near = nearest(command, configs)
         _stop(f"there is no command {command!r}{near or f'; commands are {commands}'}")
     else:
         # Configs import each other as `configs.NAME`.
         sys.path.insert(0, str(folder.parent))
         path = configs[command]
         line = options.parse(command, path, _load(path), rest)
+        typed |= line.options
         # The flag of a config finds its fields in `sys.argv`, whatever absl is given.
         workdir = [] if line.workdir is None else [f"--workdir={line.workdir}"]
         values = [f"--config.{name}={value}" for name, value in line.values.items()]
@@ -69,29 +77,30 @@ def _main(arguments: Sequence[str]) -> None:
 
 def run() -> None:
     """`--config=FILE [--config.a.b=value ...] [--workdir=DIR]`."""
-    with _ending_in_a_line(short=False):
+    with _ending_in_a_line(None):
         _run()
 
 
 @contextlib.contextmanager
-def _ending_in_a_line(*, short: bool) -> Iterator[None]:
+def _ending_in_a_line(typed: dict[str, str] | None) -> Iterator[None]:
     """Ctrl-C, a pipe that nobody reads, and mistakes end the program in at most one line.
 
     Args:
-        short: fields are options by their names: messages say --FIELD for --config.FIELD.
+        typed: what fields are called on the command line, see `options.as_typed`; None for
+            --config.FIELD.
     """
     # Imports may fail in any way when they are interrupted, and have nothing to clean up. Where the
     # signal is ignored, in jobs in the background, it stays so.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_at_once)
-    from mbti_jax.commands import interrupts
+    from mbti_jax.commands import interrupts, options
 
     try:
         yield
         sys.stdout.flush()
     except SystemExit as ending:
-        if short and isinstance(ending.code, str):
-            ending.code = ending.code.replace("--config.", "--")
+        if typed is not None and isinstance(ending.code, str):
+            ending.code = options.as_typed(ending.code, typed)
         raise
     except BrokenPipeError:
         # Python flushes once more at the end.
@@ -194,9 +203,12 @@ def _parse_flags(argv: list[str]) -> list[str]:
             listed = list_fields(Path(path), config, "--config.", {})
             print(f"{about(Path(path))}\n\nfields, with their defaults:\n{listed}")
             sys.exit(0)
-        for name in names:
+        for position, name in enumerate(names, start=1):
             if name.startswith("config."):
-                _check_field(config, name)
+                following = argv[position + 1] if position + 1 < len(argv) else ""
+                _, equals, value = argv[position].partition("=")
+                # A flag of truth by itself says yes.
+                _check_field(config, name, value if equals else following, bool(equals))
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -206,9 +218,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def _check_field(config: Any, name: str) -> None:
-    """Stops with the valid fields if `name` (config.a.b) is not one of `config`."""
-    from mbti_jax.commands import config_text, options
+def _check_field(config: Any, name: str, value: str, is_given: bool) -> None:
+    """Stops if `name` (config.a.b) is no field of `config`, or `value` no value of one."""
+    from mbti_jax.commands import config_text
+    from tfds_brats.spelling import nearest
 
     known = [f"--config.{field}" for field, *_ in config_text.fields(config)]
     path = name.split(".")
@@ -216,9 +229,17 @@ def _check_field(config: Any, name: str) -> None:
         is_group = hasattr(config, "to_dict")
         if not is_group or field not in config:
             there = ", ".join(sorted(config)) if is_group else "no fields"
-            near = options.nearest(f"--{name}", known)
+            near = nearest(f"--{name}", known)
             _stop(f"no field --{name}{near or ';'} {'.'.join(path[:depth])} has: {there}")
-        config = config[field]
+        group, config = config, config.get(field)
+    kind = group.get_type(path[-1])
+    if kind is bool and is_given and value.lower() not in _TRUTHS:
+        _stop(f"--{name} must be True or False, not {value!r}")
+    if kind in _NUMBERS:
+        try:
+            kind(value)
+        except ValueError:
+            _stop(f"--{name} must be {_NUMBERS[kind]}, not {value!r}")
 
 
 def _compilation_cache() -> "Path":
@@ -246,9 +267,10 @@ def _run_command(config: Any, workdir: str) -> None:
     import absl.logging
 
     from mbti_jax.commands import interrupts, options
+    from tfds_brats.spelling import nearest
 
     if config.task not in COMMANDS:
-        near = options.nearest(config.task, COMMANDS) or ";"
+        near = nearest(config.task, COMMANDS) or ";"
         _stop(f"unknown task {config.task!r}{near} valid tasks: {', '.join(COMMANDS)}")
     options.check_existing(config)
     # Kept for every command, so that a second run does not compile what the first one did. The

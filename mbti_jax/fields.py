@@ -12,7 +12,6 @@ A dataclass says in the types of its fields what they may hold, and asks for the
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -24,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
+
+from tfds_brats.spelling import nearest
 
 _MAX_INT = 2**31 - 1
 # The least number that float32 holds with all its digits; processors make zeros of smaller ones.
@@ -99,7 +100,8 @@ def check_names(values: Iterable[str], known: Iterable[str]) -> None:
     """Raises a FieldError for the first name that is not a known one."""
     for name in values:
         if name not in known:
-            raise FieldError(name, f"is no setting; there are {', '.join(known)}")
+            way = nearest(name, known) or f"; there are {', '.join(known)}"
+            raise FieldError(name, f"is no setting{way}")
 
 
 @functools.cache
@@ -213,7 +215,8 @@ def increasing_numbers(name: str, values: Any) -> tuple[float, float]:
 def one_of(name: str, value: Any, choices: Any) -> Any:
     """`value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise FieldError(name, f"must be one of {', '.join(choices)}, not {value!r}")
+        problem = f"must be one of {', '.join(choices)}, not {value!r}{nearest(value, choices)}"
+        raise FieldError(name, problem)
     return value
 
 
@@ -248,9 +251,8 @@ def suggesting_names(function: Callable[P, T]) -> Callable[P, T]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                way = f"did you mean {near[0]}?" if near else f"arguments are {', '.join(known)}"
-                raise TypeError(f"{function.__qualname__} has no argument {name!r}; {way}")
+                way = nearest(name, known) or f"; arguments are {', '.join(known)}"
+                raise TypeError(f"{function.__qualname__} has no argument {name!r}{way}")
         return function(*args, **kwargs)
 
     return checked

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tfds_brats.spelling import nearest
+
 # The four sequences, in the one order used everywhere (records, channels, tables).
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 # The role of a segmentation beside them.
@@ -166,5 +168,8 @@ def get_convention(name: str) -> Convention:
         CaseError: no such convention; the message lists the names.
     """
     if name not in CONVENTIONS:
-        raise CaseError(f"unknown convention {name!r}; choose one of {', '.join(CONVENTIONS)}")
+        known = ", ".join(CONVENTIONS)
+        raise CaseError(
+            f"unknown convention {name!r}; choose one of {known}{nearest(name, CONVENTIONS)}"
+        )
     return CONVENTIONS[name]

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tfds_brats.conventions import SEQUENCES
+from tfds_brats.spelling import nearest
 from tfds_brats.splits import SPLITS
 
 SUMMARY_FILE = "brats.json"
@@ -59,7 +60,8 @@ class SliceSource:
             ValueError: there is no such split or dataset, or it is damaged or of another version.
         """
         if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+            way = f"choose one of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
+            raise ValueError(f"unknown split {split!r}; {way}")
         found = find_dataset(dataset_dir)
         if found is None:
             raise ValueError(

@@ -232,7 +232,7 @@ def _name_the_convention(root: Path) -> str:
     if not fitting:
         return (
             f"say which convention the cases in {root} follow: {', '.join(CONVENTIONS)}; for names of "
-            "none give the files of a case one by one, by their sequences"
+            "none give `mbti inpaint` the files of a case one by one, by their sequences"
         )
     return (
         f"say which convention the cases in {root} follow; their files are named as in "
@@ -265,7 +265,7 @@ def _nothing_found(root: Path, rule: Convention, files: list[Path]) -> str:
     if volumes:
         return (
             f"{message}, but files like {volumes[0].relative_to(root)}; for names of no convention give "
-            "the files of a case one by one, images.t1=FILE and so on"
+            "`mbti inpaint` the files of a case one by one, by their sequences"
         )
     for path in files:
         if what := other_format(path):

@@ -35,6 +35,7 @@ from mbti_jax.io.files import new_folder, write_json
 from tfds_brats.builder import BuiltDataset, build_or_make_phantoms
 from tfds_brats.locking import only_process_in
 from tfds_brats.phantom import PhantomSettings
+from tfds_brats.spelling import nearest
 
 _log = logging.getLogger(__name__)
 
@@ -116,9 +117,8 @@ class EvaluateSettings(EngineSettings):
             raise FieldError("seed", f"must be at most {most}, not {self.seed}")
         unknown = sorted(set(self.parts) - PARTS.keys())
         if unknown:
-            raise FieldError(
-                "parts", f"has unknown {', '.join(unknown)}; choose from {', '.join(PARTS)}"
-            )
+            way = f"choose from {', '.join(PARTS)}{nearest(unknown[0], PARTS)}"
+            raise FieldError("parts", f"has unknown {', '.join(unknown)}; {way}")
 
 
 def main(config: ConfigDict, workdir: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mbti_jax.fields import FieldError
+from mbti_jax.rois.regions import WHICH_ROI
 
 _SHARED_MEMORY = "/dev/shm"
 # Below this many free bytes a disk is full.
@@ -22,7 +23,7 @@ def explain(error: BaseException, config: Mapping[str, Any], workdir: str) -> st
         workdir: the folder that it writes to.
     """
     if isinstance(error, FieldError):
-        return f"FieldError: {error} (--config.{error.field}=...)"
+        return f"FieldError: --config.{error.field} {error.problem}"
     chain = [*_chain(error)]
     for kind in (_full_disk, _open_files, _memory, _no_access):
         sentence = kind(chain, config, workdir)
@@ -30,7 +31,10 @@ def explain(error: BaseException, config: Mapping[str, Any], workdir: str) -> st
             return sentence
     # Raised for the user to read.
     if isinstance(error, ValueError | OSError):
-        return f"{type(error).__name__}: {error}"
+        sentence = f"{type(error).__name__}: {error}"
+        if "roi_labels" in config:
+            sentence = sentence.replace(WHICH_ROI, f"{WHICH_ROI}, --config.roi_labels=edema")
+        return sentence
     return _no_device()
 
 

@@ -7,12 +7,14 @@ import argparse
 import ast
 import difflib
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from mbti_jax.commands.config_text import about, fields, kind_of, list_fields
+from tfds_brats.spelling import nearest
 
 _SEQUENCES = ("t1", "t1ce", "t2", "flair")
 _VOLUMES = (".nii", ".nii.gz")
@@ -64,10 +66,12 @@ class Line(NamedTuple):
     Attributes:
         workdir: the folder for results; None for the config's own.
         values: field -> its value as text.
+        options: field -> its option as it was typed, or else its shortest.
     """
 
     workdir: str | None
     values: dict[str, str]
+    options: dict[str, str]
 
 
 def parse(command: str, path: Path, config: Any, arguments: Sequence[str]) -> Line:
@@ -84,7 +88,8 @@ def parse(command: str, path: Path, config: Any, arguments: Sequence[str]) -> Li
     """
     kinds = {name: kind for name, _, kind in fields(config) if name != "task"}
     parser = _parser(command, path, config, kinds)
-    given, unknown = parser.parse_known_args([_own_name(argument) for argument in arguments])
+    arguments = [_own_name(argument) for argument in arguments]
+    given, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse(parser, unknown[0])
     values: dict[str, str] = vars(given)
@@ -96,7 +101,37 @@ def parse(command: str, path: Path, config: Any, arguments: Sequence[str]) -> Li
     return Line(
         values.pop("workdir", None),
         {name: _as_tuple(value, kinds[name], config, name) for name, value in values.items()},
+        _options(parser, command, arguments),
     )
+
+
+def as_typed(text: str, options: Mapping[str, str]) -> str:
+    """A message whose fields, --config.FIELD, are named by their options: `Line.options`."""
+
+    def option(match: re.Match) -> str:
+        name, equals = match.groups()
+        known = options.get(name, f"--{name}")
+        return f"{known} " if equals and len(known) == 2 else f"{known}{equals}"
+
+    return re.sub(r"--config\.(\w+(?:\.\w+)*)(=?)", option, text)
+
+
+def _options(
+    parser: argparse.ArgumentParser, command: str, arguments: Sequence[str]
+) -> dict[str, str]:
+    """What `Line.options` are."""
+    is_inpaint = command == "inpaint"
+    out = {name: names[0] for name, names in (_INPAINT if is_inpaint else _SHORT).items()}
+    if is_inpaint:
+        out |= {"source": "-i", "image": "-i", "tumor": f"--{next(iter(_TUMOR))}"}
+        out |= {f"images.{name}": f"-i {name}" for name in _SEQUENCES}
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if action := parser._option_string_actions.get(option):
+            step = action.dest.removesuffix("_mm") in _STEPS
+            names = ("tumor", "step_mm") if step else (action.dest,)
+            out |= dict.fromkeys(names, option)
+    return out
 
 
 def check_existing(config: Any) -> None:
@@ -115,27 +150,14 @@ def check_existing(config: Any) -> None:
         path = Path(value).expanduser()
         if path.exists():
             continue
-        way = _nearest_path(path)
+        way = nearest(value, _BUNDLED) if leaf in _MODELS else ""
+        way = way or _nearest_path(path)
         if leaf in _DATASETS and not way:
             way = "; `mbti data` makes a dataset"
         if leaf in _MODELS and not way:
             bundled = " or ".join(_BUNDLED)
             way = f"; give a training run's folder, an export, or {bundled}, the bundled models"
         sys.exit(f"--config.{name}: {value} is not there{way}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean X?", or nothing where no name is near.
-
-    Names are compared as a whole, and by what stands after their last point.
-    """
-    known = list(known)
-    last = {other.rpartition(".")[2].lstrip("-"): other for other in known}
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    if not matches:
-        leaf = name.rpartition(".")[2].lstrip("-")
-        matches = [last[match] for match in difflib.get_close_matches(leaf, last, n=1)]
-    return f"; did you mean {matches[0]}?" if matches else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -225,15 +247,30 @@ def _input_fields(parser: _Parser, inputs: Sequence[str]) -> dict[str, str]:
         if twice:
             parser.error(f"-i: {twice[0]} is given twice")
         return {f"images.{name}": file for name, _, file in named}
-    if len(inputs) == 1 and not inputs[0].lower().endswith(_VOLUMES):
+    # A path may hold the sign, too.
+    of_unknown = [
+        bool(separator) and not (name in _SEQUENCES or os.sep in name or os.path.exists(given))
+        for given, (name, separator, _) in zip(inputs, named, strict=True)
+    ]
+    if len(inputs) == 1 and not inputs[0].lower().endswith(_VOLUMES) and not any(of_unknown):
         (path,) = inputs
         is_slice = path.lower().endswith((".png", ".npy")) and not os.path.isdir(path)
         return {"image" if is_slice else "source": path}
-    guessed = " ".join(f"{_guess(path)}={path}" for path in inputs)
-    parser.error(f"-i: say which sequence each file is, such as -i {guessed}")
+    guessed = []
+    for path, (name, separator, file), is_unknown in zip(inputs, named, of_unknown, strict=True):
+        if is_unknown:
+            guessed.append(f"{_guess(name, _guess(file))}={file}")
+        else:
+            is_named = separator and name in _SEQUENCES
+            guessed.append(path if is_named else f"{_guess(path)}={path}")
+    problem, end = "say which sequence each file is, such as", ""
+    if any(of_unknown):
+        name, end = named[of_unknown.index(True)][0], "?"
+        problem = f"there is no sequence {name!r}, but {', '.join(_SEQUENCES)}; did you mean"
+    parser.error(f"-i: {problem} -i {' '.join(guessed)}{end}")
 
 
-def _guess(path: str) -> str:
+def _guess(path: str, otherwise: str = "SEQUENCE") -> str:
     """What sequence a file's name speaks of, for a person to confirm."""
     name = Path(path).name.lower().removesuffix(".gz").removesuffix(".nii")
     for sequence, words in (
@@ -244,7 +281,7 @@ def _guess(path: str) -> str:
     ):
         if name.replace("-", "_").split("_")[-1] in words:
             return sequence
-    return "SEQUENCE"
+    return otherwise
 
 
 def _as_tuple(text: str, kind: type, config: Any, name: str) -> str:

@@ -31,6 +31,7 @@ from jaxtyping import Float, Int, Key, Num, Shaped
 from mbti_jax.diffusion.arrays import AnyArray, Images, Numbers
 from mbti_jax.diffusion.schedule import Schedule
 from mbti_jax.fields import FieldError
+from tfds_brats.spelling import nearest
 
 # Images [B, H, W, C] or [H, W, C], all of one shape; the times and ROIs that go with them.
 Image = Float[AnyArray, "*image"]
@@ -189,7 +190,8 @@ class NetworkProcess(Process):
     def _check_prediction(self) -> None:
         if self.prediction not in self.predictions:
             known = ", ".join(self.predictions)
-            problem = f"must be one of {known} for this process, not {self.prediction!r}"
+            way = nearest(self.prediction, self.predictions)
+            problem = f"must be one of {known} for this process, not {self.prediction!r}{way}"
             raise FieldError("prediction", problem)
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mbti_jax.rois.kinds import CHANNELS, ROI_LABELS
-from mbti_jax.rois.regions import Rois
+from mbti_jax.rois.kinds import ROI_LABELS
+from mbti_jax.rois.regions import Rois, check_names
 from tfds_brats.cases import Case, CaseFiles, read_case, read_label_volume
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
+from tfds_brats.spelling import nearest
 from tfds_brats.volumes import AFFINE_TOLERANCE, read_geometry, split_ending
 
 # The local-inpainting task of BraTS, with any case names: t1n with the ROI set to zero, and the ROI.
@@ -40,7 +41,8 @@ def named_files(images: Mapping[str, str]) -> CaseFiles:
     """
     given = [name for name, path in images.items() if path]
     if not given or not set(given) <= set(SEQUENCES):
-        raise ValueError(f"images {given}: name files of {', '.join(SEQUENCES)}")
+        way = nearest(next(iter({*given} - {*SEQUENCES}), ""), SEQUENCES)
+        raise ValueError(f"images {given}: name files of {', '.join(SEQUENCES)}{way}")
     paths = {name: Path(images[name]) for name in SEQUENCES if name in given}
     files: dict[tuple[int, int], str] = {}
     for name, path in paths.items():
@@ -103,8 +105,8 @@ def rois_of(rois: Any, case: Case) -> Rois:
 def _roi_of(
     given: Any, case: Case, shape: tuple[int, ...], labels: Mapping[int, str] | str
 ) -> Rois:
-    if isinstance(labels, str) and labels not in CHANNELS:
-        raise ValueError(f"unknown ROI {labels!r}; ROIs are {', '.join(CHANNELS)}")
+    if isinstance(labels, str):
+        check_names([labels])
     if isinstance(given, str | os.PathLike | nib.Nifti1Image):
         with tempfile.TemporaryDirectory() as folder:
             return read_roi_volume(_path_of(given, "roi", Path(folder)), case, labels)

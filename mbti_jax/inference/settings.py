@@ -25,10 +25,13 @@ from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import SEQUENCES, CaseError
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
+from tfds_brats.spelling import nearest
 
 LAYOUTS = ("files", "brats_inpainting", "nnunet")
 # In the path of a ROI map it stands for the case, in that of a slice for the names of the sequences.
 SUBJECT, SEQUENCE = "{subject}", "{sequence}"
+# Fields of which one says what to inpaint, and what they hold.
+_INPUTS = {"source": "a folder", "images": "volumes", "image": "a slice"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ class InpaintSettings:
         whole_number("num_samples", self.num_samples, least=1)
         self.sampling.check_num_samples(self.num_samples)
         if self.layout == "nnunet" and self.is_mean:
-            problem = "must be sample for the layout nnunet: a mean has not the texture of an image"
+            problem = "is not for the layout nnunet, since a mean has not the texture of an image"
             raise FieldError("estimate", problem)
         check_field("step_mm", self.step_mm, Positive)
         check_field("dilate_mm", self.dilate_mm, NotNegative | None)
@@ -96,12 +99,12 @@ class InpaintSettings:
             one_of("sequences", name, SEQUENCES)
         if len(set(self.sequences)) < len(self.sequences):
             raise FieldError("sequences", "names one twice")
-        given = [name for name in ("source", "images", "image") if self._is_given(name)]
+        given = [name for name in _INPUTS if self._is_given(name)]
         if len(given) != 1:
             raise FieldError(
                 "source",
-                "or images or image has to be given, and only one of them, "
-                f"not {' and '.join(given) or 'none'}",
+                "has to be a folder of cases, or in its place the volumes of one or a slice are given: "
+                f"one of the three, not {' and '.join(_INPUTS[name] for name in given) or 'none'}",
             )
         if self.layout != "files" and not self.source:
             raise FieldError("source", f"has to be given for the layout {self.layout}")
@@ -109,10 +112,12 @@ class InpaintSettings:
             if bool(self.roi) == bool(self.tumor):
                 raise FieldError(
                     "roi",
-                    "(a file) or tumor (the case's own) has to be given, and only one of them",
+                    "has to be a file that says where to paint, or in its place it is given what "
+                    f"becomes of the case's own tumor ({', '.join(MODES)}); not both",
                 )
             if self.tumor and not self.source:
-                raise FieldError("tumor", "needs a segmentation: give source")
+                problem = "needs a segmentation: give a folder of cases that have one"
+                raise FieldError("tumor", problem)
         if self.sequences and self.image and SEQUENCE not in self.image:
             raise FieldError(
                 "sequences",
@@ -133,11 +138,11 @@ class InpaintSettings:
                 makes = f"{', '.join(kinds)} only" if kinds else "free-form ROIs only"
                 raise FieldError(
                     "box",
-                    f"names {', '.join(sorted(impossible))}, but tumor={self.tumor} makes {makes}",
+                    f"names {', '.join(sorted(impossible))}, but {self.tumor} makes {makes}",
                 )
             if self.dilate_mm and not self.removes:
                 modes = " or ".join(name for name, mode in MODES.items() if mode.removes)
-                problem = f"is for tumor={modes}, which put normal tissue in its place"
+                problem = f"is for {modes}, which put normal tissue in the tumor's place"
                 raise FieldError("dilate_mm", problem)
         if self.intensity_range and not self.image:
             raise FieldError(
@@ -146,7 +151,10 @@ class InpaintSettings:
         check_field("blend", self.blend, bool | None)
         blend = self.removes if self.blend is None else self.blend
         object.__setattr__(self, "sampling", dataclasses.replace(self.sampling, blend=blend))
-        parse_labels(self.roi_labels)
+        try:
+            parse_labels(self.roi_labels)
+        except ValueError as error:
+            raise FieldError("roi_labels", f"cannot be used: {error}") from error
 
     @property
     def removes(self) -> bool:
@@ -227,9 +235,9 @@ class InpaintSettings:
         unknown = set(self.subjects) - {files.subject for files in cases}
         if unknown:
             about = f" ({'; '.join(problems[:3])})" if problems else ""
-            raise FieldError(
-                "subjects", f"{self.source} has no case {', '.join(sorted(unknown))}{about}"
-            )
+            way = nearest(min(unknown), [files.subject for files in cases])
+            problem = f"{self.source} has no case {', '.join(sorted(unknown))}{about}{way}"
+            raise FieldError("subjects", f"names others than there are: {problem}")
         return [files for files in cases if files.subject in self.subjects], []
 
     @property

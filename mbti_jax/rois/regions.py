@@ -27,6 +27,7 @@ from mbti_jax.rois.kinds import (
 )
 from tfds_brats.conventions import CONVENTIONS, get_convention
 from tfds_brats.slices import bounding_box
+from tfds_brats.spelling import nearest
 
 # Values of the class vector; 0 is the null condition's.
 CLASS_EMPTY = 1
@@ -37,6 +38,8 @@ CLASS_BOX = 3
 # outline was above that of the brain farther away by 0.28, 0.14, 0.07 and 0.03 (which it stays up to
 # 10 mm) of the edema's contrast, medians.
 REMOVAL_MARGIN_MM = 3.0
+# What a message asks for where a mask was taken for a label map.
+WHICH_ROI = "of a binary mask say which ROI it is"
 # Distances between voxels are sums of squares and their roots.
 _ROUNDING_MM = 1e-3
 
@@ -348,7 +351,7 @@ def parse_labels(text: str) -> dict[int, str] | str:
             raise ValueError(
                 f"{text!r} is neither a mapping such as '1:edema, 2:tumor', nor the one ROI that a mask "
                 f"is ({', '.join(CHANNELS)}), nor a convention; "
-                f"conventions are {', '.join(CONVENTIONS)}"
+                f"conventions are {', '.join(CONVENTIONS)}{nearest(text, [*CHANNELS, *CONVENTIONS])}"
             )
         known = get_convention(text).labels
         return {n: ROI_LABELS.get(meaning, "") for n, meaning in known.items() if n}
@@ -394,7 +397,7 @@ def _from_labels(
     unknown = [number.item() for number in numbers if number not in labels]
     if unknown:
         known = ", ".join(f"{number} {name or 'no ROI'}" for number, name in labels.items())
-        way = "; of a binary mask say which ROI it is" if len(numbers) == 1 else ""
+        way = f"; {WHICH_ROI}" if len(numbers) == 1 else ""
         raise ValueError(
             f"the ROI label map holds the labels {unknown[:8]}, which have no meaning; known are "
             f"{known}{way}"
@@ -427,7 +430,8 @@ def _labels_of_colors(picture: UInt8[np.ndarray, "*shape 3"]) -> UInt8[np.ndarra
 def check_names(names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in CHANNELS]
     if unknown:
-        raise ValueError(f"unknown ROI {unknown[0]!r}; ROIs are {', '.join(CHANNELS)}")
+        way = f"ROIs are {', '.join(CHANNELS)}{nearest(unknown[0], CHANNELS)}"
+        raise ValueError(f"unknown ROI {unknown[0]!r}; {way}")
 
 
 def _fill_between(line: Bool[AnyArray, "*N L K"]) -> Bool[AnyArray, "*N L K"]:

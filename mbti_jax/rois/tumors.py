@@ -22,6 +22,7 @@ from mbti_jax.rois.regions import Rois, rim
 from tfds_brats.cases import is_tumor
 from tfds_brats.conventions import CAVITY
 from tfds_brats.slices import bounding_box
+from tfds_brats.spelling import nearest
 
 
 class Mode(NamedTuple):
@@ -139,7 +140,7 @@ def own_tumor(
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
         choices = ", ".join(f"{name} ({what.meaning})" for name, what in MODES.items())
-        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}")
+        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}{nearest(mode, MODES)}")
 
 
 class Share(NamedTuple):

@@ -16,6 +16,7 @@ from mbti_jax.rois.tasks import TaskSettings
 from mbti_jax.training.optimizer import OptimizerSettings
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.reading import SliceSource, find_dataset, read_summary
+from tfds_brats.spelling import nearest
 
 # A dataset's summary says here how large pixels are, (height, width) in mm; None: not all the same.
 _SPACING = "spacing_mm"
@@ -72,9 +73,10 @@ class DataSettings:
         check_fields(self)
         unknown = [name for name in self.sequences if name not in SEQUENCES]
         if unknown or len({*self.sequences}) < len(self.sequences):
+            way = nearest(unknown[0], SEQUENCES) if unknown else ""
+            given = f"{', '.join(self.sequences)}{way}"
             raise FieldError(
-                "sequences",
-                f"must be different ones of {', '.join(SEQUENCES)}, not {', '.join(self.sequences)}",
+                "sequences", f"must be different ones of {', '.join(SEQUENCES)}, not {given}"
             )
         if self.window < self.image_size:
             raise FieldError(

@@ -14,6 +14,7 @@ from conftest import ROOT
 from mbti_jax.commands import failures
 from mbti_jax.commands.failures import explain
 from mbti_jax.fields import FieldError
+from mbti_jax.rois.regions import WHICH_ROI
 
 TRAIN = {"batch_size": 8, "accumulation": 1, "data": {"num_threads": 8}, "model": {}}
 INPAINT = {"batch_size": 16}
@@ -59,7 +60,12 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
 @pytest.mark.parametrize(
     ("error", "config", "parts"),
     [
-        (FieldError("data.window", "must be"), TRAIN, ["data.window must be", "--config.data.win"]),
+        (FieldError("data.window", "must be"), TRAIN, ["FieldError: --config.data.window must be"]),
+        (
+            ValueError(f"a.nii: label 255; {WHICH_ROI}"),
+            {"roi_labels": ""},
+            ["say which ROI it is, --config.roi_labels=edema"],
+        ),
         (MemoryError(), INPAINT, ["out of memory on this machine", "lower --config.batch_size"]),
         (MemoryError("Unable to allocate 488. GiB"), DATA, ["488. GiB", "lower --config.num_work"]),
         (

@@ -92,6 +92,9 @@ def test_short_options_of_other_commands():
         ("inpaint", "-i t1=A t1=B", ["t1 is given twice"]),
         ("inpaint", "-i x-t1n.nii.gz y_FLAIR.nii z.nii", ["t1=x-t1n", "flair=y_", "SEQUENCE=z"]),
         ("inpaint", "-i x_t1.nii", ["say which sequence", "-i t1=x_t1.nii"]),
+        ("inpaint", "-i t1=a y_t2.nii", ["say which sequence", "-i t1=a t2=y_t2.nii"]),
+        ("inpaint", "-i t1=a t1c=b", ["no sequence 't1c'", "did you mean -i t1=a t1ce=b?"]),
+        ("inpaint", "-i q=x_FLAIR.nii", ["no sequence 'q'", "-i flair=x_FLAIR.nii?"]),
     ],
 )
 def test_a_mistake_is_answered_with_what_was_meant(command, arguments, parts):
@@ -107,6 +110,7 @@ def test_paths_are_looked_for_with_the_nearest_that_is_there(tmp_path):
     options.check_existing(config)
     for name, value, way in (
         ("source", tmp_path / "case" / "a", f"did you mean {tmp_path}/cases?"),
+        ("checkpoint", "fantom", "did you mean phantom?"),
         ("checkpoint", tmp_path / "qq" / "x", "phantom or phantom_single, the bundled models"),
         ("roi", tmp_path / "nothing-like-it", "is not there"),
     ):
@@ -145,7 +149,7 @@ def test_a_wrong_path_is_answered_before_jax_is_imported(capsys, monkeypatch):
         text=True,
         timeout=60,
     )
-    assert "--images.t1: /nowhere.nii is not there" in done.stderr
+    assert "-i t1: /nowhere.nii is not there" in done.stderr
     assert done.stdout == "[]\n"
 
 
@@ -191,3 +195,20 @@ def test_every_field_has_a_comment_that_says_what_it_means(command):
     said = config_text.meanings(CONFIGS[command])
     named = [name for name, *_ in config_text.fields(load(command)) if name != "task"]
     assert [name for name in named if not said.get(name)] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "expected"),
+    [
+        ("-i DIR --remove", "--config.tumor needs; --config.source=DIR", "--remove needs; -i DIR"),
+        ("--source=DIR", "give --config.source=DIR.", "give --source=DIR."),
+        ("--grow 0", "--config.step_mm must be above 0", "--grow must be above 0"),
+        ("--mean", "--config.estimate is not for it", "--mean is not for it"),
+        ("-i t1=A", "--config.images.t1: A is not there", "-i t1: A is not there"),
+        ("-m A", "--config.roi_labels=edema", "--tissue=edema"),
+        ("", "raise --config.model.width", "raise --model.width"),
+    ],
+)
+def test_messages_name_fields_as_they_were_typed(arguments, text, expected):
+    line = options.parse("inpaint", CONFIGS["inpaint"], load("inpaint"), arguments.split())
+    assert options.as_typed(text, line.options) == expected

@@ -39,7 +39,10 @@ def mbti(*arguments: str) -> subprocess.CompletedProcess:
 def test_the_console_command_takes_fields_by_their_names(tmp_path):
     result = mbti("data", f"--source={tmp_path}/nowhere", "--convention=brats2021")
     assert f"--source: {tmp_path}/nowhere is not there" in result.stderr
-    assert "'abc'" in mbti("train", "--batch_size=abc").stderr
+    wrong = mbti("train", "--batch_size=abc").stderr
+    assert "--batch_size must be a whole number, not 'abc'" in wrong
+    typed = mbti("inpaint", "-i", str(tmp_path), "--move", "--box", "edma", "-c", "brats2021")
+    assert "--box has an unknown ROI 'edma'" in typed.stderr
     assert "COMMAND" in mbti().stdout
 
 
@@ -62,7 +65,9 @@ def sole_line(*arguments: str) -> str:
         ([TRAIN, "--config.model.widht", "3"], ["config.model.widht", "model_channels"]),
         ([TRAIN, "--config.seed.deep=3"], ["config.seed.deep", "no fields"]),
         ([TRAIN, "--config.batch_size=abc"], ["config.batch_size", "abc"]),
-        ([TRAIN, "--config.seed=1.5"], ["config.seed", "1.5"]),
+        ([TRAIN, "--config.seed=1.5"], ["config.seed", "must be a whole number, not '1.5'"]),
+        ([TRAIN, "--config.ema_decay", "x"], ["config.ema_decay must be a number, not 'x'"]),
+        ([TRAIN, "--config.data.joint=x"], ["config.data.joint must be True or False, not 'x'"]),
         ([TRAIN, "--config.task=trian"], ["'trian'", "did you mean train?", "data"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py", "configs/quickstart.py"]),
         ([], ["config", "configs/quickstart.py"]),
