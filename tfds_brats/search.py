@@ -127,7 +127,9 @@ def for_each_case(
         try:
             do(files)
         except CaseError as error:
-            _log.info(f"{files.subject}: not done: {error}")
+            # That of a single case is said in the end.
+            if len(cases) > 1:
+                _log.info(f"{files.subject}: not done: {error}")
             failed.append(str(error))
     raise_problems(failed, len(cases) + len(problems))
 

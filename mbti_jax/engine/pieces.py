@@ -32,6 +32,7 @@ def run_pieces(
     *,
     label: str,
     is_done: Callable[[Piece], bool] | None = None,
+    quiet: bool = False,
 ) -> Generator[tuple[Piece, Result | PieceError], None, None]:
     """Does something with every piece, with a bar of pieces, failures, and the time left.
 
@@ -43,6 +44,8 @@ def run_pieces(
         settings: where it is done.
         label: of the bar.
         is_done: which pieces are left out, since their results exist.
+        quiet: whether what fails is not logged at once, because nothing else comes before the caller
+            says it; that of a single piece never is.
 
     Yields:
         (piece, result or error) for every piece that is not done yet, in the order of the pieces.
@@ -60,7 +63,8 @@ def run_pieces(
         from mbti_jax.engine.ray_actors import run_on_ray as run
     else:
         run = _run_here
-    failed = 0
+    said: set[str] = set()
+    quiet = quiet or len(pieces) == 1
     with (
         tqdm(
             total=len(pieces),
@@ -75,8 +79,10 @@ def run_pieces(
     ):
         for piece, result in zip(missing, results, strict=True):
             if isinstance(result, PieceError):
-                failed += 1
-                _log.info(f"not done: {result.message}")
+                # Once, if all samples of a case fail alike.
+                if not quiet and result.message not in said:
+                    _log.info(f"not done: {result.message}")
+                said.add(result.message)
             yield piece, result
 
 

@@ -157,7 +157,9 @@ def make_set(
         loads_model=True,
     )
     failed: dict[str, list[str]] = {}
-    with contextlib.closing(run_pieces(work, mine, engine, label="samples")) as results:
+    subjects = {piece.files.subject for piece in mine}
+    run = run_pieces(work, mine, engine, label="samples", quiet=len(subjects) == 1)
+    with contextlib.closing(run) as results:
         for piece, result in results:
             if isinstance(result, PieceError):
                 failed.setdefault(piece.files.subject, []).append(result.message)
@@ -165,7 +167,6 @@ def make_set(
                 message = f"{piece}: is missing; run its share again"
                 failed.setdefault(piece.files.subject, []).append(message)
     messages = ["\n".join(dict.fromkeys(lines)) for lines in failed.values()]
-    subjects = {piece.files.subject for piece in mine}
     raise_problems([*problems, *messages], len(subjects) + len(problems))
 
 

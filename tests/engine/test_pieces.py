@@ -40,6 +40,15 @@ def test_pieces_here(tmp_path, caplog):
     assert list(run) == [(3, 9), (13, PieceError("13.nii: is truncated")), (1, 1), (2, 4)]
     assert caplog.messages == ["piece 3", "not done: 13.nii: is truncated", "piece 1", "piece 2"]
     assert len([*tmp_path.glob("loaded.*")]) == 1
+    # What fails alike is said once, and what comes alone is for the caller to say.
+    for pieces, options, times in (
+        ([13, 1, 13], {}, 1),
+        ([13], {}, 0),
+        ([13, 1], {"quiet": True}, 0),
+    ):
+        caplog.clear()
+        list(run_pieces(squares(tmp_path), pieces, EngineSettings(), label="toy", **options))
+        assert caplog.messages.count("not done: 13.nii: is truncated") == times
     with pytest.raises(OSError, match="No space left on device"):
         list(run_pieces(squares(tmp_path), [1, 14, 2], EngineSettings(), label="toy"))
     with pytest.raises(CaseError, match="holds no model"):

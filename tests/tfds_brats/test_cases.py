@@ -470,7 +470,7 @@ def test_cases_that_cannot_be_used_do_not_stop_the_others(tmp_path):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("sub-01_T1w.nii.gz", r"images\.t1=FILE"),
+        ("sub-01_T1w.nii.gz", "give `mbti inpaint` the files of a case"),
         ("sub-01_T1w.mgz", "mri_convert"),
         ("notes.txt", "nor any other NIfTI"),
     ],
