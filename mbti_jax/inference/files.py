@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mbti_jax.fields import FieldError
 from mbti_jax.inference import provenance
 from mbti_jax.inference.continuity import describe, measure
@@ -74,8 +72,8 @@ def paint_sample(
     """A sample of a case, or the mean of all, with a progress bar, and how continuous it is along z."""
     samples = range(settings.num_samples) if settings.is_mean else [sample]
     kind = f"mean of {len(samples)}" if settings.is_mean else f"sample {sample}"
-    chosen = inpainter.sequences_of(case, settings.sequences)
-    numbers = settings.slices or np.flatnonzero(rois.union.any((1, 2)))
+    # Before the network is compiled.
+    chosen, numbers, _ = inpainter.repaintable(case, rois, settings.sequences, settings.slices)
     per_slice = 1 if inpainter.num_channels > 1 else len(chosen)
     number = len(numbers) * len(samples) * per_slice
     with waiting("compiling the network, which takes up to a minute, and timing it"):

@@ -231,13 +231,8 @@ class Inpainter(WindowSampler):
         """
         case = case_of(case)
         rois = rois_of(rois, case)
-        sequences = self.sequences_of(case, sequences)
-        numbers = checks.slice_numbers(rois.union, slices, case.subject)
+        sequences, numbers, warnings = self.repaintable(case, rois, sequences, slices)
         brain = to_slices(case.brain)
-        try:
-            warnings = rois.warnings + checks.rois_in_brain(rois, brain)
-        except ValueError as error:
-            raise CaseError(f"{case.subject}: {error}") from error
         scales = [case.scale(name) for name in sequences]
         window = self._place_window(
             brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
@@ -322,6 +317,28 @@ class Inpainter(WindowSampler):
             parts = (values, std, chosen, labels, everywhere, record)
             results.append(InpaintedVolume(*parts, case, self.checkpoint))
         return results
+
+    def repaintable(
+        self, case: Case, rois: Rois, sequences: Sequence[str] = (), slices: Sequence[int] = ()
+    ) -> tuple[tuple[str, ...], np.ndarray, list[str]]:
+        """What of a case is repainted, checked before anything is compiled.
+
+        Args:
+            case, rois, sequences, slices: see `inpaint_volume`.
+
+        Returns:
+            (sequences, numbers of slices, warnings about the ROIs).
+
+        Raises:
+            ValueError: as `inpaint_volume` does.
+        """
+        sequences = self.sequences_of(case, sequences)
+        numbers = checks.slice_numbers(rois.union, slices, case.subject)
+        try:
+            warnings = rois.warnings + checks.rois_in_brain(rois, to_slices(case.brain))
+        except ValueError as error:
+            raise CaseError(f"{case.subject}: {error}") from error
+        return sequences, numbers, warnings
 
     def _place_window(
         self,

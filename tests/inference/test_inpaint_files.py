@@ -22,6 +22,7 @@ from tiny_inpainter import WINDOW, make_mask, make_slice, tiny_inpainter, tiny_m
 from configs.inpaint import get_config
 from mbti_jax import Sampling
 from mbti_jax.commands import inpaint
+from mbti_jax.inference import files
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
 from mbti_jax.rois.kinds import COLORS
@@ -496,7 +497,8 @@ def test_a_case_is_named_by_what_its_files_have_in_common(tmp_path, names, subje
     assert named_files(dict(sorted(paths.items()))).subject == subject
 
 
-def test_a_case_without_tumor_does_not_stop_the_others(tmp_path):
+def test_a_case_without_tumor_does_not_stop_the_others(tmp_path, caplog):
+    caplog.set_level("INFO")
     for number in range(3):
         folder = write_case(tmp_path / "in", f"BraTS2021_{number:05d}", number)
         if number == 1:
@@ -506,18 +508,33 @@ def test_a_case_without_tumor_does_not_stop_the_others(tmp_path):
             ValueError, match=r"1 of 3 cases could not be done(?s:.*)00001: .*no tumor"
         ):
             run(tmp_path / "out", **of_case(tmp_path / "in"))
+        assert sum("not done" in message for message in caplog.messages) == 1
+        caplog.clear()
         names = ["BraTS2021_00000", "BraTS2021_00002"]
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 @pytest.mark.parametrize("layout", ["files", "nnunet"])
-def test_an_roi_in_air_is_refused_before_sampling(source, tmp_path, layout):
+def test_an_roi_in_air_is_refused_before_compilation(source, tmp_path, layout, monkeypatch, caplog):
     roi = np.zeros(SHAPE, np.uint8)
     roi[:2, :2, 2:4] = 2
     path = write_volume(tmp_path / "roi.nii.gz", roi)
-    with pytest.raises(ValueError, match="edema lies wholly outside of the brain"):
-        run(tmp_path / "out", **of_case(source, tumor="", roi=str(path), layout=layout))
-    assert not (tmp_path / "out").exists()
+    fields = of_case(source, tumor="", roi=str(path), layout=layout)
+
+    def forecast(*_):
+        pytest.fail("the network was compiled first")
+
+    monkeypatch.setattr(files, "forecast", forecast)
+    caplog.set_level("INFO")
+    requests = [({}, "edema lies wholly outside of the brain")]
+    # A labeled set takes all slices.
+    requests += [({"slices": (99,)}, "has no slice 99")] * (layout == "files")
+    for change, sentence in requests:
+        with pytest.raises(ValueError, match=sentence):
+            run(tmp_path / "out", **fields, **change)
+        assert not (tmp_path / "out").exists()
+    # The error says it, and nothing else does.
+    assert not [message for message in caplog.messages if "not done" in message]
 
 
 def test_tumor_on_background_is_counted_in_the_record(source, tmp_path):
@@ -555,7 +572,7 @@ def test_float_labels_count_as_whole_within_a_thousandth(source, tmp_path):
 
 
 def test_a_box_that_the_mode_never_makes_is_refused(source, tmp_path):
-    with pytest.raises(ValueError, match="box names edema, but tumor=remove makes normal only"):
+    with pytest.raises(ValueError, match="box names edema, but remove makes normal only"):
         run(tmp_path / "out", **of_case(source, box=("edema",)))
 
 
