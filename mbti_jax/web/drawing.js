@@ -45,7 +45,7 @@ function take() {
     forgetArrays(); volumes = new Map(); brain = null;
     find("loading").textContent = "Loading the images ...";
     windows = new Map(scene.sequences.map((one) => [one.name, [...one.window]]));
-    sequence = scene.sequences[0].name; layer = "before"; result = null;
+    sequence = scene.sequences[0].name; result = null;
     view = {x: 0, y: 0, zoom: 1};
     // Whole screen pixels for each pixel of the slice, so that none is drawn wider than its neighbor.
     scale = Math.max(1, Math.ceil(720 / Math.max(height, width)));
@@ -57,7 +57,7 @@ function take() {
     for (const name of ["slice", "slice-number"]) find(name).max = depth - 1;
     buildSequences(); buildSmall(); load();
   }
-  tickBoxes(); buildLayers(); say(""); draw();
+  layer = "before"; tickBoxes(); buildLayers(); say(""); draw();
   canvas.scrollIntoView({block: "center"});
 }
 
@@ -95,7 +95,7 @@ async function takeResult() {
     }
     next.arrays = new Map(await Promise.all(all));
     if (next.labels) next.said = next.labels.map((sample) => sample.map((runs) => decodeRuns(runs, height * width)));
-    next.masks = next.roi.map((runs) => decodeRuns(runs, height * width));
+    next.rois = next.roi.map((runs) => decodeRuns(runs, height * width));
   } catch (error) {
     if (mine !== asked || next.key !== scene.key) return;
     say("The result could not be loaded (" + error.message + "). It is among the downloads.");
@@ -106,7 +106,7 @@ async function takeResult() {
   if (!result.slices.includes(z)) z = result.first;
   layer = 0;
   buildLayers(); draw();
-  say("This is the result of run " + result.run + (result.said ? ", outlined what the model says it painted" : "") + ". Hold the button below the picture, or the space bar on it, to see what was there before.");
+  say("This is the result of run " + result.run + (result.said ? "; what the model says it painted is shown by Labels painted" : "") + ". Hold the button below the picture, or the space bar on it, to see what was there before.");
   canvas.scrollIntoView({block: "center"});
 }
 
@@ -147,10 +147,14 @@ function colorist(name, at) {
   const size = height * width, now = shownLayer(), index = now === "before" ? -1 : resultAt(name, at);
   const base = at * size;
   if (index < 0) return (i) => { const g = gray[before.codes[base + i]]; return [g, g, g]; };
-  const start = index * size, mask = result.masks[index];
-  if (typeof now === "number") {
-    const sample = result.arrays.get(name + " " + now), after = grays(sample, low, high);
-    return (i) => { const g = mask[i] ? after[sample.codes[start + i]] : gray[before.codes[base + i]]; return [g, g, g]; };
+  const start = index * size, mask = result.rois[index];
+  if (typeof now === "number" || now === "labels") {
+    const number = now === "labels" ? result.sample : now, said = now === "labels" ? result.said[number][index] : null;
+    const sample = result.arrays.get(name + " " + number), after = grays(sample, low, high), opacity = Number(find("opacity").value) / 100;
+    return (i) => {
+      const g = mask[i] ? after[sample.codes[start + i]] : gray[before.codes[base + i]], mine = said && mask[i] && COLORS.get(said[i]);
+      return mine ? mine.map((value) => g + opacity * (value - g)) : [g, g, g];
+    };
   }
   const {top, value, stops} = measured(name, now);
   const signed = now === "difference";
@@ -178,7 +182,7 @@ function measured(name, kind) {
   if (!result.tops.has(known)) {
     let top = 0;
     result.slices.forEach((at, index) => {
-      for (let i = 0; i < size; i++) if (result.masks[index][i]) top = Math.max(top, Math.abs(value(index, i, at * size)));
+      for (let i = 0; i < size; i++) if (result.rois[index][i]) top = Math.max(top, Math.abs(value(index, i, at * size)));
     });
     result.tops.set(known, top);
   }
@@ -186,7 +190,7 @@ function measured(name, kind) {
 }
 
 function pictureOf(name, at, withOutline) {
-  const pixels = new ImageData(width, height), color = colorist(name, at), labels = labelsOf(at);
+  const pixels = new ImageData(width, height), color = colorist(name, at), [labels] = roisAt(at);
   const fills = shownLayer() === "before" && !hidden && !held;
   const opacity = Number(find("opacity").value) / 100;
   for (let i = 0; i < labels.length; i++) {
@@ -225,10 +229,15 @@ function outline(labels) {
   }
 }
 
-// What is outlined: the ROIs, or on a sample what the model says it painted, where it says so.
-function outlined(labels) {
-  const index = typeof layer === "number" && result.said ? result.slices.indexOf(z) : -1;
-  return index < 0 ? labels : result.said[layer][index];
+// The ROIs of a slice, and which of them are boxes: what is painted, or on a result those of its run.
+function roisAt(at) {
+  if (layer === "before") return [labelsOf(at), box];
+  return [result.rois[result.slices.indexOf(at)] ?? new Uint8Array(height * width), new Set(result.box)];
+}
+
+// What is painted is for the next run, and on the images as they were.
+function showBefore() {
+  if (layer !== "before") { layer = "before"; buildLayers(); }
 }
 
 function rectangle([y0, x0, y1, x1], color, share) {
@@ -250,7 +259,7 @@ function draw() {
   find("dilate").disabled = chosen === ERASER || !labelsOf(z).includes(chosen);
   find("box-numbers").disabled = chosen === ERASER;
   find("interpolate").disabled = painted.size < 2;
-  find("hide").disabled = !painted.size;
+  find("hide").disabled = !painted.size && !result;
   find("compare").disabled = !result;
   find("zoom-out").disabled = find("fit").disabled = view.zoom === 1;
   find("slice").value = z;
@@ -264,19 +273,19 @@ function draw() {
 
 function drawSlice() {
   find("loading").hidden = isReady();
-  const labels = labelsOf(z), sizes = [];
+  const [labels, boxes] = roisAt(z), sizes = [];
   if (isReady()) {
     context.imageSmoothingEnabled = false;
     sliceCanvas.getContext("2d").putImageData(pictureOf(sequence, z, false), 0, 0);
     const part = [view.x, view.y, width / view.zoom, height / view.zoom];
     context.drawImage(sliceCanvas, ...part, 0, 0, canvas.width, canvas.height);
-    if (!hidden && !held) outline(outlined(labels));
+    if (!hidden && !held) outline(labels);
   }
   for (const tissue of props.tissues) {
     const around = extentOf(labels, width, tissue.label);
     if (!around) continue;
     const [y0, x0, y1, x1] = around;
-    if (box.has(tissue.name)) {
+    if (boxes.has(tissue.name)) {
       const fill = layer === "before" ? Number(find("opacity").value) / 200 : 0;
       if (isReady() && !hidden && !held) rectangle(around, "rgb(" + tissue.color.join(",") + ")", fill);
       sizes.push(tissue.title + ": box " + (x1 - x0) + " x " + (y1 - y0));
@@ -294,7 +303,7 @@ function drawSlice() {
     }
     context.stroke();
   }
-  find("hint").textContent = sizes.join(" · ") || "Choose a tissue and paint where it shall be.";
+  find("hint").textContent = sizes.join(" · ") || (layer === "before" ? "Choose a tissue and paint where it shall be." : "Nothing was repainted in this slice.");
   drawn.width = canvas.width; drawn.height = canvas.height;
   drawn.getContext("2d").drawImage(canvas, 0, 0);
 }
@@ -350,7 +359,7 @@ function drawSmall() {
 
 // The planes through the middle of what is painted in this slice, or of the slice.
 function middle() {
-  const labels = labelsOf(z);
+  const [labels] = roisAt(z);
   let n = 0, sx = 0, sy = 0;
   for (let i = 0; i < labels.length; i++) if (labels[i]) { n++; sx += i % width; sy += Math.floor(i / width); }
   return n ? [Math.round(sx / n), Math.round(sy / n)] : [width >> 1, height >> 1];
@@ -383,7 +392,7 @@ function readOut() {
   }
   parts.push((brain[at] ? "value " : "air, value ") + short(volume.low + volume.step * volume.codes[at]));
   const index = typeof layer === "number" ? resultAt(sequence, z) : -1;
-  if (index >= 0 && result.masks[index][i]) {
+  if (index >= 0 && result.rois[index][i]) {
     const sample = result.arrays.get(sequence + " " + layer);
     parts.push("after " + short(sample.low + sample.step * sample.codes[index * height * width + i]));
   }

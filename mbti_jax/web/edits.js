@@ -7,7 +7,7 @@ function change(slices, edit) {
   const before = stateOf(slices);
   edit();
   remember(before);
-  say(""); draw(); send();
+  showBefore(); say(""); draw(); send();
 }
 
 function remember(before) {
@@ -24,7 +24,7 @@ function step(from, to) {
   for (const [at, labels] of before.labels) put(at, labels);
   box = before.box; tickBoxes();
   if (slices.length && !before.labels.has(z)) z = Math.min(...slices);
-  draw(); send();
+  showBefore(); draw(); send();
 }
 
 function pixelOf(event) {
@@ -102,7 +102,7 @@ canvas.addEventListener("pointerdown", (event) => {
   if (event.button === 2) { stroke = {kind: "window", from: [event.clientX, event.clientY], window: windowOf(sequence)}; return; }
   if (event.button === 1 || event.shiftKey || (event.button === 0 && tool === "move")) { stroke = {kind: "pan", from: [event.clientX, event.clientY], at: {...view}}; return; }
   if (event.button !== 0) return;
-  say("");
+  showBefore(); say("");
   if (tool === "polygon") {
     if (corners.length > 2 && isAt(event, corners[0])) closePolygon();
     else { corners.push(here); draw(); }

@@ -159,6 +159,7 @@ function buildLayers() {
   if (result) {
     result.titles.forEach((title, i) => choices.push([i, title[0].toUpperCase() + title.slice(1)]));
     choices.push(["difference", "Difference"]);
+    if (result.said) choices.push(["labels", "Labels painted"]);
     if (result.std) choices.push(["std", "Standard deviation"]);
   }
   buildChoices("layers", choices, (value) => value === layer, (value) => {

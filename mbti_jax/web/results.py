@@ -45,7 +45,8 @@ class Result:
             the ROI.
         std: of a mean, sequence -> float32 [len(slices), H, W], the standard deviation over the samples;
             None without any.
-        roi: bool [len(slices), H, W].
+        rois: uint8 [len(slices), H, W], the ROIs in the numbers of `ROI_LABELS`, boxes filled.
+        box: names of those that are boxes.
         labels: uint8 [results, len(slices), H, W], what a model with a label head says it painted;
             None for other models.
         files: for each result its files.
@@ -57,7 +58,8 @@ class Result:
     titles: list[str]
     values: dict[str, np.ndarray]
     std: dict[str, np.ndarray] | None
-    roi: np.ndarray
+    rois: np.ndarray
+    box: tuple[str, ...]
     labels: np.ndarray | None
     files: list[list[Path]]
     archive: Path
@@ -67,7 +69,7 @@ class Result:
         """Sequence -> float32 [len(slices), H, W], the standard deviation over the samples, if known."""
         if self.std is not None or len(self.titles) < 2:
             return self.std
-        return {name: standard_deviation(v, self.roi) for name, v in self.values.items()}
+        return {name: standard_deviation(v, self.rois > 0) for name, v in self.values.items()}
 
 
 def check_run(session: Session, limits: Limits, sequences: Sequence[str], num_samples: int) -> None:
@@ -185,7 +187,8 @@ def run(
         titles,
         values,
         std,
-        rois.union[slices],
+        rois.label_map()[slices],
+        tuple(rois.box),
         labels,
         files,
         archive,

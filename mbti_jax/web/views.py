@@ -72,10 +72,11 @@ def result_view(session: Session, result: Result) -> dict[str, Any]:
     return {
         "key": session.key,
         "slices": result.slices,
-        "first": result.slices[int(result.roi.sum((1, 2)).argmax())],
+        "first": result.slices[int((result.rois > 0).sum((1, 2)).argmax())],
         "titles": result.titles,
         "sample": 0,
-        "roi": [painter.to_runs(mask.astype(np.uint8)) for mask in result.roi],
+        "roi": [painter.to_runs(labels) for labels in result.rois],
+        "box": list(result.box),
         "values": {
             name: [_array(session, sample, folder) for sample in samples]
             for name, samples in result.values.items()

@@ -215,7 +215,9 @@ def test_what_the_painter_shows(case_files, tmp_path):
     np.testing.assert_array_equal(decoded({"url": view["brain"]}, np.uint8), brain.ravel())
     shown = json.loads(json.dumps(views.result_view(session, result)))
     assert shown["slices"] == [2] and list(shown["values"]) == ["t1"]
-    np.testing.assert_array_equal(painter.from_runs(shown["roi"][0], mask.shape) > 0, mask)
+    rois = painter.from_runs(shown["roi"][0], mask.shape)
+    np.testing.assert_array_equal(rois, NUMBERS["normal"] * mask)
+    assert shown["box"] == []
     after = [decoded(about).reshape(mask.shape) for about in shown["values"]["t1"]]
     for number, values in enumerate(after):
         written = stored(result.files[number][0].with_name(f"{SUBJECT}_t1-inpainted.nii.gz"))
