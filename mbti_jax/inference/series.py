@@ -12,7 +12,7 @@ from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.labels import label_map
 from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor, painted_labels
-from tfds_brats.cases import Case
+from tfds_brats.cases import Case, is_tumor
 from tfds_brats.conventions import CaseError
 from tfds_brats.slices import from_slices, to_slices
 
@@ -53,7 +53,10 @@ def steps(
     """Grows or shrinks a case's tumor step by step.
 
     Only what a step adds is painted in it; what earlier steps painted is its context and stays, so the
-    cases of a series differ by growth alone. How far the tumor reaches follows the requests.
+    cases of a series differ by growth alone. How far the tumor reaches follows the requests, measured
+    from the case's own tumor: after n steps of s mm the tumor is the one that a single step of n s mm
+    makes, also where voxels are larger than a step. A step in which none is reached repeats the one
+    before.
 
     Args:
         case: with its segmentation.
@@ -72,15 +75,22 @@ def steps(
     now, labels, total = case, kept, None
     for number in range(num_steps):
         try:
-            rois = own_tumor(labels, brain, mode, step_mm=step_mm, spacing=case.spacing[::-1])
+            if not is_tumor(labels).any():
+                raise ValueError("nothing is left of the tumor")
+            reach = (number + 1) * step_mm
+            rois = own_tumor(kept, brain, mode, step_mm=reach, spacing=case.spacing[::-1])
         except ValueError as error:
             raise CaseError(f"{case.subject}, step {number + 1}: {error}") from error
-        result = paint(now, rois, number)
-        total = result if total is None else _together(total, result, kept, brain)
+        if total is not None:
+            rois = Rois(rois.masks & ~total.rois.union[..., None])
+        if total is None:
+            total = paint(now, rois, number)
+        elif rois.union.any():
+            total = _together(total, paint(now, rois, number), kept, brain)
         series = {"mode": mode, "step_mm": step_mm, "step": number + 1}
         total = dataclasses.replace(total, details={**total.details, "series": series})
         yield total
-        labels = painted_labels(labels, rois)
+        labels = painted_labels(kept, total.rois)
         values = {
             name: from_slices(np.where(total.rois.union, painted, to_slices(case.values(name))))
             for name, painted in total.values.items()

@@ -227,6 +227,8 @@ def rim(
         width_mm: in millimeters.
         spacing: of the pixels along each axis, in millimeters.
     """
+    if inside.all():  # The distance to nothing is not defined.
+        return np.zeros_like(inside)
     distance = distance_transform_edt(inside, sampling=spacing)
     return inside & (np.asarray(distance) <= width_mm + _ROUNDING_MM)
 

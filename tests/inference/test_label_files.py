@@ -1,5 +1,6 @@
 """Label maps as files: the case's own numbers and grid, labeled sets of boxes, follow-up series."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_inpainter import make_slice, tiny_inpainter
 
 from configs.inpaint import get_config
 from mbti_jax.commands import inpaint
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.series import follow_up
 from mbti_jax.io.slices import read_slice, write_slice
@@ -19,6 +21,7 @@ from mbti_jax.rois.kinds import COMPONENTS
 from tfds_brats.cases import read_case
 from tfds_brats.conventions import CONVENTIONS, CaseError
 from tfds_brats.search import find_cases
+from tfds_brats.slices import from_slices, to_slices
 
 SUBJECT = "BraTS2021_00001"
 HYPHEN = {"t1": "-t1n", "t1ce": "-t1c", "t2": "-t2w", "flair": "-t2f"}
@@ -172,7 +175,7 @@ def test_series_in_python_ends_where_nothing_is_left(tmp_path):
     (files,) = find_cases(tmp_path / "in", "brats2021")
     case = read_case(files)
     results, steps = [], follow_up(tiny_inpainter(4), case, "shrink", step_mm=1.0, num_steps=5)
-    with pytest.raises(CaseError, match="step 3: the segmentation holds no tumor"):
+    with pytest.raises(CaseError, match="step 3: nothing is left of the tumor"):
         for result in steps:
             results.append(result)
     assert [result.details["series"]["step"] for result in results] == [1, 2]
@@ -180,6 +183,36 @@ def test_series_in_python_ends_where_nothing_is_left(tmp_path):
     assert results[0].details["labels"]["inside"] == "requested"
     assert 0 < (results[0].labels > 0).sum() < (case.labels > 0).sum()
     assert not results[1].labels.any()
+
+
+@pytest.mark.parametrize("mode", ["grow", "shrink"])
+def test_small_steps_through_thick_slices_reach_as_far_as_a_large_one(tmp_path, mode):
+    """Slices of 5 mm: a step of 2 mm reaches none of them, three steps do."""
+    write_case(tmp_path / "in", SUBJECT)
+    (files,) = find_cases(tmp_path / "in", "brats2021")
+    case = read_case(files, ("t1",))
+    z, y, x = np.indices(to_slices(case.brain).shape)
+    tumor = (np.hypot(y - 10, x - 12) < 6) & (abs(z - z.max() // 2) < 2)
+    case = dataclasses.replace(
+        case,
+        images={"t1": np.maximum(case.images["t1"], from_slices((x > 0).astype(np.int16)))},
+        affine=np.diag([1.4, 1.4, 5.0, 1.0]),
+        labels=from_slices((2 * tumor).astype(np.uint8)),
+    )
+    inpainter, sampling = tiny_inpainter(), Sampling(1, guidance=0.0)
+    *_, last = follow_up(inpainter, case, mode, step_mm=2.0, num_steps=3, sampling=sampling)
+    (whole,) = follow_up(inpainter, case, mode, step_mm=6.0, num_steps=1, sampling=sampling)
+    np.testing.assert_array_equal(last.rois.masks, whole.rois.masks)
+    assert last.details["series"]["step"] == 3
+    changed = whole.rois.union[~tumor if mode == "grow" else tumor].sum()
+    assert changed == whole.rois.union.sum() > 0
+    if mode == "grow":
+        # All of the brain is reached: what there is, is there again.
+        first, second = follow_up(
+            inpainter, case, mode, step_mm=90.0, num_steps=2, sampling=sampling
+        )
+        np.testing.assert_array_equal(first.values["t1"], second.values["t1"])
+        assert second.details["series"]["step"] == 2
 
 
 def test_label_maps_of_slices(tmp_path):

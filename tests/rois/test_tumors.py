@@ -170,6 +170,8 @@ def test_steps_that_change_nothing_are_refused(labels, brain):
         own_tumor(labels, brain, "grow", step_mm=0.5)
     with pytest.raises(ValueError, match=r"cannot shrink by 0\.5 mm"):
         own_tumor(labels, brain, "shrink", step_mm=0.5)
+    with pytest.raises(ValueError, match=r"cannot shrink by 2 mm"):
+        own_tumor(np.full_like(labels, 2), brain, "shrink", step_mm=2.0)
     with pytest.raises(ValueError, match="free-form ROIs only"):
         own_tumor(labels, brain, "grow", ["edema"], step_mm=2.0)
 
