@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -61,18 +62,23 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _watch(reading: int) -> None:
-    """Ends the process some time after an interrupt, if it is still there."""
+    """Ends the process some time after an interrupt, if it is still there and does not end itself."""
     count = 0
     while numbers := os.read(reading, 64):
         count += numbers.count(signal.SIGINT)
         if count and signal.getsignal(signal.SIGINT) is _interrupt:
-            timer = threading.Timer(GRACE_SECONDS, end_in_a_line, [_BAR])
-            timer.daemon = True
-            timer.start()
+            _later(end_in_a_line, _BAR)
         elif count > 1:
             end_in_a_line(_BAR)
         elif count:
-            os.write(2, b"\nstopping, which may take some seconds\n")
+            # What ends by itself says so; before that only where it takes long.
+            _later(os.write, 2, b"\nstopping, which may take some seconds\n")
+
+
+def _later(do: Callable[..., Any], *arguments: Any) -> None:
+    timer = threading.Timer(GRACE_SECONDS, do, arguments)
+    timer.daemon = True
+    timer.start()
 
 
 def _all_but_interrupts(unraisable: Any) -> None:

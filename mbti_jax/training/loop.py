@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.data.augment import Augmentation
 from mbti_jax.fields import FieldError
-from mbti_jax.io.progress import ticking
+from mbti_jax.io.progress import ticking, waiting
 from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_cluster
@@ -175,6 +175,11 @@ def _train(
         jax.random.fold_in(root, _VALIDATE),
         x_0_bounds,
     )
+    has_time = start == 0 or time.perf_counter() < end
+    if jax.process_count() == 1 and start < settings.num_steps and has_time:
+        # While there is nothing to save, and an interrupt need not wait for it.
+        with waiting("compiling the validation, which takes up to a minute"):
+            validation.compile(state.ema)
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
         writer = None
@@ -236,7 +241,7 @@ def _loop(
     train_steps: Mapping[int, Step],
     batches: Iterator[loader.Batch],
     parts: tuple[Checkpointer, Validation, MetricsWriter | None],
-    stopping: Callable[[int], bool],
+    stopping: "_Stopping",
     end: float,
 ) -> bool:
     """One update after another. The metrics of a step are read while the next one is computed.
@@ -245,7 +250,7 @@ def _loop(
         train_steps: update from which it is used -> the step.
         batches: of the updates from the state's on.
         parts: checkpoints, validation, and where metrics are written.
-        stopping: whether to stop after so many updates.
+        stopping: whether to stop after so many updates, or in a validation.
         end: time by `perf_counter` at which to stop.
 
     Returns:
@@ -257,14 +262,24 @@ def _loop(
     bar = tqdm(desc="training", unit="step", total=total, initial=start, disable=quiet)
     log = _Log(writer, bar, settings.batch_size, settings.log_every)
     # Whatever the time, a run that is new makes a step, so that there is a model.
-    pending, last = None, start >= total or (start > 0 and time.perf_counter() >= end)
+    pending, is_cut = None, False
+    last = start >= total or (start > 0 and time.perf_counter() >= end)
     for step in range(start, start if last else total):
         began = time.perf_counter()
         is_new = step == start or step in train_steps
         if is_new:
             train_step = train_steps[max(first for first in train_steps if first <= step)]
-        compiling = "compiling, which takes a minute or more"
-        with ticking(bar, compiling) if is_new else contextlib.nullcontext():
+        with contextlib.ExitStack() as compiling:
+            if is_new:
+                compiling.enter_context(ticking(bar, "compiling, which takes a minute or more"))
+            if is_new and step > start:
+                # An interrupt need not wait for it when nothing is lost.
+                if pending is not None:
+                    log.read(step - 1, pending)
+                    pending = None
+                checkpointer.save(state)
+                checkpointer.wait()
+                compiling.enter_context(stopping.left_to_others())
             state, metrics = train_step(state, next(batches))
             if is_new:
                 jax.block_until_ready(metrics)
@@ -287,7 +302,9 @@ def _loop(
         if validates:
             # Before saving: a run killed in between does both again.
             with log.paused(), ticking(bar, "validating"):
-                validation.run(done, state.ema, writer)
+                is_cut = not validation.run(done, state.ema, writer, stopping.is_asked)
+            if is_cut:
+                saves, stop, last = True, True, False
         if saves:
             checkpointer.save(state)
         if stop or last:
@@ -296,7 +313,8 @@ def _loop(
     bar.close()
     done = int(state.step)
     if not last:
-        _say(f"stopped at step {done}, saved; the same command resumes from there")
+        without = " but not validated" * is_cut
+        _say(f"stopped at step {done}, saved{without}; the same command resumes from there")
     elif done < total:
         _say(f"the time is over at step {done} of {total}")
     return last
@@ -366,7 +384,22 @@ class _Stopping:
             # All processes have to stop after the same step.
             return bool(multihost_utils.reached_preemption_sync_point(step))
         self._heed(signal.SIGINT)
+        return self.is_asked()
+
+    def is_asked(self) -> bool:
+        """Whether this process alone, the only one, is to stop; to be asked within a step."""
         return bool(self._received)
+
+    @contextlib.contextmanager
+    def left_to_others(self) -> Iterator[None]:
+        """Meanwhile SIGINT does what it did before."""
+        ours = signal.getsignal(signal.SIGINT)
+        is_ours = signal.SIGINT in self._before
+        if is_ours:
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+        yield
+        if is_ours:
+            signal.signal(signal.SIGINT, ours)
 
     def close(self) -> None:
         """Signals do again what they did before."""

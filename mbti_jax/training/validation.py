@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.diffusion.noise import noise_for
-from mbti_jax.diffusion.samplers.driver import Sampler
+from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.io import pictures
 from mbti_jax.models.losses import losses
@@ -88,17 +88,48 @@ class Validation:
         self._sampling = drawn.resolved(pipeline.process)
         self._bounds = x_0_bounds
 
-    def run(self, step: int, params: Params, writer: MetricsWriter | None) -> None:
-        """Computes the loss and draws the picture; with a writer, writes and logs them."""
-        terms = [
-            self._step(params, sharding.put_batch(batch, self._mesh), number)
-            for number, batch in enumerate(self._batches)
-        ]
+    def compile(self, params: Params) -> None:
+        """Compiles what `run` runs, which a signal would have to wait for later."""
+        jax.block_until_ready(
+            self._step(params, sharding.put_batch(self._batches[0], self._mesh), 0)
+        )
+        # The number of steps compiles nothing.
+        last = self._sampler.process.num_timesteps - 1
+        self._sample(params, dataclasses.replace(self._sampling, spacing=(last,)))
+
+    def run(
+        self,
+        step: int,
+        params: Params,
+        writer: MetricsWriter | None,
+        cancel: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Computes the loss and draws the picture; with a writer, writes and logs them.
+
+        Args:
+            step: of training.
+            params: averaged.
+            writer: None where another process writes.
+            cancel: asked now and then; true ends it, and nothing is written.
+
+        Returns:
+            Whether it came to its end.
+        """
+        terms = []
+        for number, batch in enumerate(self._batches):
+            if cancel():
+                return False
+            terms.append(self._step(params, sharding.put_batch(batch, self._mesh), number))
+            # One is computed while the next one is placed.
+            jax.block_until_ready(terms[-2:-1])
+        try:
+            samples = self._sample(params, self._sampling, cancel)
+        except SamplingCancelled:
+            return False
         total = jax.tree.map(lambda *parts: sum(parts), *terms)
         means = {f"validation/{name}": float(v) for name, v in losses(total).items()}
-        samples = self._sample(params)
         if writer is None:
-            return
+            return True
         writer.scalars(step, means)
         if not np.isfinite(samples).all():
             # Not the end of a training: as weights grow, a picture may come out that way.
@@ -110,14 +141,25 @@ class Validation:
         sheet = pictures.sheet(*(array[: self._num_pictures] for array in shown))
         writer.picture(step, "samples", sheet)
         logger.info("step %d: validation loss %.4f", step, means["validation/loss"])
+        return True
 
-    def _sample(self, params: Params) -> np.ndarray:
+    def _sample(
+        self, params: Params, sampling: Sampling, cancel: Callable[[], bool] = lambda: False
+    ) -> np.ndarray:
         x_0, condition, _ = self._pictured
         numbers = range(len(x_0))
-        x_T, keys = noise_for(self._sampling.seed, numbers, [0] * len(x_0), x_0.shape[1:])
+        x_T, keys = noise_for(sampling.seed, numbers, [0] * len(x_0), x_0.shape[1:])
         x_T, x_0, condition, keys = self._put((x_T, x_0, condition, keys))
         samples = self._sampler(
-            params, x_T, x_0, condition, keys, self._sampling, clip=self._bounds
+            params,
+            x_T,
+            x_0,
+            condition,
+            keys,
+            sampling,
+            clip=self._bounds,
+            chunk=1,  # Of a large network on a CPU a step takes seconds.
+            cancel=cancel,
         ).x_0
         return multihost_utils.process_allgather(samples, tiled=True)
 

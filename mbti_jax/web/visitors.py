@@ -19,8 +19,8 @@ _CLOSED_TAB, _IDLE, _IDLE_TAB = 60.0, 900.0, 3600.0
 _MAY_GO, _UNCONNECTED, _UNHEARD = 600.0, 30.0, 5.0
 # How many visitors there may be for each that may have images, and connections of each.
 _VISITORS, _CONNECTIONS = 8, 8
-# Seconds that the end waits for runs.
-_PATIENCE = 30.0
+# Seconds that the end waits for runs: one that compiles does not write, and Ctrl-C waits for this.
+_PATIENCE = 3.0
 
 
 @dataclasses.dataclass(eq=False)

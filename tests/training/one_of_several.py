@@ -77,7 +77,7 @@ def train(config: str, workdir: str, cannot_read: str) -> None:
 
     ocp.CompositeCheckpointHandler.restore = restore
     # Nothing is drawn: a sampler takes as long to compile as all the rest.
-    validation.Validation._sample = lambda self, params: self._pictured.x_0
+    validation.Validation._sample = lambda self, params, *_: self._pictured.x_0
     loop.compiled_by_all = compiled_by_first
     command.main(runpy.run_path(config)["get_config"](), workdir)
 

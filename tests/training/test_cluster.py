@@ -276,7 +276,7 @@ def test_two_processes_and_then_four_train_as_one_does(tmp_path, monkeypatch):
 
     # One process does the same updates.
     write_config(1, num_steps=stopped, validate_every=2)
-    monkeypatch.setattr(Validation, "_sample", lambda self, params: self._pictured.x_0)
+    monkeypatch.setattr(Validation, "_sample", lambda self, params, *_: self._pictured.x_0)
     train.main(runpy.run_path(str(config))["get_config"](), str(tmp_path / "alone"))
     # What was validated is fixed, and so is its noise.
     pictures = [path.name for path in (workdir / "pictures").iterdir()]

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +139,7 @@ def tuned(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(loop, "_loop", save)
-    monkeypatch.setattr(loop, "Validation", lambda *arguments: None)
+    monkeypatch.setattr(loop, "Validation", lambda *arguments: Mock())
     monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
 
     def start(shift=0.0):
@@ -174,9 +174,7 @@ def test_the_weights_of_another_model_are_another_run(tuned):
 
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path, monkeypatch):
     """Each update halves the gap, so one that resumes must go on from the right number of updates."""
-    monkeypatch.setattr(
-        loop, "Validation", lambda *arguments: SimpleNamespace(run=lambda *run: None)
-    )
+    monkeypatch.setattr(loop, "Validation", lambda *arguments: Mock())
     monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
     # One program for both runs.
     parts = []

@@ -1,5 +1,7 @@
 """Training that starts from a trained model: its weights, what is recorded, which models are refused."""
 
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
@@ -49,7 +51,7 @@ def unmoved(monkeypatch):
         return True
 
     monkeypatch.setattr(loop, "_loop", save)
-    monkeypatch.setattr(loop, "Validation", lambda *arguments: None)
+    monkeypatch.setattr(loop, "Validation", lambda *arguments: Mock())
     monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
 
 

@@ -1,10 +1,12 @@
 """The order of work in the loop, around a step that only counts."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import re
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +39,45 @@ class Recorder:
     def wait(self) -> None:
         self.waited = True
 
-    def run(self, step: int, params, writer) -> None:
-        self.validated.append(step)
+    def run(self, step: int, params, writer, cancel) -> bool:
+        if not cancel():
+            self.validated.append(step)
+        return not cancel()
 
 
-def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=None, second=None):
+@dataclasses.dataclass
+class Stopping:
+    """Asked after update `stop_at`, or in the validation after update `in_validation_of`."""
+
+    stop_at: int | None
+    in_validation_of: int | None = None
+    left_at: list[int] = dataclasses.field(default_factory=list)
+    done: int = 0
+
+    def __call__(self, done: int) -> bool:
+        self.done = done
+        return done == self.stop_at
+
+    def is_asked(self) -> bool:
+        return self.done == self.in_validation_of
+
+    @contextlib.contextmanager
+    def left_to_others(self):
+        self.left_at.append(self.done)
+        yield
+
+
+def run_loop(
+    workdir,
+    *,
+    start=0,
+    stop_at=None,
+    bad=None,
+    end=math.inf,
+    clock=None,
+    second=None,
+    stopping=None,
+):
     """Runs the loop; `bad` is (step, metric, value), each step takes a second of `clock`.
 
     From the update `second` on another step is used, of ten times the loss.
@@ -79,7 +115,7 @@ def run_loop(workdir, *, start=0, stop_at=None, bad=None, end=math.inf, clock=No
             {0: train_step} if second is None else {0: train_step, second: other_step},
             batches,
             (recorder, recorder, writer),
-            lambda done: done == stop_at,
+            stopping or Stopping(stop_at),
             end,
         )
     except NonFiniteLossError as raised:
@@ -105,11 +141,15 @@ def test_saves_and_validates_when_due_and_at_the_end(tmp_path):
 @pytest.mark.parametrize("start", [0, 2, 4, 6])
 def test_another_step_takes_over(tmp_path, start):
     """Whether the run began before, at, or after the update that is the first with it."""
-    _, error, metrics = run_loop(tmp_path, start=start, second=4)
+    stopping = Stopping(None)
+    recorder, error, metrics = run_loop(tmp_path, start=start, second=4, stopping=stopping)
     assert error is None
     expected = {2: 1.5, 4: 3.5, 6: 55.0, 8: 75.0, 10: 95.0}
     losses = {record["step"]: record["train/loss"] for record in metrics}
     assert losses == {step: loss for step, loss in expected.items() if step > start}
+    # While a step is compiled later on, an interrupt ends the run at once: it is saved.
+    assert stopping.left_at == ([4] if start < 4 else [])
+    assert recorder.saved[: len(stopping.left_at)] == stopping.left_at
 
 
 def test_parts_of_slices_are_followed_by_whole_ones(tmp_path, monkeypatch):
@@ -129,7 +169,7 @@ def test_parts_of_slices_are_followed_by_whole_ones(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(loop, "make_train_step", make)
-    monkeypatch.setattr(loop, "Validation", lambda *arguments: None)
+    monkeypatch.setattr(loop, "Validation", lambda *arguments: Mock())
     monkeypatch.setattr(loop, "SliceSource", lambda *arguments: FakeSlices())
     monkeypatch.setattr(loop, "_loop", note)
     config = tiny_config()
@@ -141,6 +181,16 @@ def test_parts_of_slices_are_followed_by_whole_ones(tmp_path, monkeypatch):
         FieldError, match=r"augmentation.crop_updates needs crop_height or crop_width"
     ):
         from_config(TrainSettings, config)
+
+
+@pytest.mark.parametrize("step", [5, 10])
+def test_stopping_in_a_validation_saves(tmp_path, caplog, step):
+    caplog.set_level(logging.INFO)
+    recorder, _, _ = run_loop(tmp_path, stopping=Stopping(None, in_validation_of=step))
+    assert recorder.saved[-1] == step
+    assert recorder.waited
+    assert step not in recorder.validated
+    assert f"stopped at step {step}, saved but not validated; the same" in caplog.text
 
 
 def test_stopping_saves_at_once(tmp_path, caplog):

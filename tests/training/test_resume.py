@@ -30,6 +30,8 @@ from tfds_brats.builder import build
 
 NUM_STEPS = 80
 CHECKPOINT_EVERY = 4
+# A suite that was started in the background has the signal ignored, and hands that on.
+HEEDING = "signal.signal(signal.SIGINT, signal.default_int_handler);"
 CONFIG = f"""
 from tiny import tiny_config
 
@@ -209,6 +211,24 @@ def test_killed_five_times_and_stopped_once_it_ends_bit_for_bit_the_same(place, 
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert losses(workdir) == losses(uninterrupted)
     assert list(losses(workdir)) == list(range(1, NUM_STEPS + 1))
+
+
+def test_ctrl_c_in_a_validation_does_not_wait_for_its_end(place):
+    """The validation of 1000 steps would take minutes; a step of it does not."""
+    workdir = place.folder / "validating"
+    changes = ("validate_every=3", "picture_steps=1000", "num_pictures=16", "checkpoint_every=1000")
+    command = [*place.command(workdir), *(f"--config.{change}" for change in changes)]
+    program = f"import runpy, signal, sys; {HEEDING} sys.argv = {command[1:]!r}; " + (
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    process = place.start([sys.executable, "-c", program])
+    # The line of the third step is written before the validation begins.
+    output = signal_when(process, lambda: steps_written(workdir) == 3, signal.SIGINT)
+    assert process.returncode == 0, output
+    assert steps_saved(workdir) == [3]
+    assert "stopped at step 3, saved but not validated" in output
+    assert "Traceback" not in output
+    assert not any("validation/loss" in r for r in read_metrics(workdir / "metrics.jsonl"))
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_harms_nothing(place, uninterrupted):
