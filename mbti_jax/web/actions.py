@@ -2,7 +2,7 @@
 
 import contextlib
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,17 @@ import gradio as gr
 from mbti_jax.diffusion.guidance import KINDS, make_guidance
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.regions import check_names
 from mbti_jax.web import painter, results, uploads
 from mbti_jax.web.addresses import client_of
+from mbti_jax.web.cost import Pace, cost_ahead, cost_of, passes_of
 from mbti_jax.web.examples import load_example
 from mbti_jax.web.history import FIELDS, KEPT_RUNS, Run, RunSettings, read_settings, to_json
 from mbti_jax.web.line import Line
 from mbti_jax.web.loading import LEFT_OUT, guess_sequence, load_files
 from mbti_jax.web.results import Result
-from mbti_jax.web.sentences import loaded_sentence, ranges
+from mbti_jax.web.sentences import loaded_sentence, ranges, sentence_of
 from mbti_jax.web.session import Session, SessionClosed
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.values import ESTIMATES, estimate_for, flag, number, whole
@@ -56,6 +56,8 @@ class Actions:
         self._example = example
         self._root = root
         self._has_compiled = False
+        # Name of a model -> what a pass of a batch took in its last run.
+        self._seconds: dict[str, float] = {}
 
     def load(self, files, convention, sequences, request: gr.Request):
         given = files or [], convention or "", sequences or []
@@ -146,12 +148,24 @@ class Actions:
             estimate_for(session.painted.values(), session.inpainter.pipeline.process),
         )
 
-    def paint(self, value, request: gr.Request):
+    def paint(self, request: gr.Request, value, *form):
         session = self._visitor(request).session
         if session is None:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         session.take_over(value)
-        return _start(session)
+        return _start(session), self.say_cost(request, *form)
+
+    def say_cost(self, request: gr.Request, *form):
+        """What a run with this form would take, or why it cannot be; nothing is computed for it."""
+        session = self._visitor(request).session
+        if session is None or not session.painted:
+            return ""
+        try:
+            _, settings = _asked(session, *form)
+            results.check_run(session, self._visitors.limits, **_sizes(session, settings))
+            return cost_ahead(session, self._seconds.get(session.inpainter.name), **settings)
+        except ValueError as error:
+            return sentence_of(error)
 
     def set_roi(
         self, file, labels, box, tumor, step_mm, dilate_mm, first, last, seed, request: gr.Request
@@ -215,44 +229,21 @@ class Actions:
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
         visitor, session = self._visitor(request), self._session(request)
-        if estimate not in ESTIMATES:
-            raise ValueError(
-                f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}"
-            )
-        in_one_pass = estimate == "mean in one pass"
-        interval = [
-            number(f"the {name} noise share", share)
-            for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
-        ]
-        asked = RunSettings(
-            tuple(name for name in session.sequences if name in (sequences or ())),
-            whole("the seed", seed),
-            whole("the number of samples", num_samples),
-            whole("the number of steps", num_steps),
-            number("the guidance weight", guidance_weight),
+        asked, settings = _asked(
+            session,
+            sequences,
+            seed,
+            num_samples,
+            num_steps,
+            guidance_weight,
             estimate,
             sampler,
             guidance,
-            interval[0],
-            interval[1],
-            flag("blending", blend),
+            lowest_noise,
+            highest_noise,
+            blend,
         )
-        settings = {
-            "sequences": list(asked.sequences),
-            "sampling": Sampling(
-                num_steps=asked.num_steps,
-                sampler=sampler,
-                guidance=make_guidance(guidance, asked.guidance_weight, interval),
-                seed=asked.seed,
-                z_sigma_mm=None,
-                estimate=ESTIMATES[estimate],
-                mean_passes=1 if in_one_pass else None,
-                blend=asked.blend,
-            ),
-            # One pass has no samples.
-            "num_samples": 1 if in_one_pass else asked.num_samples,
-        }
-        start, cost, run = self._visitors.now(), "", None
+        start, cost, run, pace = self._visitors.now(), "", None, Pace()
 
         def is_cancelled() -> bool:
             return session.cancelled.is_set() or not self._visitors.is_heard(visitor, start)
@@ -262,6 +253,7 @@ class Actions:
 
         def report(done: int, total: int) -> None:
             self._has_compiled = True
+            pace.add(done, total)
             progress((done, total), desc=f"Sampling{cost}", unit="steps")
 
         with (
@@ -281,6 +273,9 @@ class Actions:
             limits = self._visitors.limits
             result = results.run(session, limits, **settings, cancel=cancel, progress=report)
             run = _kept(session, result, asked)
+            if (seconds := pace.of_run()) is not None:
+                passes = passes_of(session, **settings)
+                self._seconds[session.inpainter.name] = seconds / passes
         visitor.used = self._visitors.now()
         session.is_new = run is not None
         if run is None:
@@ -428,13 +423,52 @@ def _take(session: Session | None, file: Any, tumor: Any) -> gr.Button:
     return gr.Button(interactive=session is not None and bool(file or (tumor and has_tumor)))
 
 
-def cost_of(
-    session: Session, sequences: Sequence[str], sampling: Sampling, num_samples: int
-) -> str:
-    """What a run over several slices will take, in words to be said before it starts; else ""."""
-    source, count = session.source, len(session.painted) * num_samples
-    if not isinstance(source, Case) or len(session.painted) < 2:
-        return ""
-    if session.inpainter.num_channels == 1:
-        count *= len(sequences)
-    return f": {forecast(session.inpainter, sampling, count, source.spacing[2])}"
+def _sizes(session: Session, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `results.check_run` asks of settings."""
+    sequences = settings["sequences"] or session.sequences
+    return {"sequences": sequences, "num_samples": settings["num_samples"]}
+
+
+def _asked(session: Session, *form: Any) -> tuple[RunSettings, dict[str, Any]]:
+    """A form as settings, and as arguments of `results.run`.
+
+    Raises:
+        ValueError: something in it is no setting.
+    """
+    sequences, seed, num_samples, num_steps, guidance_weight, estimate, *advanced = form
+    sampler, guidance, lowest_noise, highest_noise, blend = advanced
+    if estimate not in ESTIMATES:
+        raise ValueError(f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}")
+    in_one_pass = estimate == "mean in one pass"
+    interval = [
+        number(f"the {name} noise share", share)
+        for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
+    ]
+    asked = RunSettings(
+        tuple(name for name in session.sequences if name in (sequences or ())),
+        whole("the seed", seed),
+        whole("the number of samples", num_samples),
+        whole("the number of steps", num_steps),
+        number("the guidance weight", guidance_weight),
+        estimate,
+        sampler,
+        guidance,
+        interval[0],
+        interval[1],
+        flag("blending", blend),
+    )
+    return asked, {
+        "sequences": list(asked.sequences),
+        "sampling": Sampling(
+            num_steps=asked.num_steps,
+            sampler=sampler,
+            guidance=make_guidance(guidance, asked.guidance_weight, interval),
+            seed=asked.seed,
+            z_sigma_mm=None,
+            estimate=ESTIMATES[estimate],
+            mean_passes=1 if in_one_pass else None,
+            blend=asked.blend,
+        ),
+        # One pass has no samples.
+        "num_samples": 1 if in_one_pass else asked.num_samples,
+    }

@@ -314,6 +314,7 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
     parts.saved = gr.UploadButton(
         "Load saved settings (JSON)", file_types=[".json"], size="sm", elem_id="saved"
     )
+    parts.cost = gr.Markdown("", elem_id="cost", min_height=30)
     with gr.Row():
         parts.start = gr.Button("Repaint", variant="primary", elem_id="start", min_width=140)
         parts.cancel = gr.Button(
@@ -350,6 +351,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
 
     history = [parts.results, parts.downloads, parts.runs, parts.save]
     offered = [parts.roi_file, parts.tumor]
+    form = [parts.sequences, *parts.settings]
 
     def show_results(after, show):
         on(after.success, show, None, [parts.board, *history], **silent)
@@ -359,6 +361,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
         shown += [parts.first, parts.last, parts.start, parts.take, parts.estimate]
         opened = on(after.success, actions.open, offered, shown, **silent)
         on(opened.success, actions.files, None, history, **silent)
+        on(opened.success, actions.say_cost, form, parts.cost, **silent)
 
     inputs = [parts.files, parts.convention]
     sorted_files = [parts.check, parts.load, *parts.kinds]
@@ -378,7 +381,9 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     # Unqueued, so that no stroke waits behind a run; each message holds all edits, so the last counts.
     unqueued = {**silent, "queue": False}
     latest = {**unqueued, "trigger_mode": "always_last"}
-    on(parts.board.input, actions.paint, [parts.board], parts.start, **latest)
+    on(parts.board.input, actions.paint, [parts.board, *form], [parts.start, parts.cost], **latest)
+    for part in form:
+        on(part.change, actions.say_cost, form, parts.cost, **latest)
     for part in offered:
         on(part.change, actions.offer_roi, offered, parts.take, **newest)
     inputs = [parts.roi_file, parts.labels, parts.boxes, parts.tumor, parts.step, parts.dilate]
@@ -390,7 +395,7 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     ran = on(
         asked.success,
         actions.inpaint,
-        [parts.sequences, *parts.settings],
+        form,
         [parts.outcome, parts.downloads],
         api_name="inpaint",
         # They wait in a line of their own for the device, which is the same for all.
@@ -398,11 +403,12 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
         show_progress_on=parts.outcome,
     )
     on(ran.then, actions.rest, None, buttons, **unqueued)
+    on(ran.then, actions.say_cost, form, parts.cost, **unqueued)
     on(ran.failure, actions.fail, None, parts.outcome, **unqueued)
     show_results(ran, actions.show_new)
     on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
     chosen = on(parts.runs.input, actions.choose_run, parts.runs, parts.outcome, **silent)
     show_results(chosen, actions.show)
-    form = [parts.sequences, *parts.settings, parts.outcome]
-    on(parts.reuse.click, actions.settings_of_run, None, form, **silent)
-    on(parts.saved.upload, actions.load_settings, parts.saved, form, **silent)
+    filled = [*form, parts.outcome]
+    on(parts.reuse.click, actions.settings_of_run, None, filled, **silent)
+    on(parts.saved.upload, actions.load_settings, parts.saved, filled, **silent)

@@ -23,12 +23,12 @@ def in_sentences(function: Callable) -> Callable:
         try:
             return function(*arguments)
         except Exception as error:
-            raise gr.Error(_sentence(error), duration=20, print_exception=False) from error
+            raise gr.Error(sentence_of(error), duration=20, print_exception=False) from error
 
     return wrapped
 
 
-def _sentence(error: Exception) -> str:
+def sentence_of(error: Exception) -> str:
     """What users read of an error; where the server's files lie is nobody's business."""
     if isinstance(error, OSError) and error.strerror:
         name = f"{Path(error.filename).name}: " if isinstance(error.filename, str) else ""

@@ -1,5 +1,7 @@
 """The painter in a real browser: what it refuses, disables, undoes, and shows."""
 
+import re
+
 import pytest
 
 pytest.importorskip("gradio", reason="needs the extra `web`")
@@ -153,3 +155,27 @@ def test_buttons_that_cannot_act_are_disabled(open_page):
     page.get_by_label("Of the tumor in the segmentation make").click()
     page.get_by_role("option", name="(the ROIs").click()
     can("Use these ROIs", False)
+
+
+def test_what_a_run_takes_stands_above_its_button(open_page):
+    page, board = grown(open_page)
+    cost, start = page.locator("#cost"), page.locator("#start")
+    sync_api.expect(cost).to_contain_text("1 slice, 2 samples: 2 batches of 2 evaluations")
+    # As it is before the first run of the server; other tests may have had one.
+    sync_api.expect(cost).to_contain_text(re.compile("first run|pace of the last run"))
+    board.choose("edema")
+    board.drag((9, 9), (12, 9))
+    sync_api.expect(cost).to_contain_text("2 slices, 2 samples: 4 batches")
+    page.get_by_label("number input for Samples").fill("1")
+    sync_api.expect(cost).to_contain_text("2 slices, 1 sample: 2 batches of 2")
+    start.click()
+    page.get_by_text("This is the result of run 1").wait_for()
+    sync_api.expect(cost).to_contain_text("at the pace of the last run")
+    page.get_by_label("number input for Steps").fill("3")
+    sync_api.expect(cost).to_contain_text("2 batches of 3 evaluations, about")
+    page.get_by_label("number input for Samples").fill("16")
+    sync_api.expect(cost).to_contain_text("choose fewer samples or slices")
+    for tissue in (3, 1):
+        turn_to(page, tissue)
+        board.press("Clear slice")
+    sync_api.expect(cost).to_have_text("")

@@ -29,9 +29,10 @@ from mbti_jax.diffusion.consistency import Consistency
 from mbti_jax.diffusion.processes import RectifiedFlow
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.web import painter, views
-from mbti_jax.web.actions import cost_of
+from mbti_jax.web.cost import Pace, cost_ahead, cost_of
 from mbti_jax.web.results import check_run
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
 from mbti_jax.web.uploads import Limits
@@ -78,6 +79,32 @@ def test_what_a_run_over_slices_takes_is_said_before(case_files, tmp_path):
     assert ask(sampling, 2) == ""
     painted(session, 3, "tumor")
     assert re.fullmatch(r": 4 batches of 3 evaluations, about \d+ s; .* GB .*", ask(sampling, 2))
+
+
+def test_what_a_run_takes_is_said_without_running_anything(case_files, tmp_path, monkeypatch):
+    session, sampling = load(case_files, tmp_path, "brats2021"), Sampling(3, guidance=0.4)
+    monkeypatch.setattr(Inpainter, "sample", None)
+    painted(session, 2, "edema")
+    painted(session, 3, "edema")
+    what = "2 slices, 2 samples: 4 batches of 3 evaluations"
+    said = cost_ahead(session, None, [], sampling, 2)
+    assert said.startswith(f"{what}. How long that takes will be known after a first run")
+    # A guided evaluation is two passes.
+    assert cost_ahead(session, 2.0, [], sampling, 2).startswith(f"{what}, about 48 s")
+    assert "1 batch of 3 evaluations, about 12 s" in cost_ahead(session, 2.0, ["t1"], sampling, 2)
+    assert "about 8 min" in cost_ahead(session, 20.0, [], sampling, 2)
+    with pytest.raises(ValueError, match="at least 2 for their mean"):
+        cost_ahead(session, 2.0, [], Sampling(3, estimate="mean"), 1)
+
+
+def test_the_pace_of_a_run_counts_neither_compiling_nor_waiting(monkeypatch):
+    times = iter([100.0, 102.0, 104.0, 190.0, 194.0])
+    monkeypatch.setattr("mbti_jax.web.cost.time.perf_counter", lambda: next(times))
+    pace = Pace()
+    assert pace.of_run() is None
+    for done in (1, 2, 3, 4, 6):
+        pace.add(done, 10)
+    assert pace.of_run() == 20.0
 
 
 def test_painting_is_kept_slice_by_slice(case_files, tmp_path):
