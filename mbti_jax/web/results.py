@@ -1,7 +1,6 @@
 """Sampling what a user painted, and the results as files and pictures."""
 
 import dataclasses
-import itertools
 import math
 import shutil
 import zipfile
@@ -16,12 +15,20 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import whole_number
 from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.provenance import RECORD, preview_title
+from mbti_jax.inference.provenance import RECORD, preview_title, record
 from mbti_jax.inference.requests import case_record
-from mbti_jax.inference.results import STD_OF_SLICE, draw_case, draw_slice, write_case
+from mbti_jax.inference.results import (
+    STD_OF_SLICE,
+    draw_case,
+    draw_slice,
+    write_case,
+    write_label_descriptions,
+    write_std,
+)
 from mbti_jax.io.files import file_digest, new_folder, replacing, write_json
 from mbti_jax.io.quantize import standard_deviation
 from mbti_jax.io.slices import write_sequences, write_slice
+from mbti_jax.rois.regions import Rois
 from mbti_jax.web.session import Session
 from mbti_jax.web.uploads import Limits
 from tfds_brats.cases import Case
@@ -50,7 +57,7 @@ class Result:
         labels: uint8 [results, len(slices), H, W], what a model with a label head says it painted;
             None for other models.
         files: for each result its files.
-        archive: all of them in one file.
+        archive: all of them in one file, and of several samples their standard deviation.
         warnings: for the user.
     """
 
@@ -155,6 +162,8 @@ def run(
             by_sample = [sample.labels for sample in samples if sample.labels is not None]
             labels = np.stack(by_sample)[:, slices] if by_sample else None
             warnings = samples[0].details["warnings"]
+            if len(titles) > 1:
+                _write_volume_std(inpainter, session, source, values, rois, target)
         else:
             if sequences != session.sequences:
                 raise ValueError(
@@ -175,10 +184,14 @@ def run(
                 std = dict(zip(sequences, deviations, strict=True))
             labels = None if inpainted.labels is None else inpainted.labels[:, None]
             warnings = inpainted.provenance["warnings"]
+            if len(titles) > 1 and inpainted.std is not None:
+                one = _std_folder(target, num_samples)
+                write_slice(one / STD_OF_SLICE, inpainted.std)
+                write_json(one / RECORD, _std_record(inpainter, session, num_samples))
     files = [sorted((folder / one.name).iterdir()) for one in folders]
-    archive = folder / f"{session.name}-inpainted.zip"
+    archive, written = folder / f"{session.name}-inpainted.zip", sorted(folder.glob("*/*"))
     with replacing(archive) as partial, zipfile.ZipFile(partial, "w") as packed:
-        for path in itertools.chain.from_iterable(files):
+        for path in written:
             packed.write(path, path.relative_to(folder))
     # Without a label head it is the request, which the user painted.
     labels = labels if inpainter.has_labels else None
@@ -206,11 +219,40 @@ def _write_volumes(
     title, request = preview_title(session.name, inpainter.checkpoint), _request(session)
     for target, sample in zip(folders, samples, strict=True):
         clipped = write_case(target, case, sample)
+        write_label_descriptions(target / "rois.label.txt")
         draw_case(target / "preview.png", case, sample, title)
-        record = case_record(
-            inpainter, case, sample, request, z_continuity={}, clipped_to_dtype=clipped
-        )
-        write_json(target / RECORD, record)
+        details = {"z_continuity": {}, "clipped_to_dtype": clipped}
+        write_json(target / RECORD, case_record(inpainter, case, sample, request, **details))
+
+
+def _write_volume_std(
+    inpainter: Inpainter,
+    session: Session,
+    case: Case,
+    values: dict[str, np.ndarray],
+    rois: Rois,
+    folder: Path,
+) -> None:
+    """What the command line writes beside several samples."""
+    inside, count = rois.union, len(next(iter(values.values())))
+    slices, std = inside.any((1, 2)), {}
+    for name, painted in values.items():
+        std[name] = np.zeros(inside.shape, np.float32)
+        std[name][slices] = standard_deviation(painted, inside[slices])
+    target = _std_folder(folder, count)
+    write_std(target, case, std)
+    write_json(target / RECORD, _std_record(inpainter, session, count))
+
+
+def _std_folder(folder: Path, num_samples: int) -> Path:
+    target = folder / f"std_of_{num_samples}"
+    target.mkdir()
+    return target
+
+
+def _std_record(inpainter: Inpainter, session: Session, num_samples: int) -> dict[str, Any]:
+    what = f"over {num_samples} samples, n - 1 in the denominator, in the input's units"
+    return record(inpainter.checkpoint, subject=session.name, std=what, **_request(session))
 
 
 def _write_slice(

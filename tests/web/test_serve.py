@@ -3,6 +3,8 @@
 import builtins
 import functools
 import gzip
+import io
+import itertools
 import json
 import os
 import re
@@ -189,7 +191,23 @@ def test_a_case_is_repainted(case_files, tmp_path):
         assert Image.open(by_name["preview.png"]).size[0] > 300
     assert (changed[0] != changed[4]).any(), "two samples are the same"
     with zipfile.ZipFile(result.archive) as packed:
-        assert len(packed.namelist()) == sum(map(len, result.files)) == 14
+        names = packed.namelist()
+        packed.extractall(tmp_path / "out")
+    in_folders = itertools.chain.from_iterable(result.files)
+    by_sample = [str(path.relative_to(result.archive.parent)) for path in in_folders]
+    assert len(by_sample) == 16 and "sample_001/rois.label.txt" in by_sample
+    # As on the command line, their standard deviation beside samples.
+    stds = [f"std_of_2/{path.name.replace('.nii.gz', '-std.nii.gz')}" for path in case_files]
+    assert sorted(names) == sorted([*by_sample, *stds, "std_of_2/provenance.json"])
+    for source, name in zip(case_files, stds, strict=True):
+        written = [
+            stored(tmp_path / "out" / f"sample_{n:03d}" / f"{source.name[:-7]}-inpainted.nii.gz")
+            for n in range(2)
+        ]
+        found = stored(tmp_path / "out" / name)
+        assert found.dtype == np.float32 and not found[~roi].any()
+        # Samples are rounded to whole numbers in their files.
+        np.testing.assert_allclose(found, np.std(written, axis=0, ddof=1), atol=0.75)
     # What is shown is what is written.
     np.testing.assert_array_equal(
         np.rint(result.values["t1"][0]),
@@ -219,6 +237,9 @@ def test_a_picture_is_repainted(png, tmp_path):
         np.testing.assert_array_equal(after[labels == 0], make_slice()[labels == 0])
         np.testing.assert_array_equal(np.asarray(Image.open(by_name["rois.png"])), labels)
         np.testing.assert_array_equal(after, result.values["slice"][number, 0])
+    with zipfile.ZipFile(result.archive) as packed:
+        std = np.load(io.BytesIO(packed.read("std_of_2/std.npy")))
+    np.testing.assert_array_equal(std, result.spread()["slice"][0])
 
 
 def decoded(about, dtype=np.uint16):
