@@ -245,7 +245,7 @@ def suggesting_names(function: Callable[P, T]) -> Callable[P, T]:
 
     Python does so itself from 3.13 on, but for dataclasses and for names that are far off.
     """
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    known = [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:

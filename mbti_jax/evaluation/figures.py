@@ -287,7 +287,7 @@ def rois_of(slices: LabeledSlices, predictions: Sequence[Prediction], seed: int)
     for place in range(_MAX_PLACES if moves else 1):
         masks = [_free_form(slices, prediction.mode, (seed, place)) for prediction in predictions]
         try:
-            return [Rois(m, p.box) for m, p in zip(masks, predictions, strict=True)]
+            return [Rois.with_boxes(m, p.box) for m, p in zip(masks, predictions, strict=True)]
         except ValueError:  # They overlap.
             continue
     raise ValueError("no place was found whose box is free of what is removed")

@@ -230,6 +230,17 @@ class InpaintedVolume(_Shown):
         return self.case
 
 
+class InpaintedVolumes(list[InpaintedVolume]):
+    """Samples of a case, or their mean, which show themselves in a notebook."""
+
+    def __repr__(self) -> str:
+        rest = f", ... {len(self)} in all" if len(self) > 1 else ""
+        return f"[{', '.join(map(repr, self[:1]))}{rest}]"
+
+    def _repr_html_(self) -> str:
+        return "".join(volume._repr_html_() for volume in self)
+
+
 class Samples(NamedTuple):
     """What `Inpainter.sample` returns.
 

@@ -12,7 +12,7 @@ from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.fields import suggesting_names, whole_number
 from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.blending import blend_normal_tissue
-from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume
+from mbti_jax.inference.inpainted import InpaintedSlice, InpaintedVolume, InpaintedVolumes
 from mbti_jax.inference.inputs import case_of, rois_of
 from mbti_jax.inference.labels import label_map
 from mbti_jax.inference.stacks import seen_slices
@@ -204,7 +204,7 @@ class Inpainter(WindowSampler):
         slices: Sequence[int] = (),
         progress: Progress | None = None,
         cancel: Cancel | None = None,
-    ) -> list[InpaintedVolume]:
+    ) -> InpaintedVolumes:
         """Repaints the ROIs in samples of a case, which share the inpainter's batches, or in their mean.
 
         A model that sees neighbors paints all slices together: step by step, each seeing those around it
@@ -297,7 +297,7 @@ class Inpainter(WindowSampler):
             if sampling.is_mean
             else [{"sample": int(n)} for n in samples]
         )
-        results = []
+        results = InpaintedVolumes()
         for row, numbered in enumerate(drawn):
             everywhere = None
             if painted.label_probabilities is not None:

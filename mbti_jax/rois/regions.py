@@ -14,6 +14,7 @@ from scipy.ndimage import distance_transform_edt
 
 from mbti_jax.diffusion.arrays import AnyArray
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.fields import suggesting_names
 from mbti_jax.rois.kinds import (
     CHANNELS,
     COLORS,
@@ -55,8 +56,8 @@ class Rois:
         box: names of the kinds that are bounding boxes; the others are free-form.
 
     Raises:
-        ValueError: an unknown name; masks of another shape; two free-form ROIs overlap, or normal tissue
-            overlaps another ROI.
+        ValueError: an unknown name, or one in `box` of which there is no ROI; masks of another shape;
+            two free-form ROIs overlap, or normal tissue overlaps another ROI.
     """
 
     masks: np.ndarray
@@ -75,9 +76,27 @@ class Rois:
             )
         object.__setattr__(self, "box", tuple(self.box))
         object.__setattr__(self, "masks", fill_boxes(masks, self.is_box))
+        there = [CHANNELS[channel] for channel in self._present]
+        absent = sorted({*self.box} - {*there})
+        if absent:
+            raise ValueError(
+                f"box names {', '.join(absent)}, of which there is no ROI; there is "
+                f"{', '.join(there) or 'none'}"
+            )
         self._check_overlap()
 
     @classmethod
+    def with_boxes(cls, masks: Bool[np.ndarray, "... H W K"], box: Collection[str]) -> "Rois":
+        """ROIs of which those in `box` are bounding boxes that there are.
+
+        For kinds that were chosen before it was known which of them there will be.
+        """
+        check_names(box)
+        there = np.any(masks, axis=tuple(range(masks.ndim - 1)))
+        return cls(masks, [name for name in box if there[CHANNELS.index(name)]])
+
+    @classmethod
+    @suggesting_names
     def of(
         cls,
         rois: "Rois | Mapping[str, np.ndarray] | np.ndarray",
@@ -94,20 +113,13 @@ class Rois:
             labels: meaning of a label map's numbers, or of a binary mask, see `to_masks`.
 
         Raises:
-            ValueError: as `to_masks` and `Rois` do, or `box` names an ROI that is not there.
+            ValueError: as `to_masks` and `Rois` do.
         """
         if isinstance(rois, Rois):
             if rois.masks.shape[:-1] != shape:
                 raise ValueError(f"the ROIs have shape {rois.masks.shape[:-1]}, the image {shape}")
             return rois
-        made = cls(to_masks(rois, shape, labels), box)
-        there = [CHANNELS[channel] for channel in made._present]
-        absent = sorted(set(made.box) - set(there))
-        if absent:
-            raise ValueError(
-                f"box names {', '.join(absent)}, of which there is no ROI; there is {', '.join(there)}"
-            )
-        return made
+        return cls(to_masks(rois, shape, labels), box)
 
     @property
     def is_box(self) -> Bool[np.ndarray, " K"]:
@@ -121,26 +133,21 @@ class Rois:
 
     @property
     def warnings(self) -> list[str]:
-        """What was never trained but may be tried, and boxes that name no ROI."""
-        present, out = self._present, []
+        """What was never trained but may be tried."""
+        present = self._present
         if TUMOR in present and any(channel in present for channel in COMPONENT_CHANNELS):
-            out.append(
-                "the model was never trained on a mixed tumor together with single components"
-            )
-        for name in self.box:
-            if CHANNELS.index(name) not in present:
-                out.append(f"box names {name}, of which there is no ROI")
-        return out
+            return ["the model was never trained on a mixed tumor together with single components"]
+        return []
 
     def __getitem__(self, rows: Any) -> "Rois":
         """The ROIs of some slices along the first axis."""
-        return Rois(self.masks[rows], self.box)
+        return Rois.with_boxes(self.masks[rows], self.box)
 
     def only(self, rows: Any) -> "Rois":
         """The same shape, with the ROIs of some slices along the first axis alone."""
         masks = np.zeros_like(self.masks)
         masks[rows] = self.masks[rows]
-        return Rois(masks, self.box)
+        return Rois.with_boxes(masks, self.box)
 
     def dilated(
         self,
@@ -215,6 +222,10 @@ class Rois:
                         f"the ROIs {CHANNELS[first]} and {CHANNELS[second]} overlap in {count} "
                         "pixels; a pixel can be only one of them"
                     )
+
+
+# Made by `dataclass`, so that it cannot be decorated where it is written.
+Rois.__init__ = suggesting_names(Rois.__init__)
 
 
 def rim(

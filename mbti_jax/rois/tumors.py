@@ -129,18 +129,21 @@ def own_tumor(
     if mode == "random":
         masks[..., TUMOR] = tumor
     if mode == "move":
-        free = brain & ~Rois(masks, box).union & (labels != CAVITY)
+        free = brain & ~Rois.with_boxes(masks, box).union & (labels != CAVITY)
         labels = moved(np.where(tumor, labels, 0), free, seed)
     if mode in ("replace", "move"):
         for channel in COMPONENT_CHANNELS:
             masks[..., channel] = labels == KINDS[channel].label
-    return Rois(masks, box)
+    # A tumor need not have all components.
+    return Rois.with_boxes(masks, box)
 
 
 def _check_mode(mode: str) -> None:
     if mode not in MODES:
         choices = ", ".join(f"{name} ({what.meaning})" for name, what in MODES.items())
-        raise ValueError(f"unknown tumor mode {mode!r}; choose one of {choices}{nearest(mode, MODES)}")
+        raise ValueError(
+            f"unknown tumor mode {mode!r}; choose one of {choices}{nearest(mode, MODES)}"
+        )
 
 
 class Share(NamedTuple):

@@ -135,7 +135,7 @@ class Session:
         for number, painted in self.painted.items():
             labels[number] = painted
         # Tissues may be boxes before anything is painted of them.
-        return Rois(Rois.of(labels, self.shape).masks, self.box)
+        return Rois.with_boxes(Rois.of(labels, self.shape).masks, self.box)
 
     def take_over(self, value: Any) -> None:
         """What the painter sends, see `drawing.js`: all that was painted since it was opened.

@@ -12,7 +12,7 @@ from PIL import Image
 from synthetic_cases import AFFINE, SHAPE, make_arrays, write_volume
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 
-from mbti_jax import Rois, Sampling
+from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.inference import inpainter as module
 from mbti_jax.inference.inputs import case_of
 from tfds_brats.slices import from_slices, to_slices
@@ -115,11 +115,15 @@ def test_a_volume_of_paths_images_and_arrays_becomes_the_same_images(files):
 
 def test_a_volume_says_shows_and_saves_itself(files, tmp_path):
     path, mask_path, inside = files
-    (result,) = tiny_inpainter().inpaint_volume(
-        {"t1": path}, {"edema": mask_path}, SAMPLING, sequences=T1
+    results = tiny_inpainter().inpaint_volume(
+        {"t1": path}, {"edema": mask_path}, SAMPLING, sequences=T1, samples=(0, 1)
     )
-    assert repr(result) == f"InpaintedVolume(t1, t1; 2 slices: edema of {inside.sum()} voxels)"
+    assert isinstance(results, list)
+    result, other = results
+    words = f"InpaintedVolume(t1, t1; 2 slices: edema of {inside.sum()} voxels)"
+    assert (repr(result), repr(results)) == (words, f"[{words}, ... 2 in all]")
     assert "base64" in result._repr_html_()
+    assert results._repr_html_() == result._repr_html_() + other._repr_html_()
     folder = result.save(tmp_path / "out")
     written = nib.load(folder / "t1-inpainted.nii.gz")
     np.testing.assert_array_equal(stored(written), stored(result.images["t1"]))
@@ -158,6 +162,12 @@ def test_an_unknown_argument_is_answered_with_the_nearest_name(painted):
         tiny_inpainter().inpaint_volume({}, {}, sequnces=T1)
     with pytest.raises(TypeError, match=r"'guidence'; did you mean guidance\?"):
         Sampling(guidence=2.0)
+    with pytest.raises(TypeError, match=r"'batchsize'; did you mean batch_size\?"):
+        Inpainter.load("phantom", batchsize=1)
+    with pytest.raises(TypeError, match=r"'boxx'; did you mean box\?"):
+        Rois.of({"edema": mask}, mask.shape, boxx=("edema",))
+    with pytest.raises(TypeError, match=r"'boxes'; did you mean box\?"):
+        Rois(np.zeros((2, 2, 5)), boxes=("edema",))
     with pytest.raises(TypeError, match="arguments are num_steps, sampler"):
         Sampling(zzz=1)
 

@@ -137,6 +137,13 @@ def test_labels_in_words():
             regions.parse_labels(wrong)
     assert regions.parse_labels("") == regions.ROI_LABELS
     assert regions.parse_labels("edema") == "edema"
-    assert Rois(np.zeros((2, 2, 5)), ["normal"]).is_box.tolist() == [True] + 4 * [False]
+    normal = np.zeros((2, 2, 5), bool)
+    normal[..., 0] = 1
+    assert Rois(normal, ["normal"]).is_box.tolist() == [True] + 4 * [False]
+    with pytest.raises(
+        ValueError, match="box names edema, of which there is no ROI; there is normal"
+    ):
+        Rois(normal, ["normal", "edema"])
+    assert Rois.with_boxes(normal, ["normal", "edema"]).box == ("normal",)
     with pytest.raises(ValueError, match="collection of names"):
         Rois(np.zeros((2, 2, 5)), "normal")
