@@ -43,8 +43,9 @@ def get_config() -> ConfigDict:
     # Folder of a training run, an exported model, or "phantom", the bundled model, in whose place
     # "phantom_single" paints images that lack one of its four sequences, one sequence at a time.
     config.checkpoint = "phantom"
-    # Slices sampled at once over all devices.
-    config.batch_size = 16
+    # Slices sampled at once over all devices. Left open: 4 on a CPU and 16 elsewhere, or as many as
+    # there are where that is known to be less: for a single slice, and for those that `slices` names.
+    config.batch_size = placeholder(int)
 
     # files; brats_inpainting: *-t1n-voided and *-mask in, *-t1n-inference.nii.gz out; nnunet: images
     # with label maps, nnU-Net's raw dataset; boxes and mixed tumors too, if the model has a label head.

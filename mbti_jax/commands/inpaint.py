@@ -47,13 +47,14 @@ class ModelSettings:
     """The model, and its guidance, see `configs/inpaint.py`.
 
     Attributes:
-        checkpoint, batch_size: the model, and how many slices it samples at once.
+        checkpoint: the model.
+        batch_size: how many slices it samples at once; None for what suits.
         guidance_weight: below 0 for the one that the model recommends.
         guidance, guidance_interval, ...: see `make_guidance`.
     """
 
     checkpoint: Name
-    batch_size: Count
+    batch_size: Count | None
     guidance_weight: float
     guidance: str
     guidance_interval: tuple[float, ...]
@@ -102,7 +103,7 @@ def main(config: ConfigDict, workdir: str) -> None:
             f"{SINGLE} in the place of {JOINT}, one sequence at a time: not all of "
             f"{', '.join(SEQUENCES)} are to be painted"
         )
-    load = functools.partial(Inpainter.load, checkpoint, model.batch_size)
+    load = functools.partial(_load, checkpoint, model.batch_size, settings)
     # Shares of a set work side by side in one folder, each share once.
     share = engine.share()
     if engine.engine == "ray":
@@ -114,6 +115,16 @@ def main(config: ConfigDict, workdir: str) -> None:
         settings = _near_mean(settings, inpainter)
     with only_process_in(workdir, "run" if share is None else f"share-{share.number}"):
         _LAYOUTS[settings.layout](inpainter, settings, Path(workdir), Job(engine, load))
+
+
+def _load(checkpoint: str, batch_size: int | None, settings: InpaintSettings) -> Inpainter:
+    """The model, here or in a worker with other devices; batches are padded, and padding takes time."""
+    suits = 4 if jax.default_backend() == "cpu" else 16
+    inpainter = Inpainter.load(checkpoint, batch_size or suits)
+    number = settings.images_at_once(inpainter.num_channels)
+    if batch_size is None and number is not None:
+        inpainter.shrink_batch(number)
+    return inpainter
 
 
 def _near_mean(settings: InpaintSettings, inpainter: Inpainter) -> InpaintSettings:

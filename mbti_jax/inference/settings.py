@@ -222,6 +222,18 @@ class InpaintSettings:
             return tuple(n for n in SEQUENCES if all(n in images for images in held))
         return tuple(max(held, key=len, default=()))
 
+    def images_at_once(self, num_channels: int) -> int | None:
+        """How many images a model is given at a time, as far as that is known without reading cases.
+
+        Args:
+            num_channels: how many sequences it paints together.
+        """
+        if not (self.image or self.slices):
+            return None
+        per_slice = len(self.held_sequences()) if num_channels == 1 else 1
+        together = self.num_samples if self.image or self.is_mean else 1
+        return max(len(self.slices), 1) * max(per_slice, 1) * together
+
     def only_subjects(
         self, cases: list[CaseFiles], problems: list[str]
     ) -> tuple[list[CaseFiles], list[str]]:

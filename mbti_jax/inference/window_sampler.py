@@ -89,6 +89,11 @@ class WindowSampler:
         """
         return cls(*load_model(path), batch_size, path)
 
+    def shrink_batch(self, num_images: int) -> None:
+        """Makes batches no larger than for so many images; to be called before any is sampled."""
+        enough = sharding.padded_batch_size(num_images, self._mesh, 1)
+        self.batch_size = min(self.batch_size, enough)
+
     @property
     def name(self) -> str:
         """What the model was loaded by: a path, or the name of one that comes with the package."""
@@ -120,10 +125,6 @@ class WindowSampler:
         return self.neighbors if ratio <= _SAME_DISTANCE else 0
 
     @property
-    def _slice_distance(self) -> float:
-        return self.metadata["contract"]["data"].get("slice_distance_mm") or 1.0
-
-    @property
     def z_sigma_mm(self) -> float:
         """How far along z slices of a volume share their noise, where `Sampling` leaves it open.
 
@@ -131,6 +132,10 @@ class WindowSampler:
         common if it was not trained with noise in common.
         """
         return self.pipeline.z_sigma * self._slice_distance if self.neighbors else _Z_SIGMA_MM
+
+    @property
+    def _slice_distance(self) -> float:
+        return self.metadata["contract"]["data"].get("slice_distance_mm") or 1.0
 
     @property
     def default_guidance_weight(self) -> float:

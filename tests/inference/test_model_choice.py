@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from inpaint_runs import SUBJECT, of_case, run, write_voided
@@ -10,10 +11,14 @@ from PIL import Image
 from synthetic_cases import SUFFIXES, write_case, write_volume
 from tiny_inpainter import make_mask, make_slice, tiny_inpainter
 
+from mbti_jax import sharding
+from mbti_jax.commands import inpaint
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import named_files
 from mbti_jax.inference.load import JOINT, SINGLE
+from mbti_jax.inference.window_sampler import WindowSampler
 from tfds_brats.cases import read_case
+from tfds_brats.conventions import CaseError
 
 
 @pytest.fixture
@@ -143,3 +148,41 @@ def test_sequences_of_a_volume_are_painted_in_the_models_order(source):
     assert tiny_inpainter().sequences_of(case, ("t2", "t1")) == ("t2", "t1")
     with pytest.raises(ValueError, match="cannot leave one out; got t2, t1"):
         tiny_inpainter(4).sequences_of(case, ("t2", "t1"))
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "size"),
+    [
+        (SINGLE, {"image": "a.npy"}, 1),
+        (SINGLE, {"image": "a.npy", "num_samples": 3}, 3),
+        (SINGLE, {"image": "a.npy", "num_samples": 50}, 4),
+        (SINGLE, {"image": "a.npy", "batch_size": 2}, 2),
+        (JOINT, {"source": ".", "slices": (2,)}, 1),
+        (SINGLE, {"source": ".", "slices": (2,), "sequences": ("t1", "t2")}, 2),
+        (JOINT, {"source": ".", "slices": (2, 3), "num_samples": 2, "estimate": "mean"}, 4),
+        (JOINT, {"source": "."}, 4),
+    ],
+)
+def test_a_batch_is_no_larger_than_what_there_is(tmp_path, monkeypatch, model, fields, size):
+    """On a CPU at most 4; each sample of a case is painted by itself."""
+    found = []
+
+    def load(name, batch_size):
+        found.append(WindowSampler.load(name, batch_size))
+        return found[-1]
+
+    def look(*_):
+        raise CaseError("seen")
+
+    monkeypatch.setattr(Inpainter, "load", load)
+    for layout in inpaint._LAYOUTS:
+        monkeypatch.setitem(inpaint._LAYOUTS, layout, look)
+    one_device = sharding.make_mesh(jax.local_devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_: one_device)
+    np.save(tmp_path / "a.npy", make_slice())
+    write_case(tmp_path, SUBJECT)
+    roi = {"tumor": "remove", "convention": "brats2021"} if "source" in fields else {"roi": "b.npy"}
+    paths = {name: str(tmp_path / fields[name]) for name in ("image", "source") if name in fields}
+    with pytest.raises(CaseError, match="seen"):
+        run(tmp_path / "out", **{**fields, **paths, **roi, "checkpoint": model})
+    assert found[0].batch_size == size
