@@ -29,6 +29,12 @@ from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
 
+_FOR_NORMAL = "samples near the mean"
+_SAID_FOR_NORMAL = (
+    " Only normal tissue is painted, so the result is set to samples near the mean; choose "
+    "another above if you like."
+)
+
 
 class Actions:
     """What happens on the page; every method is a handler of one of its events.
@@ -145,25 +151,33 @@ class Actions:
             gr.Number(value=depth - 1, maximum=depth - 1),
             _start(session),
             _take(session, file, tumor),
-            estimate_for(session.painted.values(), session.inpainter.pipeline.process),
+            gr.skip() if self._visitor(request).has_chosen else _preset(session),
         )
 
     def paint(self, request: gr.Request, value, *form):
-        session = self._visitor(request).session
-        if session is None:
-            return gr.skip(), gr.skip()
+        visitor = self._visitor(request)
+        if (session := visitor.session) is None:
+            return gr.skip(), gr.skip(), gr.skip()
         session.take_over(value)
-        return _start(session), self.say_cost(request, *form)
+        preset = _preset(session)
+        keeps = visitor.has_chosen or preset == form[FIELDS.index("estimate")]
+        return _start(session), self.say_cost(request, *form), gr.skip() if keeps else preset
+
+    def choose_result(self, request: gr.Request):
+        """The user chose the kind of result: from now on what is painted does not set it."""
+        self._visitor(request).has_chosen = True
 
     def say_cost(self, request: gr.Request, *form):
         """What a run with this form would take, or why it cannot be; nothing is computed for it."""
-        session = self._visitor(request).session
-        if session is None or not session.painted:
+        visitor = self._visitor(request)
+        if (session := visitor.session) is None or not session.painted:
             return ""
         try:
-            _, settings = _asked(session, *form)
+            asked, settings = _asked(session, *form)
             results.check_run(session, self._visitors.limits, **_sizes(session, settings))
-            return cost_ahead(session, self._seconds.get(session.inpainter.name), **settings)
+            cost = cost_ahead(session, self._seconds.get(session.inpainter.name), **settings)
+            is_set = not visitor.has_chosen and asked.estimate == _preset(session) == _FOR_NORMAL
+            return f"{cost}{_SAID_FOR_NORMAL * is_set}"
         except ValueError as error:
             return sentence_of(error)
 
@@ -315,6 +329,7 @@ class Actions:
         session = self._session(request)
         if session.chosen is None:
             raise ValueError("there is no run yet whose settings could be used")
+        self.choose_result(request)
         return *_form(session, session.chosen.settings), "The settings of this run are in the form."
 
     def load_settings(self, file, request: gr.Request):
@@ -327,6 +342,7 @@ class Actions:
             settings = read_settings(path, {**choices, "sequences": session.sequences})
         finally:
             path.unlink(missing_ok=True)
+        self.choose_result(request)
         return *_form(
             session, settings
         ), f"The settings of {html.escape(path.name)} are in the form."
@@ -415,6 +431,11 @@ def _busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
 def _start(session: Session) -> gr.Button:
     """The button that starts a run: not while there is nothing to repaint, or a run is under way."""
     return gr.Button(interactive=bool(session.painted) and not session.busy)
+
+
+def _preset(session: Session) -> str:
+    """The kind of result that suits what is painted."""
+    return estimate_for(session.painted.values(), session.inpainter.pipeline.process)
 
 
 def _take(session: Session | None, file: Any, tumor: Any) -> gr.Button:

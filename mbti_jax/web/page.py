@@ -383,7 +383,9 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     # Unqueued, so that no stroke waits behind a run; each message holds all edits, so the last counts.
     unqueued = {**silent, "queue": False}
     latest = {**unqueued, "trigger_mode": "always_last"}
-    on(parts.board.input, actions.paint, [parts.board, *form], [parts.start, parts.cost], **latest)
+    shown = [parts.start, parts.cost, parts.estimate]
+    on(parts.board.input, actions.paint, [parts.board, *form], shown, **latest)
+    on(parts.estimate.input, actions.choose_result, None, None, **unqueued)
     for part in form:
         on(part.change, actions.say_cost, form, parts.cost, **latest)
     for part in offered:

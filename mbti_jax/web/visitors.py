@@ -39,6 +39,7 @@ class Visitor:
         listening: connections on which it waits for results.
         silent: since when it has none of these.
         left: since when it has none of both.
+        has_chosen: whether its user chose the kind of result, which no preset changes then.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Visitor:
     listening: int = 0
     silent: float = 0.0
     left: float | None = None
+    has_chosen: bool = False
 
     @property
     def is_busy(self) -> bool:

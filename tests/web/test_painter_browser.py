@@ -179,3 +179,32 @@ def test_what_a_run_takes_stands_above_its_button(open_page):
         turn_to(page, tissue)
         board.press("Clear slice")
     sync_api.expect(cost).to_have_text("")
+
+
+def test_the_preset_for_normal_tissue_gives_way_to_a_choice(open_page):
+    page, board = grown(open_page)
+    turn_to(page, 1)
+    board.press("Clear slice")
+    result = {
+        name: page.get_by_role("radio", name=name, exact=True)
+        for name in ("Samples", "Samples near the mean", "Mean")
+    }
+    cost, said = page.locator("#cost"), "so the result is set to samples near the mean"
+    sync_api.expect(result["Samples"]).to_be_checked()
+    board.choose("normal tissue")
+    board.drag((9, 9), (12, 9))
+    sync_api.expect(result["Samples near the mean"]).to_be_checked()
+    sync_api.expect(cost).to_contain_text(said)
+    board.choose("edema")
+    board.drag((9, 11), (12, 11))
+    sync_api.expect(result["Samples"]).to_be_checked()
+    sync_api.expect(cost).not_to_contain_text(said)
+    # What the user chose stays, whatever is painted or taken.
+    result["Mean"].check()
+    page.get_by_text("Or take the ROIs").click()
+    use_tumor(page)
+    sync_api.expect(board.hint).to_contain_text("normal tissue:")
+    board.press("Clear slice")
+    sync_api.expect(cost).to_contain_text("samples:")
+    sync_api.expect(result["Mean"]).to_be_checked()
+    sync_api.expect(cost).not_to_contain_text(said)
