@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from synthetic_cases import make_arrays
 
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -208,3 +209,71 @@ def test_the_preset_for_normal_tissue_gives_way_to_a_choice(open_page):
     sync_api.expect(cost).to_contain_text("samples:")
     sync_api.expect(result["Mean"]).to_be_checked()
     sync_api.expect(cost).not_to_contain_text(said)
+
+
+def shown(board):
+    """The picture, without the brush on it."""
+    board.page.mouse.move(0, 0)
+    return board.canvas.evaluate("one => one.toDataURL()")
+
+
+def marks(page):
+    """Which colors the marks below the picture have in the middle of each slice: [orange, green]."""
+    read = """one => { const pen = one.getContext('2d'), each = one.width / 6; return [2, 6].map(
+        y => [0, 1, 2, 3, 4, 5].map(z => pen.getImageData((z + 0.5) * each, y, 1, 1).data[3] > 0))}"""
+    painted, repainted = page.locator("#painter .marks").evaluate(read)
+    return [[z for z in range(6) if row[z]] for row in (painted, repainted)]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_keys_wheel_marks_and_read_out(open_page, width):
+    """Of a run over a range of slices of the case's own tumor."""
+    page, board = grown(open_page, width)
+    turn_to(page, 1)
+    board.press("Clear slice")
+    page.get_by_text("Or take the ROIs").click()
+    page.locator("#first input").fill("2")
+    page.locator("#last input").fill("3")
+    use_tumor(page, "replace")
+    page.get_by_text("ROIs in 2 slices: 2 to 3.").wait_for()
+    sync_api.expect(board.hint).to_contain_text("edema")
+    assert marks(page) == [[2, 3], []]
+    # H hides what is painted.
+    board.canvas.focus()
+    painted = shown(board)
+    page.keyboard.press("h")
+    hidden = shown(board)
+    assert hidden != painted
+    page.keyboard.press("h")
+    assert shown(board) == painted
+    page.get_by_label("number input for Samples").fill("1")
+    page.locator("#start").click()
+    page.get_by_text("This is the result of run 1").wait_for()
+    board.canvas.focus()
+    page.keyboard.press("ArrowUp")
+    sync_api.expect(page.get_by_label("Number of the slice")).to_have_value("3")
+    board.press("Clear slice")
+    assert marks(page) == [[2], [2, 3]]
+    page.get_by_role("radio", name="Sample 0").click()
+    # Held, the space bar shows what was there before, without ROIs.
+    board.canvas.focus()
+    after = shown(board)
+    page.keyboard.down(" ")
+    before = shown(board)
+    page.keyboard.up(" ")
+    assert shown(board) == after != before
+    # The wheel turns a slice, each way.
+    board.canvas.hover()
+    for delta, number in ((-100, "2"), (100, "3"), (100, "4")):
+        page.mouse.wheel(0, delta)
+        sync_api.expect(page.get_by_label("Number of the slice")).to_have_value(number)
+    # Pixel, millimeters and value; what is air is said. Rows begin in front, where y is lowest.
+    page.mouse.move(*board.at(8, 7))
+    images, _ = make_arrays(0)
+    value = images["t1"][8, 7, 4]
+    readout = page.locator("#painter .readout")
+    millimeters = "x -8.0, y 12.0, z 4.0 mm (RAS)"
+    sync_api.expect(readout).to_have_text(f"pixel 8, 7 · {millimeters} · value {value}")
+    page.mouse.move(*board.at(1, 1))
+    sync_api.expect(readout).to_contain_text("air, value 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
