@@ -35,6 +35,9 @@ from tfds_brats.phantom import PhantomSettings
 from tfds_brats.reading import SliceSource
 from tfds_brats.scale import BACKGROUND
 
+# Of the minutes, training has at least so much, however long its data took.
+_LEAST_SHARE = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
@@ -69,7 +72,7 @@ class QuickstartSettings(TrainSettings):
         source: folder of cases, empty for phantoms.
         convention: of the cases.
         phantom: which phantoms.
-        minutes: for training, over all runs in a folder; `num_steps` is the most.
+        minutes: until training ends, over all runs in a folder; `num_steps` is the most.
         evaluation: how the model is tried.
     """
 
@@ -103,7 +106,7 @@ def main(config: ConfigDict, workdir: str) -> None:
 
 
 def _run(settings: QuickstartSettings, folder: Path) -> None:
-    seconds: dict[str, float] = {}
+    began, seconds = time.perf_counter(), dict[str, float]()
     if not settings.source:
         with _stage("a first picture, by the bundled model", seconds):
             print(f"First picture: {_first_picture(folder)}")
@@ -120,7 +123,7 @@ def _run(settings: QuickstartSettings, folder: Path) -> None:
                 "show; use more subjects"
             )
     with _stage("training", seconds):
-        if not _train(settings, folder):
+        if not _train(settings, folder, began):
             return
     with _stage("sampling", seconds):
         inpainter = Inpainter.load(folder / "run", batch_size=settings.evaluation.batch_size)
@@ -158,23 +161,34 @@ def _first_picture(folder: Path) -> Path:
     return path
 
 
-def _train(settings: QuickstartSettings, folder: Path) -> bool:
+def _train(settings: QuickstartSettings, folder: Path, began: float) -> bool:
     """Trains for what is left of the minutes; returns whether the run or its time came to an end.
 
-    What it was given so far lies in its folder, so that the same command again has nothing left to do,
-    and one with more minutes goes on.
+    What was used so far lies in its folder, so that the same command again has nothing left to do, and
+    one with more minutes goes on.
+
+    Args:
+        settings: of the quickstart.
+        folder: its folder.
+        began: time by `perf_counter` at which this run of it began.
     """
     path, start = folder / "run" / "time.json", time.perf_counter()
-    used = _seconds_in(path) if path.exists() else 0.0
+    used, trained = _seconds_in(path) if path.exists() else (0.0, 0.0)
+    most = 60 * settings.minutes
+    left = max(most - used - (start - began), _LEAST_SHARE * most - trained)
     try:
-        return train(settings, folder / "run", seconds=60 * settings.minutes - used)
+        return train(settings, folder / "run", seconds=left)
     finally:
-        write_json(path, {"seconds": used + time.perf_counter() - start})
+        now = time.perf_counter()
+        record = {"seconds": used + now - began, "seconds_of_training": trained + now - start}
+        write_json(path, record)
 
 
-def _seconds_in(path: Path) -> float:
+def _seconds_in(path: Path) -> tuple[float, float]:
+    """What was used in all, and of that by training."""
     try:
-        return float(json.loads(path.read_text())["seconds"])
+        record = json.loads(path.read_text())
+        return float(record["seconds"]), float(record["seconds_of_training"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged, or was written by another version of this program: delete it, and the "

@@ -52,7 +52,7 @@ def test_minutes_count_over_all_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart.time, "perf_counter", lambda: clock[0])
 
     def train(settings, folder, seconds):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True, parents=True)
         given.append(seconds)
         clock[0] += 100
         if len(given) == 1:
@@ -60,15 +60,27 @@ def test_minutes_count_over_all_runs(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(quickstart, "train", train)
+
+    def run(folder=tmp_path, before=10.0, minutes=4.0) -> bool:
+        """Ten seconds, or so many, for what comes before training."""
+        began = clock[0]
+        clock[0] += before
+        return quickstart._train(dataclasses.replace(settings, minutes=minutes), folder, began)
+
     with pytest.raises(KeyboardInterrupt):
-        quickstart._train(settings, tmp_path)
-    assert quickstart._train(settings, tmp_path)
-    quickstart._train(dataclasses.replace(settings, minutes=10.0), tmp_path)
-    assert given == [240, 140, 400]
-    for text in ("", "[]", '{"minutes": 1}', '{"seconds": "x"}'):
+        run()
+    assert run()
+    run(minutes=10.0)
+    # The same once more: nothing is left.
+    run(minutes=4.0)
+    assert given == [230, 120, 600 - 220 - 10, 240 - 330 - 10]
+    # Data that took all of the time: training has half of it all the same.
+    run(tmp_path / "slow", before=1000.0)
+    assert given[-1] == 120
+    for text in ("", "[]", '{"minutes": 1}', '{"seconds": 1}', '{"seconds": "x"}'):
         (tmp_path / "run" / "time.json").write_text(text)
         with pytest.raises(ValueError, match=r"run/time\.json is damaged, .*: delete it"):
-            quickstart._train(settings, tmp_path)
+            run()
 
 
 def test_the_first_picture_shows_every_request(tmp_path, monkeypatch):
