@@ -23,6 +23,7 @@ ELSEWHERE = {
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
     "mbti_jax/pretrained/phantom/README.md": "bundled_model.md",
+    "mbti_jax/pretrained/phantom_single/README.md": "bundled_single_model.md",
     "tfds_brats/README.md": "datasets.md",
 }
 _LINK = re.compile(

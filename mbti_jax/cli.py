@@ -32,6 +32,14 @@ COMMANDS = (
 _NUMBERS = {int: "a whole number", float: "a number"}
 # As absl takes them.
 _TRUTHS = ("true", "t", "1", "false", "f", "0")
+# Configs that make what comes with the package.
+_MAINTAINERS = (
+    "phantom_model",
+    "export_phantom_model",
+    "phantom_single",
+    "export_phantom_single",
+    "accelerator_model",
+)
 _HELP = ("help", "helpshort", "h", "helpfull")
 # As shells report a program that a signal ended.
 _INTERRUPTED, _NOBODY_READS = 128 + signal.SIGINT, 128 + signal.SIGPIPE
@@ -137,10 +145,14 @@ def _load(path: "str | Path") -> Any:
 def _overview(configs: "dict[str, Path]") -> str:
     from mbti_jax.commands.config_text import about
 
-    lines = ["usage: mbti COMMAND [OPTIONS]", "", "commands:"]
-    lines += [
-        f"  {name:24s} {about(path).splitlines()[0].rstrip(':')}" for name, path in configs.items()
-    ]
+    lines = ["usage: mbti COMMAND [OPTIONS]"]
+    groups = {"commands:": [name for name in configs if name not in _MAINTAINERS]}
+    groups["for maintainers, who make the bundled models:"] = list(_MAINTAINERS)
+    for title, names in groups.items():
+        lines += ["", title]
+        lines += [
+            f"  {name:24s} {about(configs[name]).splitlines()[0].rstrip(':')}" for name in names
+        ]
     return "\n".join([*lines, "", *_OVERVIEW])
 
 

@@ -151,3 +151,11 @@ def test_a_shared_color_would_be_noticed():
     assert swatches(picture) == [COLORS["edema"], COLORS["normal"]]
     few = np.array(Image.fromarray(picture).quantize(2).convert("RGB"))
     assert len(set(swatches(few))) < 2
+
+
+def test_the_cards_of_all_bundled_models_are_pages_of_the_site():
+    hooks, navigation = (ROOT / name for name in ("mkdocs_hooks.py", "mkdocs.yml"))
+    for card in (ROOT / "mbti_jax" / "pretrained").glob("*/README.md"):
+        path = re.escape(card.relative_to(ROOT).as_posix())
+        page = re.search(rf'"{path}": "(.*)"', hooks.read_text())
+        assert page and f": {page[1]}\n" in navigation.read_text(), card

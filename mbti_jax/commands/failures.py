@@ -141,6 +141,6 @@ def _no_device() -> str | None:
         way = f"unset JAX_PLATFORMS (it is {asked!r})" if asked else "set JAX_PLATFORMS=cpu"
         return (
             f"JAX finds no device of the kind asked for ({reason}): {way}, or install JAX for this "
-            "machine's accelerator (pip install 'mbti-jax[cuda12]')"
+            "machine's accelerator (in the checkout: pip install -c constraints.txt -e '.[cuda13]')"
         )
     return None

@@ -16,6 +16,7 @@ from mbti_jax.inference.inputs import named_files
 from mbti_jax.inference.provenance import RECORD, preview_title
 from mbti_jax.inference.requests import case_record, is_done, make_request
 from mbti_jax.inference.results import (
+    ROIS_OF_SLICE,
     STD_OF_SLICE,
     draw_case,
     draw_slice,
@@ -246,6 +247,7 @@ def _inpaint_slice(inpainter: Inpainter, settings: InpaintSettings, folder: Path
                     write_slice(partial / f"{name}-seg-{which}.png", result.labels[number])
             if result.std is not None:
                 write_slice(partial / STD_OF_SLICE, result.std)
+            write_slice(partial / ROIS_OF_SLICE, result.rois.label_map())
             draw_slice(
                 partial / "preview.png", image, result, preview_title(name, inpainter.checkpoint)
             )

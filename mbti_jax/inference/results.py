@@ -19,7 +19,7 @@ from tfds_brats.cases import Case, read_case
 from tfds_brats.slices import from_slices, to_slices
 from tfds_brats.volumes import split_ending
 
-STD_OF_SLICE = "std.npy"
+STD_OF_SLICE, ROIS_OF_SLICE = "std.npy", "rois.png"
 # Samples of a slice that a picture shows.
 _MOST_SAMPLES = 4
 # What a header has to say of it; NIfTI has no units of intensities.

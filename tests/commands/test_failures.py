@@ -141,6 +141,7 @@ def test_a_device_that_is_not_there():
     result = run_main("import jax; jax.devices()", JAX_PLATFORMS="cuda")
     assert result.returncode == 1
     assert "unset JAX_PLATFORMS (it is 'cuda')" in result.stderr
+    assert "pip install -c constraints.txt -e '.[cuda13]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 

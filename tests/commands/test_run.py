@@ -43,7 +43,16 @@ def test_the_console_command_takes_fields_by_their_names(tmp_path):
     assert "--batch_size must be a whole number, not 'abc'" in wrong
     typed = mbti("inpaint", "-i", str(tmp_path), "--move", "--box", "edma", "-c", "brats2021")
     assert "--box has an unknown ROI 'edma'" in typed.stderr
-    assert "COMMAND" in mbti().stdout
+    overview = mbti().stdout
+    assert "COMMAND" in overview
+    users, title, maintainers = overview.partition("for maintainers")
+    assert title
+    for path in CONFIGS:
+        of_maintainers = path.stem.endswith(
+            ("phantom_model", "phantom_single", "accelerator_model")
+        )
+        assert (f"  {path.stem} " in maintainers) == of_maintainers
+        assert (f"  {path.stem} " in users) != of_maintainers
 
 
 def sole_line(*arguments: str) -> str:

@@ -316,6 +316,8 @@ def test_single_slices(tmp_path, ending, dtype):
         after = np.load(path) if ending == ".npy" else np.array(Image.open(path))
         assert after.dtype == dtype
         np.testing.assert_array_equal(after, expected.images[number])
+    # In the numbers of rois.nii.gz, whatever the input's are.
+    np.testing.assert_array_equal(Image.open(out / "rois.png"), 2 * make_mask())
     record = json.loads((out / "provenance.json").read_text())
     assert "percentiles" in record["intensity"]["from"] and record["warnings"]
 
