@@ -56,9 +56,9 @@ def get_config() -> ConfigDict:
     config.ema_decay = 0.995
     config.batch_size = 8
     # Time from the start until training ends, over all runs in the workdir, and the most updates. On a
-    # slow machine it is the time that ends it; training has at least half of it, whatever came before. Not
-    # limited is what comes after: the last validation, the figure, and the errors, about a minute on two
-    # cores. Models of the same seed that reached the same update are the same.
+    # slow machine it is the time that ends it; training has at least half of it, whatever came before.
+    # Not limited is what comes after: the last validation, the figure, and the errors, about a minute on
+    # two cores. Models of the same seed that reached the same update are the same.
     config.minutes = 4.0
     config.num_steps = 1000
 
