@@ -120,9 +120,9 @@ def get_config() -> ConfigDict:
     config.guidance_rescale = 0.7
     # Share of fresh noise, for ddim only: 0 is deterministic, 1 ancestral sampling.
     config.eta = 0.0
-    # How far along z neighboring slices share their noise, sigma in mm; 0 for independent slices. Left
-    # open, it is 2. The bundled model then makes the step between slices 0.8 to 0.9 of that in the
-    # tissue around (one phantom); 1.3 to 1.7 with independent noise, and 0.7 to 0.8 with 4 mm.
+    # How far along z neighboring slices share their noise, sigma in mm; 0 for independent noise. Left
+    # open, it is what a model that sees neighbors was trained with (the bundled ones: 0), and 2 for
+    # others. docs/evaluation.md has what other noise costs the bundled model.
     config.z_sigma_mm = placeholder(float)
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False

@@ -99,6 +99,10 @@ def get_config() -> ConfigDict:
     config.diffusion.zero_terminal_snr = False
     # The squared error of an x_0-prediction counts min(1 + SNR, this) times; 1: all times alike.
     config.diffusion.max_loss_weight = 1.0
+    # Over how many slices those that see each other (model.neighbors) share their noise, in sampling as
+    # in training: what neighbors' noise has in common is taken for signal by a model that was trained
+    # without. 0: each has noise of its own, with which volumes are less smooth along z.
+    config.diffusion.z_sigma = 0.0
     # Of a flow: uniform or logit_normal.
     config.diffusion.time_sampling = "uniform"
 

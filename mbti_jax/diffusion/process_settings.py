@@ -37,6 +37,8 @@ class ProcessSettings:
             be, of a Gaussian process, the loss of a v-prediction (Salimans & Ho 2022, arXiv 2202.00512);
             with one it is in the manner of Hang et al. 2023 (arXiv 2303.09556). Little error is left to
             squares where there is little noise, but it is there that texture is decided.
+        z_sigma: over how many slices those that see each other share their noise in training, and in
+            sampling unless otherwise said, see `noise.start_noise`.
 
     Raises:
         FieldError: a field has no such value.
@@ -53,6 +55,7 @@ class ProcessSettings:
     objective: Literal["diffusion", "consistency"] = "diffusion"
     halve_every: int = 0
     max_loss_weight: Annotated[float, Interval(1, 1e6)] = 1.0
+    z_sigma: Annotated[float, Interval(0, 100)] = 0.0
 
     def __post_init__(self):
         check_fields(self)

@@ -56,7 +56,8 @@ class Sampling:
             a `Guidance`, for the weight that the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
-            for independent slices; None for 2.
+            for independent noise; None for what the model was trained with if it sees neighbors, else 2.
+            Single slices, where it is None, have noise of their own.
         estimate: what is made of the samples: "sample" for each of them, one of the images that could be
             there; "mean" for their mean, which has the least squared error and less texture than any
             image; or "near_mean" for samples that go from the first estimate of x_0 straight to a noise
@@ -81,7 +82,7 @@ class Sampling:
     eta: float = 0.0
     guidance: Guidance | float | None = None
     seed: int = 0
-    z_sigma_mm: Annotated[float, Interval(0, 1000)] | None = 0.0
+    z_sigma_mm: Annotated[float, Interval(0, 1000)] | None = None
     estimate: Literal["sample", "mean", "near_mean"] = "sample"
     mean_passes: int | None = None
     blend: bool = False
@@ -131,6 +132,11 @@ class Sampling:
     def is_mean(self) -> bool:
         """Whether the result is one image, the mean, and not each of the samples."""
         return self.estimate == "mean"
+
+    @property
+    def of_single_slices(self) -> "Sampling":
+        """The same for slices that are painted as if alone: noise of their own where it is left open."""
+        return dataclasses.replace(self, z_sigma_mm=0.0) if self.z_sigma_mm is None else self
 
     def check_num_samples(self, number: int) -> None:
         """Raises a FieldError if the estimate is not one of so many samples."""

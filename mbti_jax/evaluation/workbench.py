@@ -170,7 +170,7 @@ class Workbench:
         """As `repaint`, with the probabilities of labels from a model with a label head."""
         # By number, not by position in a volume: slices of two subjects do not share noise.
         numbers = np.arange(len(slices)) if noise_numbers is None else noise_numbers
-        sampling = self.inpainter.resolve(sampling)
+        sampling = self.inpainter.resolve(sampling.of_single_slices)
         request = {
             "weights": self.inpainter.checkpoint["weights_sha256"],
             "sampling": sampling.record(),

@@ -140,7 +140,7 @@ class Inpainter(WindowSampler):
             bounding_box(rois.union),
             pixel_size,
         )
-        sampling = self.resolve(sampling)
+        sampling = self.resolve(sampling.of_single_slices)
         num_samples = whole_number("num_samples", num_samples, least=1)
         sampling.check_num_samples(num_samples)
         slice_index = whole_number("slice_index", slice_index)
@@ -197,7 +197,7 @@ class Inpainter(WindowSampler):
         self,
         case: Case | Mapping[str, Any],
         rois: Any,
-        sampling: Sampling = Sampling(z_sigma_mm=None),  # noqa: B008 (frozen)
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
         *,
         samples: Sequence[int] = (0,),
         sequences: Sequence[str] = (),

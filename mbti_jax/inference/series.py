@@ -27,7 +27,7 @@ def follow_up(
     *,
     step_mm: float,
     num_steps: int,
-    sampling: Sampling = Sampling(z_sigma_mm=None),  # noqa: B008 (frozen)
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     **options: Any,
 ) -> Iterator[InpaintedVolume]:
     """A series of repainted cases, see `steps`.

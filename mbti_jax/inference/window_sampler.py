@@ -32,8 +32,7 @@ from tfds_brats.conventions import CaseError
 
 # Ratio of two distances of slices up to which they count as the same.
 _SAME_DISTANCE = 1.25
-# Of the noise of volumes, also if their slices see each other: on a phantom the bundled model, whose
-# slices do, makes the step between them 0.8 to 0.9 of that around with it, and 1.3 to 1.7 without.
+# Of the noise of volumes whose slices are painted without seeing each other.
 _Z_SIGMA_MM = 2.0
 
 
@@ -126,6 +125,15 @@ class WindowSampler:
         return self.neighbors if ratio <= _SAME_DISTANCE else 0
 
     @property
+    def z_sigma_mm(self) -> float:
+        """How far along z slices of a volume share their noise, where `Sampling` leaves it open.
+
+        Of a model that sees neighbors as in training: it takes for signal what noise of neighbors has in
+        common if it was not trained with noise in common.
+        """
+        return self.pipeline.z_sigma * self._slice_distance if self.neighbors else _Z_SIGMA_MM
+
+    @property
     def _slice_distance(self) -> float:
         return self.metadata["contract"]["data"].get("slice_distance_mm") or 1.0
 
@@ -137,7 +145,7 @@ class WindowSampler:
     def resolve(self, sampling: Sampling) -> Sampling:
         """`sampling` with what the checkpoint recommends, and a weight of 0 for `mean_passes`."""
         if sampling.z_sigma_mm is None:
-            sampling = dataclasses.replace(sampling, z_sigma_mm=_Z_SIGMA_MM)
+            sampling = dataclasses.replace(sampling, z_sigma_mm=self.z_sigma_mm)
         weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
         sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
@@ -184,7 +192,7 @@ class WindowSampler:
                 know, or two slices of a volume with one number.
             SamplingCancelled: `cancel` returned true.
         """
-        sampling = self.resolve(sampling)
+        sampling = self.resolve(sampling if slice_distance else sampling.of_single_slices)
         self._check_sampling(sampling, samples)
         num_examples, *_, num_sequences = images.shape
         expected = (num_examples, self.image_size, self.image_size, self.num_channels)

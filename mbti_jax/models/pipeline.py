@@ -10,13 +10,15 @@ from typing import Annotated, Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Integer, Key
 
 from mbti_jax.data.augment import Augmentation, augment, crop_corner
 from mbti_jax.data.preprocess import area_resize, decode, nearest_resize
 from mbti_jax.diffusion.arrays import AnyArray, Images, Keys, Numbers
-from mbti_jax.diffusion.condition import Condition, Neighbors
+from mbti_jax.diffusion.condition import Condition, Neighbors, offsets
 from mbti_jax.diffusion.guidance import drop_condition
+from mbti_jax.diffusion.noise import slice_covariance
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.processes import Process, squared_error_terms
@@ -74,7 +76,7 @@ class Pipeline:
         image_size: height and width of the network's images.
         drop_rate: share of class vectors replaced by the null condition in training.
         label_weight: of the label head's cross-entropy beside the squared error.
-        max_loss_weight: see `ProcessSettings`.
+        max_loss_weight, z_sigma: see `ProcessSettings`.
         augmentation: how training moves the slices.
     """
 
@@ -85,6 +87,7 @@ class Pipeline:
     drop_rate: float
     label_weight: float = 0.0
     max_loss_weight: float = 1.0
+    z_sigma: float = 0.0
     augmentation: Augmentation = Augmentation()  # noqa: RUF009 (frozen)
 
     @classmethod
@@ -143,6 +146,7 @@ class Pipeline:
             drop_rate=process.drop_condition,
             label_weight=label_weight,
             max_loss_weight=process.max_loss_weight,
+            z_sigma=process.z_sigma,
             augmentation=augmentation,
         )
 
@@ -294,7 +298,10 @@ class Pipeline:
             if neighbors is not None:
                 around_key = jax.random.fold_in(noise_key, 0)
                 eps_around = jax.random.normal(around_key, neighbors.images.shape[1:])
-            return t, jax.random.normal(noise_key, x_0.shape[1:]), drop_key, eps_around
+            eps = jax.random.normal(noise_key, x_0.shape[1:])
+            if eps_around is not None and self.z_sigma:
+                eps_around = self._noise_around(eps, eps_around)
+            return t, eps, drop_key, eps_around
 
         t, eps, drop_keys, eps_around = jax.vmap(draw)(keys)
         roi = condition.roi
@@ -304,7 +311,7 @@ class Pipeline:
         def predict(x_t, t):
             seen = dropped
             if neighbors is not None and eps_around is not None:
-                # Of the same time as x_t, with noise of their own.
+                # Of the same time as x_t.
                 noised = self.process.corrupt(neighbors.images, eps_around, t, neighbors.roi)
                 noised = dataclasses.replace(neighbors, images=noised)
                 seen = dataclasses.replace(dropped, neighbors=noised)
@@ -333,6 +340,16 @@ class Pipeline:
         of_labels = label_terms(logits, labels, condition, weight, quarter)
         total += self.label_weight * x_0.shape[-1] * of_labels.cross_entropy.sum()
         return total, terms._replace(labels=of_labels)
+
+    def _noise_around(
+        self, eps: Float[jax.Array, "H W C"], white: Float[jax.Array, "2K H W C"]
+    ) -> Float[jax.Array, "2K H W C"]:
+        """Noise of the neighbors, given that of the slice between them, as sampling draws both."""
+        covariance = slice_covariance(self.z_sigma, (0, *offsets(self.model.neighbors)))
+        of_own = covariance[1:, 0]
+        rest = np.linalg.cholesky(covariance[1:, 1:] - np.outer(of_own, of_own))
+        mixed = jnp.tensordot(rest.astype(np.float32), white, 1)
+        return of_own.astype(np.float32)[:, None, None, None] * eps + mixed
 
 
 def _kept(key: Key[jax.Array, ""], count: int) -> Float[jax.Array, " {count}"]:

@@ -37,6 +37,7 @@ _DIFFUSION = {
     "objective": "diffusion",
     "halve_every": 0,
     "max_loss_weight": 1.0,
+    "z_sigma": 0.0,
 }
 # Trained arrays hardly compress. Smaller ones than _MIN_BYTES harm nobody.
 _MAX_COMPRESSION, _MIN_BYTES = 50, 2**26

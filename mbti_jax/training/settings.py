@@ -230,6 +230,10 @@ class TrainSettings(RunSettings):
                 f"must be at most diffusion.num_timesteps, {self.diffusion.num_timesteps}, "
                 f"not {self.picture_steps}",
             )
+        if self.diffusion.z_sigma and not self.model.get("neighbors"):
+            raise FieldError(
+                "diffusion.z_sigma", "is 0 for a network that sees no neighbors (model.neighbors)"
+            )
         if self.guidance_weight and not self.diffusion.make().is_stochastic:
             raise FieldError("guidance_weight", "is 0 for a regressor, which has no guidance")
 

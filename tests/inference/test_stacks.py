@@ -175,6 +175,9 @@ def test_slices_at_another_distance_are_painted_one_by_one_and_said_to_be(tmp_pa
     metadata = copy.deepcopy(seeing.metadata)
     if trained is not None:
         metadata["contract"]["data"]["slice_distance_mm"] = trained
+    # Volumes have the noise of training.
+    metadata["contract"]["diffusion"]["z_sigma"] = 1.5
+    z_sigma_mm = 1.5 * (trained or 1.0)
     inpainter = Inpainter(seeing._params, metadata, seeing.batch_size)
     masks = np.zeros((6, 20, 24, 5), bool)
     masks[1:4, 8:13, 6:14, 0] = True
@@ -187,14 +190,16 @@ def test_slices_at_another_distance_are_painted_one_by_one_and_said_to_be(tmp_pa
         return result
 
     near = painted(inpainter, 1.2 * (trained or 1.0))
-    assert near.details["neighbors"] == 1 and near.details["sampling"]["z_sigma_mm"] == 2.0
+    assert near.details["neighbors"] == 1 and near.details["sampling"]["z_sigma_mm"] == z_sigma_mm
     assert not any("apart" in warning for warning in near.details["warnings"])
     result = painted(inpainter, far)
-    assert result.details["neighbors"] == 0 and result.details["sampling"]["z_sigma_mm"] == 2.0
+    assert result.details["neighbors"] == 0
+    assert result.details["sampling"]["z_sigma_mm"] == z_sigma_mm
     (warning,) = (text for text in result.details["warnings"] if "apart" in text)
     assert f"lie {far:.3g} mm" in warning and f"from {trained or 1:.3g} mm" in warning
     # As the same network without neighbors paints it.
     metadata["contract"]["model"]["neighbors"] = 0
+    sampling = dataclasses.replace(sampling, z_sigma_mm=z_sigma_mm)
     params = {name: leaf for name, leaf in seeing._params.items() if name != "neighbors_in"}
     alone = painted(Inpainter(params, metadata, seeing.batch_size), far)
     for name, values in alone.values.items():
@@ -212,7 +217,7 @@ def test_cases_are_painted_as_volumes(tmp_path):
     sampling = Sampling(2, guidance=ClassifierFree(0.0), z_sigma_mm=None)
     first, second = inpainter.inpaint_volume(case, rois, sampling, samples=range(2))
     assert first.details["slices"] == [1, 2, 3]
-    assert first.details["sampling"]["z_sigma_mm"] == 2.0
+    assert first.details["sampling"]["z_sigma_mm"] == 0.0, "as it was trained"
     inside = masks.any(-1)
     assert all((first.values[name] != second.values[name])[inside].all() for name in first.values)
     # What is not repainted is seen as it is: slice 4 by the one below, and slice 0, which has less brain

@@ -15,6 +15,7 @@ from mbti_jax import sharding
 from mbti_jax.data import loader
 from mbti_jax.data.augment import Augmentation
 from mbti_jax.diffusion.condition import Condition
+from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.output import Output
 from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
@@ -347,10 +348,12 @@ def stacks(batch):
     return seeing, examples
 
 
-def test_neighbors_move_with_their_slice_and_are_noised_like_it():
+@pytest.mark.parametrize("z_sigma", [0.0, 2.0])
+def test_neighbors_move_with_their_slice_and_are_noised_like_it(z_sigma):
     """Neighbors that are copies of the slice stay copies; noise of the same t comes into their ROIs."""
     batch = 64
     seeing, examples = stacks(batch)
+    seeing = dataclasses.replace(seeing, z_sigma=z_sigma)
     present = examples["neighbor_present"]
     keys = jax.random.split(jax.random.key(0), batch)
     inputs = jit(functools.partial(seeing.prepare, augmented=True))(examples, keys)
@@ -370,7 +373,7 @@ def test_neighbors_move_with_their_slice_and_are_noised_like_it():
     class Spy:
         """A network that returns its image, and notes what it was given."""
 
-        label_head = False
+        label_head, neighbors = False, 1
 
         def apply(self, variables, x_t, t, condition, **options):
             seen.append((x_t, t, condition.neighbors.images))
@@ -387,10 +390,13 @@ def test_neighbors_move_with_their_slice_and_are_noised_like_it():
     a, s = (f(t)[:, None, None, None, None] for f in (seeing.process.alpha, seeing.process.sigma))
     eps = (stack - a * x_0) / s
     assert stats.kstest(eps[:, 1:][roi[:, 1:]], "norm").pvalue > 1e-3
-    # Independent of each other, and of the slice's own.
+    # Of its own and the slices below and above: independent of each other, or as slices start from noise
+    # in sampling.
     shared = roi.all(1)
     correlations = np.corrcoef([eps[:, place][shared] for place in range(3)])
-    assert np.abs(correlations - np.eye(3)).max() < 5 / np.sqrt(shared.sum())
+    sampled, _ = start_noise(0, np.zeros(3, int), [1, 0, 2], (256, 256, 1), z_sigma)
+    expected = np.corrcoef(np.reshape(sampled, (3, -1)))
+    assert np.abs(correlations - expected).max() < 5 / np.sqrt(min(shared.sum(), 256**2))
 
 
 @pytest.mark.parametrize("mirror", [False, True])
