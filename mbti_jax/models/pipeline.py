@@ -349,7 +349,7 @@ class Pipeline:
         of_own = covariance[1:, 0]
         rest = np.linalg.cholesky(covariance[1:, 1:] - np.outer(of_own, of_own))
         mixed = jnp.tensordot(rest.astype(np.float32), white, 1)
-        return of_own.astype(np.float32)[:, None, None, None] * eps + mixed
+        return jnp.asarray(of_own, jnp.float32)[:, None, None, None] * eps + mixed
 
 
 def _kept(key: Key[jax.Array, ""], count: int) -> Float[jax.Array, " {count}"]:
