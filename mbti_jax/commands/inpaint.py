@@ -111,7 +111,9 @@ def main(config: ConfigDict, workdir: str) -> None:
         jax.config.update("jax_platforms", "cpu")
     inpainter = load()
     is_open = (config.estimate, config.mean_passes, config.spacing) == (None, None, None)
-    if is_open and settings.fills and config.num_steps != 1:
+    # What learns from a set shall see what could be there.
+    is_set = settings.layout == "nnunet"
+    if is_open and settings.fills and config.num_steps != 1 and not is_set:
         settings = _near_mean(settings, inpainter)
     with only_process_in(workdir, "run" if share is None else f"share-{share.number}"):
         _LAYOUTS[settings.layout](inpainter, settings, Path(workdir), Job(engine, load))

@@ -76,9 +76,10 @@ def _inpaint(
     rois = read_roi_volume(files.segmentation, case, {1: "normal", 255: "normal"}, settings.box)
     result, continuity = paint_sample(inpainter, case, rois, settings, sample=0)
     std = result.std and {"t1": result.std["t1"]}
-    # Of normal tissue a label map says nothing.
     t1 = {"t1": result.values["t1"]}
-    result = dataclasses.replace(result, values=t1, std=std, labels=None)
+    # What was asked for is normal tissue: there is a label map only if the model says what it painted.
+    labels = result.labels if inpainter.has_labels else None
+    result = dataclasses.replace(result, values=t1, std=std, labels=labels)
     with new_folder(record_folder) as target:
         ((written, count),) = write_case(target, case, result).items()
         details = {"z_continuity": continuity, "clipped_to_dtype": {name: count}}

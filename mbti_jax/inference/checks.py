@@ -15,6 +15,8 @@ from tfds_brats.volumes import MAX_SPACING, MIN_SPACING
 # Share of a box that may lie on background before it is reported: one at the brain's edge has corners
 # there.
 _MAX_BOX_ON_BACKGROUND = 0.5
+# Ratio of two sizes of voxels up to which they count as the same.
+_SAME_SIZE = 1.25
 
 
 def image_values(image: np.ndarray) -> np.ndarray:
@@ -157,3 +159,37 @@ def slice_numbers(roi: np.ndarray, slices: Sequence[int], subject: str) -> np.nd
                 f"{subject}: slice {number} has no ROI; ROIs are in slices {first} to {last}"
             )
     return np.unique(slices)
+
+
+def is_near(size: float, trained: float) -> bool:
+    """Whether voxels count as large as those of the training data: to within 25%."""
+    return max(size, trained) / min(size, trained) <= _SAME_SIZE
+
+
+def voxel_sizes(
+    spacing: Sequence[float], pixel_mm: float | None, distance_mm: float, sees_neighbors: bool
+) -> list[str]:
+    """Warnings about a volume whose voxels are not as large as those that a model learned from.
+
+    The window that the model sees is in millimeters, so anatomy has its size whatever the voxels.
+
+    Args:
+        spacing: along X, Y and Z in millimeters.
+        pixel_mm: of the pixels in training; None where it is not known.
+        distance_mm: of the slices in training.
+        sees_neighbors: whether the model sees those beside a slice.
+    """
+    *pixel, distance = spacing
+    out = []
+    if pixel_mm and not all(is_near(size, pixel_mm) for size in pixel):
+        out.append(
+            f"pixels are {' x '.join(f'{size:.3g}' for size in pixel)} mm, and the model learned from "
+            f"pixels of {pixel_mm:.3g} mm: what it paints has the detail of the coarser ones"
+        )
+    if sees_neighbors and not is_near(distance, distance_mm):
+        out.append(
+            f"the slices lie {distance:.3g} mm apart and those that the model learned from "
+            f"{distance_mm:.3g} mm: each was painted without seeing its neighbors; resample the volume "
+            "for results that hold together along z"
+        )
+    return out

@@ -5,18 +5,20 @@ import functools
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
+from mbti_jax.diffusion import samplers
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.rois.kinds import NORMAL, NUM_KINDS
+from mbti_jax.rois.kinds import NORMAL, NUM_KINDS, NUM_LABELS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.scale import BACKGROUND
 
-# Arrays of an image's size that lie on the devices: x_t, what the neighbors are shown of it, the
-# context, and what methods remember at most; and masks, of the slices and as neighbors.
-_IMAGES, _MASKS = 5, 2
+# Arrays of an image's size that lie on the devices besides what a method remembers: noise, context,
+# x_t, and what the neighbors are shown of it; and masks, of the slices and as neighbors.
+_IMAGES, _MASKS = 4, 2
 
 
 class Forecast(NamedTuple):
@@ -59,8 +61,12 @@ def forecast(
     batches = -(-num_images // inpainter.batch_size)
     passes = inpainter.passes(sampling)
     together = inpainter.neighbors_at(slice_distance) > 0
-    pixels = inpainter.image_size**2 * 4
-    of_image = pixels * (_IMAGES * inpainter.num_channels + _MASKS * NUM_KINDS)
+    size = inpainter.image_size
+    image = jax.ShapeDtypeStruct((1, size, size, inpainter.num_channels), np.float32)
+    method = samplers.method(inpainter.resolve(sampling).sampler)
+    remembered = len(jax.tree.leaves(jax.eval_shape(method.start, image)))
+    channels = (_IMAGES + remembered) * inpainter.num_channels + _MASKS * NUM_KINDS
+    of_image = 4 * size**2 * (channels + NUM_LABELS * inpainter.has_labels)
     on_device = (batches if together else 1) * inpainter.batch_size * of_image
     # Apart from what a pass does not hang on, so that it is measured once for many seeds.
     drawn = dataclasses.replace(

@@ -240,12 +240,10 @@ class Inpainter(WindowSampler):
         # Of those that are not repainted, but seen, nothing is taken.
         neighbors = self.neighbors_at(case.spacing[2])
         chosen, seen = rois.only(numbers), seen_slices(brain, numbers, neighbors)
-        if neighbors < self.neighbors:
-            warnings.append(
-                f"the slices lie {case.spacing[2]:.3g} mm apart and those that the model learned "
-                f"from {self._slice_distance:.3g} mm: each was painted without seeing its neighbors; "
-                "resample the volume for results that hold together along z"
-            )
+        pixel = self.metadata["contract"]["data"].get("pixel_size_mm")
+        warnings += checks.voxel_sizes(
+            case.spacing, pixel, self._slice_distance, self.neighbors > 0
+        )
         values = np.stack([to_slices(case.values(name))[seen] for name in sequences], axis=-1)
         sampling = self.resolve(sampling)
         sampling.check_num_samples(len(samples))
@@ -268,7 +266,7 @@ class Inpainter(WindowSampler):
         details = {
             "slices": numbers.tolist(),
             "rois": chosen.record(brain),
-            "geometry": window.record(),
+            "geometry": {**window.record(), "spacing_mm": list(case.spacing)},
             "intensity": {
                 **provenance.scale_record(scales, "the volume"),
                 "slice_scale_shift": provenance.slice_scale_shift(values, brain[numbers], scales),

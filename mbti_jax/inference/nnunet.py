@@ -210,9 +210,10 @@ def _write_dataset(
         "checkpoint": inpainter.checkpoint,
         "sequences": "sampled one by one with the same mask and noise" if single else "together",
         "cases": paths,
-        # Of each label, how many pixels were requested, painted (says the model) or kept from the input.
+        # Where labels come from: inside the ROIs and outside, and for each label how many pixels were
+        # requested, painted (says the model) or kept from the input.
         "labels": {
-            name: record["labels"]["pixels"]
+            name: {where: record["labels"][where] for where in ("inside", "outside", "pixels")}
             for name, record in records.items()
             if "labels" in record
         },

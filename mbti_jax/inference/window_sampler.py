@@ -19,7 +19,7 @@ from mbti_jax.diffusion.output import Denoised
 from mbti_jax.diffusion.samplers.driver import Batch, Cancel, Progress, Sampler, Surroundings
 from mbti_jax.diffusion.sampling import Sampling, check_finite
 from mbti_jax.fields import suggesting_names
-from mbti_jax.inference import provenance
+from mbti_jax.inference import checks, provenance
 from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import Samples
 from mbti_jax.inference.load import load_model, other_model
@@ -30,8 +30,6 @@ from mbti_jax.rois.kinds import NUM_LABELS
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError
 
-# Ratio of two distances of slices up to which they count as the same.
-_SAME_DISTANCE = 1.25
 # Of the noise of volumes whose slices are painted without seeing each other.
 _Z_SIGMA_MM = 2.0
 
@@ -120,9 +118,7 @@ class WindowSampler:
         All that it may see where the distance is that of its training data (1 mm, if that is not
         recorded) to within 25%; else none, for it would take slices for neighbors that are not.
         """
-        trained = self._slice_distance
-        ratio = max(trained, slice_distance) / min(trained, slice_distance)
-        return self.neighbors if ratio <= _SAME_DISTANCE else 0
+        return self.neighbors if checks.is_near(slice_distance, self._slice_distance) else 0
 
     @property
     def z_sigma_mm(self) -> float:

@@ -126,9 +126,11 @@ def test_a_labeled_set_of_boxes_and_mixed_tumors(tmp_path):
     for name, path in manifest["cases"].items():
         record = json.loads((out / path).read_text())
         modes.add(record["tumor_mode"])
-        assert manifest["labels"][name] == record["labels"]["pixels"]
+        known = manifest["labels"][name]
+        assert known == {k: record["labels"][k] for k in ("inside", "outside", "pixels")}
+        assert (known["inside"], known["outside"]) == ("painted", "kept")
         labels = load(out / "labelsTr" / f"{name}.nii.gz")
-        counted = {n: by["painted"] for n, by in manifest["labels"][name].items()}
+        counted = {n: by["painted"] for n, by in known["pixels"].items()}
         expected = {name: int((labels == label).sum()) for name, label in COMPONENTS.items()}
         assert counted == {n: count for n, count in expected.items() if count}
     assert modes == {"random box", "replace box", "move"}
