@@ -12,6 +12,7 @@ from synthetic_cases import SHAPE
 
 # Generous: the machine may be busy with something else.
 PATIENCE_MS = 120_000
+sync_api.expect.set_options(timeout=PATIENCE_MS)
 
 
 @contextlib.contextmanager

@@ -335,7 +335,8 @@ def _results_section(parts: SimpleNamespace) -> None:
         parts.reuse = gr.Button("Use its settings", min_width=160)
         parts.save = gr.DownloadButton("Save its settings (JSON)", min_width=160)
     gr.Markdown(
-        "The zip holds all samples and their standard deviation; beside it are the files of the first."
+        "The zip holds all samples, and of several their standard deviation; beside it are the files of "
+        "the first."
     )
     parts.downloads = gr.File(
         label="Downloads", file_count="multiple", interactive=False, elem_id="downloads"

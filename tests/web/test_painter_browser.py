@@ -2,8 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
-from synthetic_cases import make_arrays
+from synthetic_cases import make_arrays, write_volume
 
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -277,3 +278,29 @@ def test_keys_wheel_marks_and_read_out(open_page, width):
     page.mouse.move(*board.at(1, 1))
     sync_api.expect(readout).to_contain_text("air, value 0")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_exchanged_sequences_are_reported_when_they_are_loaded(open_page, tmp_path):
+    """Tissues as bright as they are in each sequence, with two files under each other's name."""
+    rng = np.random.default_rng(0)
+    tissue = rng.choice(4, (24, 20, 6), p=[0.2, 0.4, 0.35, 0.05])
+    tissue[:2] = tissue[-2:] = 4
+    # Fluid, gray and white matter, vessels; air.
+    brightness = {
+        "t1": (150, 400, 600, 400, 0),
+        "t1ce": (150, 400, 600, 1100, 0),
+        "flair": (900, 400, 300, 400, 0),
+        "t2": (150, 500, 400, 450, 0),
+    }
+    paths = []
+    for name, values in brightness.items():
+        noisy = np.array(values)[tissue] + rng.integers(0, 40, tissue.shape)
+        image = np.where(tissue == 4, 0, noisy).astype(np.int16)
+        paths.append(write_volume(tmp_path / f"mine_{name}.nii.gz", image))
+    page = open_page()
+    page.locator("input[type=file]").first.set_input_files(paths)
+    page.locator("#check").wait_for()
+    page.get_by_role("button", name="Load files").click()
+    sync_api.expect(page.locator("#loaded")).to_contain_text(
+        "Note: the sequences may be exchanged: flair looks like t2, t2 looks like flair"
+    )

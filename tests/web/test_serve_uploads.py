@@ -339,7 +339,7 @@ def test_images_are_admitted_before_they_are_read(case_files, tmp_path, monkeypa
 def test_results_are_limited_in_bytes(png, tmp_path):
     session = load([png], tmp_path)
     session.paint(0, make_mask().astype(np.uint8) * 2, ())
-    limits = Limits(5, 20, 10**5, 10**6, 1)
+    limits = Limits(5, 20, 10**5, 10**6, run_mb=1)
     with pytest.raises(ValueError, match=r"what is made of 1000 images becomes 35 MB"):
         run(session, limits=limits, num_samples=1000)
 
