@@ -104,7 +104,7 @@ class Rois:
         box: Collection[str] = (),
         labels: Mapping[int, str] | str | None = None,
     ) -> "Rois":
-        """ROIs in any form that `to_masks` takes; a `Rois` is checked and returned.
+        """ROIs in any form that `to_masks` takes; a `Rois`, which has its own boxes, is checked and returned.
 
         Args:
             rois: the ROIs.
@@ -113,9 +113,14 @@ class Rois:
             labels: meaning of a label map's numbers, or of a binary mask, see `to_masks`.
 
         Raises:
-            ValueError: as `to_masks` and `Rois` do.
+            ValueError: as `to_masks` and `Rois` do; or `box` differs from that of a `Rois`.
         """
         if isinstance(rois, Rois):
+            if box and {*box} != {*rois.box}:
+                raise ValueError(
+                    f"the ROIs are made already, with box={tuple(rois.box)}, and box={tuple(box)} is "
+                    "asked for: give it to `Rois`"
+                )
             if rois.masks.shape[:-1] != shape:
                 raise ValueError(f"the ROIs have shape {rois.masks.shape[:-1]}, the image {shape}")
             return rois

@@ -64,7 +64,8 @@ class Run:
     @property
     def title(self) -> str:
         one = self.settings
-        count = f"{one.num_samples} samples, " if one.estimate != "mean in one pass" else ""
+        count = f"{one.num_samples} sample{'s' * (one.num_samples > 1)}, "
+        count = "" if one.estimate == "mean in one pass" else count
         return (
             f"Run {self.number}: {one.estimate}, {count}{one.num_steps} steps, seed {one.seed}, "
             f"guidance weight {one.guidance_weight:g}"

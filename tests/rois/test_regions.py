@@ -147,3 +147,10 @@ def test_labels_in_words():
     assert Rois.with_boxes(normal, ["normal", "edema"]).box == ("normal",)
     with pytest.raises(ValueError, match="collection of names"):
         Rois(np.zeros((2, 2, 5)), "normal")
+
+
+def test_boxes_of_rois_that_are_made_are_not_changed():
+    made = Rois.of({"edema": np.eye(4, dtype=bool)}, (4, 4))
+    assert Rois.of(made, (4, 4)) is made
+    with pytest.raises(ValueError, match=r"box=\('edema',\) is asked for: give it to `Rois`"):
+        Rois.of(made, (4, 4), ["edema"])
