@@ -104,7 +104,7 @@ class Rois:
         box: Collection[str] = (),
         labels: Mapping[int, str] | str | None = None,
     ) -> "Rois":
-        """ROIs in any form that `to_masks` takes; a `Rois`, which has its own boxes, is checked and returned.
+        """ROIs in any form that `to_masks` takes; a `Rois`, with its boxes, is checked and returned.
 
         Args:
             rois: the ROIs.
