@@ -47,6 +47,7 @@ def repainted(
         "rois": [array_digest(rois.masks), *rois.box],
         "sequences": list(sequences),
         "sampling": sampling.record(),
+        "neighbors": inpainter.neighbors_at(case.spacing[2], sampling),
     }
     paint = functools.partial(inpainter.inpaint_volume, case, rois, sampling, sequences=sequences)
     for sample in range(num_samples):

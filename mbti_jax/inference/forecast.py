@@ -60,17 +60,18 @@ def forecast(
     """
     batches = -(-num_images // inpainter.batch_size)
     passes = inpainter.passes(sampling)
-    together = inpainter.neighbors_at(slice_distance) > 0
+    sampling = inpainter.resolve(sampling)
+    together = inpainter.neighbors_at(slice_distance, sampling) > 0
     size = inpainter.image_size
     image = jax.ShapeDtypeStruct((1, size, size, inpainter.num_channels), np.float32)
-    method = samplers.method(inpainter.resolve(sampling).sampler)
+    method = samplers.method(sampling.sampler)
     remembered = len(jax.tree.leaves(jax.eval_shape(method.start, image)))
     channels = (_IMAGES + remembered) * inpainter.num_channels + _MASKS * NUM_KINDS
     of_image = 4 * size**2 * (channels + NUM_LABELS * inpainter.has_labels)
     on_device = (batches if together else 1) * inpainter.batch_size * of_image
     # Apart from what a pass does not hang on, so that it is measured once for many seeds.
     drawn = dataclasses.replace(
-        inpainter.resolve(sampling),
+        sampling,
         spacing=(inpainter.pipeline.process.num_timesteps - 1,),
         estimate="sample",
         mean_passes=None,

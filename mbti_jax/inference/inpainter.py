@@ -238,14 +238,14 @@ class Inpainter(WindowSampler):
             brain.shape[1:], bounding_box(brain), bounding_box(rois.union), case.spacing[1::-1]
         )
         # Of those that are not repainted, but seen, nothing is taken.
-        neighbors = self.neighbors_at(case.spacing[2])
+        sampling = self.resolve(sampling)
+        neighbors = self.neighbors_at(case.spacing[2], sampling)
         chosen, seen = rois.only(numbers), seen_slices(brain, numbers, neighbors)
         pixel = self.metadata["contract"]["data"].get("pixel_size_mm")
         warnings += checks.voxel_sizes(
             case.spacing, pixel, self._slice_distance, self.neighbors > 0
         )
         values = np.stack([to_slices(case.values(name))[seen] for name in sequences], axis=-1)
-        sampling = self.resolve(sampling)
         sampling.check_num_samples(len(samples))
         painted = self._through_window(
             values,

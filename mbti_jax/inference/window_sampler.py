@@ -112,22 +112,31 @@ class WindowSampler:
         """K, how many slices on either side the model may see when it paints a volume."""
         return self.pipeline.model.neighbors
 
-    def neighbors_at(self, slice_distance: float) -> int:
-        """How many slices on either side the model sees in a volume, by their distance in mm.
+    def neighbors_at(self, slice_distance: float, sampling: Sampling) -> int:
+        """How many slices on either side the model sees in a volume.
 
-        All that it may see where the distance is that of its training data (1 mm, if that is not
-        recorded) to within 25%; else none, for it would take slices for neighbors that are not.
+        All that it may see where it is as in training; else none, for it would take slices for neighbors
+        that are not, or for signal what the noise of neighbors has in common.
+
+        Args:
+            slice_distance: in millimeters; that of the training data (1 mm, if that is not recorded) to
+                within 25%.
+            sampling: resolved; slices share their noise as far as in training, to within 25%.
         """
-        return self.neighbors if checks.is_near(slice_distance, self._slice_distance) else 0
+        trained, wanted = self.pipeline.z_sigma * self._slice_distance, sampling.z_sigma_mm or 0.0
+        as_trained = checks.is_near(wanted, trained) if wanted and trained else wanted == trained
+        near = checks.is_near(slice_distance, self._slice_distance)
+        return self.neighbors if near and as_trained else 0
 
     @property
     def z_sigma_mm(self) -> float:
         """How far along z slices of a volume share their noise, where `Sampling` leaves it open.
 
-        Of a model that sees neighbors as in training: it takes for signal what noise of neighbors has in
-        common if it was not trained with noise in common.
+        As in the training of a model that sees neighbors, if slices shared any there. A model that was
+        trained with independent noise then sees none: what it paints when it does (0) is nearer to the
+        truth, but flickers (docs/evaluation.md).
         """
-        return self.pipeline.z_sigma * self._slice_distance if self.neighbors else _Z_SIGMA_MM
+        return self.pipeline.z_sigma * self._slice_distance or _Z_SIGMA_MM
 
     @property
     def _slice_distance(self) -> float:
@@ -202,7 +211,7 @@ class WindowSampler:
             np.zeros(num_examples, int) if slice_indices is None else np.asarray(slice_indices)
         )
         has_roi = np.asarray(condition.roi.any(axis=(1, 2, 3)))
-        seen = 0 if slice_distance is None else self.neighbors_at(slice_distance)
+        seen = 0 if slice_distance is None else self.neighbors_at(slice_distance, sampling)
         if not (has_roi.any() if seen else has_roi.all()):
             raise ValueError("an example has an empty ROI: there is nothing to inpaint")
         per_example = len(images) // num_examples

@@ -114,7 +114,7 @@ def test_a_removed_tumor_takes_its_rim_with_it(source, tmp_path):
     np.testing.assert_array_equal(stored(out / "rois.nii.gz") > 0, expected)
     with pytest.raises(ValueError, match=r"roi\.nii\.gz: dilation is for ROIs of normal tissue"):
         run(tmp_path / "edema", **{**fields, "roi_labels": "5:edema"})
-    with pytest.raises(ValueError, match="dilate_mm is for tumor=remove or move"):
+    with pytest.raises(ValueError, match="dilate_mm is for remove or move"):
         run(tmp_path / "file", **of_case(source, tumor="replace", dilate_mm=1.0))
 
 
@@ -171,8 +171,8 @@ def test_the_mean_of_a_slice_with_its_deviation_beside_it(tmp_path):
         np.load(out / "std.npy"), samples.std(0, ddof=1), rtol=1e-3, atol=1e-3
     )
     out = run(tmp_path / "one", **fields, estimate="mean", mean_passes=1) / "slice"
-    names = ["preview.png", "provenance.json", "slice-inpainted-mean.npy", "slice-seg-mean.png"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    names = ["preview.png", "provenance.json", "rois.png", "slice-inpainted-mean.npy"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "slice-seg-mean.png"]
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PSR", "AIL"])

@@ -27,7 +27,7 @@ from tfds_brats.search import find_cases
 
 # Of six slices of a volume, 20 to 25, the third has no ROI.
 NUMBERS = np.arange(20, 26)
-SAMPLING = Sampling(3, seed=2, guidance=0.4)
+SAMPLING = Sampling(3, seed=2, guidance=0.4, z_sigma_mm=0.0)
 
 
 def stack(num_sequences=1) -> tuple[np.ndarray, Condition]:
@@ -53,7 +53,9 @@ def seeing() -> Inpainter:
 def test_each_step_sees_the_neighbors_before_it(seeing):
     """DDIM's equation in float64 on the network's predictions, slice by slice, two steps of v."""
     images, condition = stack()
-    found = volume(seeing, images, condition, Sampling(2, "ddim", seed=2, guidance=0.0)).images[0]
+    found = volume(
+        seeing, images, condition, Sampling(2, "ddim", seed=2, guidance=0.0, z_sigma_mm=0.0)
+    ).images[0]
     process, params = seeing.pipeline.process, seeing._params
     apply = quick_jit(seeing.pipeline.apply)
     low, high = seeing.metadata["inference"]["x_0_bounds"]
@@ -106,7 +108,7 @@ def test_a_volume_depends_neither_on_order_nor_on_batches(seeing):
 def test_slices_reach_as_far_as_they_are_seen(seeing):
     """In one step a slice depends on its neighbors; far slices are painted as if alone."""
     images, condition = stack()
-    one = Sampling(1, seed=2, guidance=0.0)
+    one = Sampling(1, seed=2, guidance=0.0, z_sigma_mm=0.0)
     before = volume(seeing, images, condition, one).images[0]
     other = images.copy()
     other[2] += 0.3
@@ -217,10 +219,14 @@ def test_cases_are_painted_as_volumes(tmp_path):
     masks = np.zeros((6, 20, 24, 5), bool)
     masks[1:4, 8:13, 6:14, 0] = True
     rois = Rois(masks)
-    sampling = Sampling(2, guidance=ClassifierFree(0.0), z_sigma_mm=None)
+    sampling = Sampling(2, guidance=ClassifierFree(0.0), z_sigma_mm=0.0)
     first, second = inpainter.inpaint_volume(case, rois, sampling, samples=range(2))
     assert first.details["slices"] == [1, 2, 3]
-    assert first.details["sampling"]["z_sigma_mm"] == 0.0, "as it was trained"
+    assert first.details["neighbors"] == 1
+    # It was trained with independent noise: it sees no neighbors whose noise is not.
+    (shared,) = inpainter.inpaint_volume(case, rois, dataclasses.replace(sampling, z_sigma_mm=None))
+    assert shared.details["neighbors"] == 0
+    assert shared.details["sampling"]["z_sigma_mm"] == 2.0
     inside = masks.any(-1)
     assert all((first.values[name] != second.values[name])[inside].all() for name in first.values)
     # What is not repainted is seen as it is: slice 4 by the one below, and slice 0, which has less brain
@@ -248,11 +254,11 @@ def test_cases_are_painted_as_volumes(tmp_path):
 
 def test_what_a_volume_will_cost(seeing):
     # 9 images are 3 batches of 4; each of 5 steps evaluates the guided network once, in two passes.
-    cost = forecast(seeing, Sampling(5, guidance=0.4), 9, 1.0)
+    cost = forecast(seeing, Sampling(5, guidance=0.4, z_sigma_mm=0.0), 9, 1.0)
     assert (cost.batches, cost.evaluations, cost.network_passes) == (3, 5, 10)
     assert cost.seconds > 0
     # Painted one by one, a batch at a time is on the devices.
-    far = forecast(seeing, Sampling(5, guidance=0.0), 9, 6.0)
+    far = forecast(seeing, Sampling(5, guidance=0.0, z_sigma_mm=0.0), 9, 6.0)
     assert cost.device_bytes == 3 * far.device_bytes
     assert str(cost).startswith("3 batches of 5 evaluations, about ")
 
@@ -264,7 +270,7 @@ def test_the_memory_that_is_stated_is_what_lies_on_the_device(seeing, sampler):
     masks = np.zeros((40, IMAGE_SIZE, IMAGE_SIZE, 5), bool)
     masks[:, 4:9, 5:11, 2] = True
     condition = Condition.stack([Rois(mask).condition() for mask in masks])
-    sampling = Sampling(3, sampler, guidance=0.4)
+    sampling = Sampling(3, sampler, guidance=0.4, z_sigma_mm=0.0)
     # Arrays of earlier tests may lie about.
     gc.collect()
     before, most = sum(array.nbytes for array in jax.live_arrays()), 0
