@@ -56,7 +56,7 @@ class Sampling:
             a `Guidance`, for the weight that the checkpoint recommends.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
-            for independent noise; None for what the model was trained with, if it sees neighbors and they
+            for independent noise; None for what the model was trained with, if it sees neighbors that
             shared any, else 2. Single slices, where it is None, have noise of their own.
         estimate: what is made of the samples: "sample" for each of them, one of the images that could be
             there; "mean" for their mean, which has the least squared error and less texture than any

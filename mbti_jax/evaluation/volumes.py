@@ -200,8 +200,8 @@ def run(workbench: Workbench, settings: VolumesSettings, folder: Path) -> dict[s
 def tables(result: Mapping[str, Any]) -> str:
     """The part's section of the report, in Markdown."""
     first, several = result["rivals"][0], len({r["model"] for r in result["rivals"]}) > 1
-    columns = ["method", "sampler", "steps", "samples", "passes"]
-    fields = ("name", "sampler", "num_steps", "num_samples", "network_passes")
+    columns = ["method", "sampler", "steps", "samples", "noise along, mm", "passes"]
+    fields = ("name", "sampler", "num_steps", "num_samples", "z_sigma_mm", "network_passes")
     costs = [[rival[field] for field in fields] for rival in result["rivals"]]
     shown = ["sequence", "method", *_SHOWN.values()]
     rows = list(_rows(result["healthy"]))
