@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
     config.augmentation.max_angle = 4.0
 
     config.diffusion.prediction = "v"
+    # Volumes are sampled with noise that slices share, as that is what they see of each other.
+    config.diffusion.z_sigma = 2.0
     config.optimizer.method = "muon"
     config.optimizer.learning_rate = 2e-3
     config.ema_decay = 0.999
