@@ -263,7 +263,8 @@ def test_painters_of_another_kind(server, client):
     call(client, "load_example", ["remove a tumor"], "painter")
     number = next(n for n, fn in server.page.fns.items() if fn.fn.__name__ == "paint")
     for value in (5, "x", [], {}, {"slice": 0, "runs": [0, 480], "box": "normal"}, {"box": [[]]}):
-        body = {"data": [value], "session_hash": "painter", "fn_index": number}
+        # With the form, whose values say what a run would take.
+        body = {"data": [value, *LONG], "session_hash": "painter", "fn_index": number}
         answer = client.post("gradio_api/run/predict", json=body)
         assert answer.status_code == 500 and "painter" in answer.json()["error"], value
 
