@@ -9,29 +9,16 @@ from synthetic_cases import make_arrays, write_volume
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-import real_browser  # noqa: E402 (it needs playwright)
-from real_browser import Board, turn_to  # noqa: E402
+from real_browser import Board, turn_to  # noqa: E402 (it needs playwright)
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 EMPTY = "Choose a tissue and paint where it shall be."
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with real_browser.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     with tiny_server(tmp_path_factory.mktemp("server")) as url:
         yield url
-
-
-@pytest.fixture
-def open_page(browser, address):
-    with real_browser.opener(browser, address) as opened:
-        yield opened
 
 
 def grown(open_page, *size):

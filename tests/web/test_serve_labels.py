@@ -23,12 +23,6 @@ from tiny_server import running  # noqa: E402 (it needs Gradio)
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with real_browser.chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory):
     root = tmp_path_factory.mktemp("server")
     with running(root, inpainters=[labeling_inpainter()]) as server:
