@@ -72,14 +72,10 @@ def slice_weights(z_sigma: float) -> Float[np.ndarray, " taps"]:
 
 def slice_covariance(z_sigma: float, positions: Sequence[int]) -> Float[np.ndarray, "N N"]:
     """float64, covariance of `start_noise` between the slices at some positions, of unit variance."""
-    weights = slice_weights(z_sigma) if z_sigma else np.ones(1)
+    weights = slice_weights(z_sigma)
     by_distance = np.correlate(weights, weights, "full")[len(weights) - 1 :]
     distance = np.abs(np.subtract.outer(positions, positions))
-    return np.where(
-        distance < len(by_distance),
-        by_distance[np.minimum(distance, len(by_distance) - 1)],
-        0.0,
-    )
+    return np.interp(distance, range(len(weights)), by_distance, right=0.0)
 
 
 def start_noise(

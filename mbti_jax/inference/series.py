@@ -81,12 +81,12 @@ def steps(
             rois = own_tumor(kept, brain, mode, step_mm=reach, spacing=case.spacing[::-1])
         except ValueError as error:
             raise CaseError(f"{case.subject}, step {number + 1}: {error}") from error
-        if total is not None:
-            rois = Rois(rois.masks & ~total.rois.union[..., None])
         if total is None:
             total = paint(now, rois, number)
-        elif rois.union.any():
-            total = _together(total, paint(now, rois, number), kept, brain)
+        else:
+            rois = Rois(rois.masks & ~total.rois.union[..., None])
+            if rois.union.any():
+                total = _together(total, paint(now, rois, number), kept, brain)
         series = {"mode": mode, "step_mm": step_mm, "step": number + 1}
         total = dataclasses.replace(total, details={**total.details, "series": series})
         yield total

@@ -485,7 +485,6 @@ def _asked(session: Session, *form: Any) -> tuple[RunSettings, dict[str, Any]]:
             sampler=sampler,
             guidance=make_guidance(guidance, asked.guidance_weight, interval),
             seed=asked.seed,
-            z_sigma_mm=None,
             estimate=ESTIMATES[estimate],
             mean_passes=1 if in_one_pass else None,
             blend=asked.blend,

@@ -83,13 +83,18 @@ def test_only_the_roi_changes(source, tmp_path):
         ({"spacing": "trailing"}, "sample"),
         ({"num_steps": 1}, "sample"),
         ({"estimate": "mean", "mean_passes": 1}, "mean"),
+        ({"layout": "nnunet"}, "sample"),
+        ({"layout": "nnunet", "estimate": "near_mean"}, "near_mean"),
     ],
 )
 def test_the_preset_for_normal_tissue_gives_way_to_what_is_asked_for(
     source, tmp_path, monkeypatch, fields, estimate
 ):
     seen = []
-    monkeypatch.setitem(inpaint._LAYOUTS, "files", lambda _, settings, *__: seen.append(settings))
+    for layout in ("files", "nnunet"):
+        monkeypatch.setitem(
+            inpaint._LAYOUTS, layout, lambda _, settings, *__: seen.append(settings)
+        )
     dilation = {"dilate_mm": 0.0} if fields.get("tumor", "remove") in ("remove", "move") else {}
     config = get_config()
     config.update({**of_case(source), "dilate_mm": dilation.get("dilate_mm"), **fields})

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from inpaint_runs import write_voided
 from labeling_inpainter import labeling_inpainter
 from synthetic_cases import AFFINE, make_arrays, write_case, write_volume
 from tiny_inpainter import make_slice, tiny_inpainter
@@ -138,6 +139,17 @@ def test_a_labeled_set_of_boxes_and_mixed_tumors(tmp_path):
     before = sorted((p, p.stat().st_mtime_ns) for p in out.rglob("*_0000.nii.gz"))
     run(out, tumor=shares, num_samples=8, **fields)
     assert sorted((p, p.stat().st_mtime_ns) for p in out.rglob("*_0000.nii.gz")) == before
+
+
+def test_the_challenge_has_the_label_map_of_what_was_painted(tmp_path):
+    """Normal tissue was asked for; what the model says that it painted need not be any."""
+    _, mask = write_voided(tmp_path / "in", "X")
+    source = str(tmp_path / "in")
+    out = run(tmp_path / "out", layout="brats_inpainting", source=source) / "records" / "X"
+    labels = load(out / "X-seg.nii.gz")
+    assert not labels[~mask].any() and set(np.unique(labels[mask])) == {0, 1, 2, 3}
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["labels"]["inside"] == "painted" and record["labels"]["outside"] == "unknown"
 
 
 def test_series_through_files(tmp_path):
