@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mbti_jax.fields import FieldError
-from mbti_jax.rois.regions import WHICH_ROI
+from mbti_jax.rois.given import WHICH_ROI
 
 _SHARED_MEMORY = "/dev/shm"
 # Below this many free bytes a disk is full.

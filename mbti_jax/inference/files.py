@@ -31,7 +31,8 @@ from mbti_jax.inference.settings import SEQUENCE, InpaintSettings
 from mbti_jax.io.files import new_folder, write_json
 from mbti_jax.io.progress import progress_bar, waiting
 from mbti_jax.io.slices import read_roi, read_sequences, write_sequences, write_slice
-from mbti_jax.rois.regions import Rois, parse_labels
+from mbti_jax.rois.given import parse_labels
+from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, CaseFiles, read_case
 from tfds_brats.conventions import SEQUENCES
 from tfds_brats.space import check_space

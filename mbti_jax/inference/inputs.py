@@ -12,8 +12,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from mbti_jax.rois.given import check_names
 from mbti_jax.rois.kinds import ROI_LABELS
-from mbti_jax.rois.regions import Rois, check_names
+from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, CaseFiles, read_case, read_label_volume
 from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
 from tfds_brats.search import search_cases
@@ -166,7 +167,7 @@ def read_roi_volume(
     Args:
         path: the label map.
         case: the case.
-        labels: meaning of its numbers, see `rois.regions.to_masks`.
+        labels: meaning of its numbers, see `rois.given.to_masks`.
         box: names of the ROIs that are bounding boxes.
 
     Raises:

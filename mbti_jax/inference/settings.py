@@ -19,7 +19,8 @@ from mbti_jax.fields import (
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.inputs import held_by_voided_cases, read_roi_volume
 from mbti_jax.io.slices import read_sequences
-from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois, check_names, parse_labels
+from mbti_jax.rois.given import check_names, parse_labels
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, CaseFiles
 from tfds_brats.conventions import SEQUENCES, CaseError

@@ -2,18 +2,17 @@
 
 import contextlib
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from mbti_jax.diffusion.guidance import KINDS, make_guidance
+from mbti_jax.diffusion.guidance import KINDS
 from mbti_jax.diffusion.samplers.driver import SamplingCancelled
-from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.rois.regions import check_names
-from mbti_jax.web import painter, results, uploads
+from mbti_jax.rois.given import check_names
+from mbti_jax.web import form, results, updates, uploads
 from mbti_jax.web.addresses import client_of
 from mbti_jax.web.cost import Pace, cost_ahead, cost_of, passes_of
 from mbti_jax.web.examples import load_example
@@ -24,7 +23,7 @@ from mbti_jax.web.results import Result
 from mbti_jax.web.sentences import loaded_sentence, ranges, sentence_of
 from mbti_jax.web.session import Session, SessionClosed
 from mbti_jax.web.session_rois import TumorRois, paint_tumor, take_roi
-from mbti_jax.web.values import ESTIMATES, estimate_for, flag, number, whole
+from mbti_jax.web.values import ESTIMATES, number, whole
 from mbti_jax.web.views import case_view, result_view, title
 from mbti_jax.web.visitors import Visitor, Visitors
 from tfds_brats.cases import Case
@@ -143,40 +142,46 @@ class Actions:
         depth = session.shape[0]
         result = session.chosen and session.chosen.view
         return (
-            _painter(value=view, result=result),
+            updates.painter_with(value=view, result=result),
             gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
             gr.Column(visible=True),
             gr.Row(visible=depth > 1),
             gr.Number(value=0, maximum=depth - 1),
             gr.Number(value=depth - 1, maximum=depth - 1),
-            _start(session),
-            _take(session, file, tumor),
-            gr.skip() if self._visitor(request).has_chosen else _preset(session),
+            updates.start(session),
+            updates.take(session, file, tumor),
+            gr.skip() if self._visitor(request).has_chosen else form.preset(session),
         )
 
-    def paint(self, request: gr.Request, value, *form):
+    def paint(self, request: gr.Request, value, *inputs):
         visitor = self._visitor(request)
         if (session := visitor.session) is None:
             return gr.skip(), gr.skip(), gr.skip()
         session.take_over(value)
-        preset = _preset(session)
-        keeps = visitor.has_chosen or preset == form[FIELDS.index("estimate")]
-        return _start(session), self.say_cost(request, *form), gr.skip() if keeps else preset
+        preset = form.preset(session)
+        keeps = visitor.has_chosen or preset == inputs[FIELDS.index("estimate")]
+        return (
+            updates.start(session),
+            self.say_cost(request, *inputs),
+            gr.skip() if keeps else preset,
+        )
 
     def choose_result(self, request: gr.Request):
         """The user chose the kind of result: from now on what is painted does not set it."""
         self._visitor(request).has_chosen = True
 
-    def say_cost(self, request: gr.Request, *form):
+    def say_cost(self, request: gr.Request, *inputs):
         """What a run with this form would take, or why it cannot be; nothing is computed for it."""
         visitor = self._visitor(request)
         if (session := visitor.session) is None or not session.painted:
             return ""
         try:
-            asked, settings = _asked(session, *form)
-            results.check_run(session, self._visitors.limits, **_sizes(session, settings))
+            asked, settings = form.read(session, *inputs)
+            results.check_run(session, self._visitors.limits, **form.sizes(session, settings))
             cost = cost_ahead(session, self._seconds.get(session.inpainter.name), **settings)
-            is_set = not visitor.has_chosen and asked.estimate == _preset(session) == _FOR_NORMAL
+            is_set = (
+                not visitor.has_chosen and asked.estimate == form.preset(session) == _FOR_NORMAL
+            )
             return f"{cost}{_SAID_FOR_NORMAL * is_set}"
         except ValueError as error:
             return sentence_of(error)
@@ -217,14 +222,14 @@ class Actions:
 
     def offer_roi(self, file, tumor, request: gr.Request):
         """The button that takes ROIs: not while there is nothing to take them from."""
-        return _take(self._visitor(request).session, file, tumor)
+        return updates.take(self._visitor(request).session, file, tumor)
 
     def ask(self, value, request: gr.Request):
         """A run is asked for, with what is painted right now."""
         session = self._session(request)
         session.take_over(value)
         session.begin()
-        return "Waiting for the model ...", *_busy(True)
+        return "Waiting for the model ...", *updates.run_buttons(True)
 
     def inpaint(
         self,
@@ -243,7 +248,7 @@ class Actions:
         progress=gr.Progress(),  # noqa: B008 (Gradio recognizes it by its default)
     ):
         visitor, session = self._visitor(request), self._session(request)
-        asked, settings = _asked(
+        asked, settings = form.read(
             session,
             sequences,
             seed,
@@ -304,19 +309,19 @@ class Actions:
         """The chosen run's result, where it was painted, its files, and the history."""
         session = self._visitor(request).session
         if session is None or session.chosen is None:
-            return gr.skip(), *_history(None)
-        return _painter(result=session.chosen.view), *_history(session)
+            return gr.skip(), *updates.history(None)
+        return updates.painter_with(result=session.chosen.view), *updates.history(session)
 
     def show_new(self, request: gr.Request):
         """`show` after a run; what is there already after one that was cancelled."""
         session = self._visitor(request).session
         if session is None or session.is_new:
             return self.show(request)
-        return gr.skip(), *_history(session)
+        return gr.skip(), *updates.history(session)
 
     def files(self, request: gr.Request):
         """The history of these images, if they had a run."""
-        return _history(self._visitor(request).session)
+        return updates.history(self._visitor(request).session)
 
     def choose_run(self, number, request: gr.Request):
         """An earlier run of this session."""
@@ -330,7 +335,8 @@ class Actions:
         if session.chosen is None:
             raise ValueError("there is no run yet whose settings could be used")
         self.choose_result(request)
-        return *_form(session, session.chosen.settings), "The settings of this run are in the form."
+        inputs = form.of_settings(session, session.chosen.settings)
+        return *inputs, "The settings of this run are in the form."
 
     def load_settings(self, file, request: gr.Request):
         """Puts saved settings into the form."""
@@ -343,9 +349,8 @@ class Actions:
         finally:
             path.unlink(missing_ok=True)
         self.choose_result(request)
-        return *_form(
-            session, settings
-        ), f"The settings of {html.escape(path.name)} are in the form."
+        inputs = form.of_settings(session, settings)
+        return *inputs, f"The settings of {html.escape(path.name)} are in the form."
 
     def fail(self, request: gr.Request):
         """After a run that could not be; why is said in a message."""
@@ -354,8 +359,8 @@ class Actions:
     def rest(self, request: gr.Request):
         """The buttons after a run, however it ended."""
         session = self._visitor(request).session
-        start, cancel = _busy(False)
-        return start if session is None else _start(session), cancel
+        start, cancel = updates.run_buttons(False)
+        return start if session is None else updates.start(session), cancel
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:
@@ -384,19 +389,6 @@ def _kept(session: Session, result: Result, settings: RunSettings) -> Run:
     return run
 
 
-def _history(session: Session | None) -> tuple[Any, ...]:
-    """The results' section: whether it is there, files, runs to choose from, settings to save."""
-    if session is None or session.chosen is None:
-        return gr.Column(visible=False), None, gr.skip(), gr.skip()
-    run = session.chosen
-    return (
-        gr.Column(visible=True),
-        list(map(str, run.files)),
-        gr.Radio([(one.title, one.number) for one in session.runs[::-1]], value=run.number),
-        gr.DownloadButton(value=str(run.settings_file)),
-    )
-
-
 def _of_before(session: Session | None) -> str:
     """What is said of a result that stays on the page after a run that left none."""
     if session is None or session.chosen is None:
@@ -409,86 +401,3 @@ def _run_of(session: Session, number: Any) -> Run:
         if run.number == number:
             return run
     raise ValueError(f"run {number!r:.20} is not kept any more; the last {KEPT_RUNS} are")
-
-
-def _form(session: Session, settings: RunSettings) -> tuple[Any, ...]:
-    """The inputs of `Actions.inpaint` that belong to settings."""
-    sequences = list(settings.sequences) or list(session.sequences)
-    return sequences, *(getattr(settings, name) for name in FIELDS[1:])
-
-
-def _painter(**given: Any) -> gr.HTML:
-    """The painter with what it is given."""
-    # An update replaces all that the painter's script knows, so the tissues are sent again.
-    return gr.HTML(tissues=painter.tissues(), **given)
-
-
-def _busy(is_busy: bool) -> tuple[gr.Button, gr.Button]:
-    """Start and cancel: either can be pressed only while it does something."""
-    return gr.Button(interactive=not is_busy), gr.Button(interactive=is_busy)
-
-
-def _start(session: Session) -> gr.Button:
-    """The button that starts a run: not while there is nothing to repaint, or a run is under way."""
-    return gr.Button(interactive=bool(session.painted) and not session.busy)
-
-
-def _preset(session: Session) -> str:
-    """The kind of result that suits what is painted."""
-    return estimate_for(session.painted.values(), session.inpainter.pipeline.process)
-
-
-def _take(session: Session | None, file: Any, tumor: Any) -> gr.Button:
-    """The button that takes ROIs: from a file, or of the case's own tumor."""
-    has_tumor = session is not None and session.segmentation is not None
-    return gr.Button(interactive=session is not None and bool(file or (tumor and has_tumor)))
-
-
-def _sizes(session: Session, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What `results.check_run` asks of settings."""
-    sequences = settings["sequences"] or session.sequences
-    return {"sequences": sequences, "num_samples": settings["num_samples"]}
-
-
-def _asked(session: Session, *form: Any) -> tuple[RunSettings, dict[str, Any]]:
-    """A form as settings, and as arguments of `results.run`.
-
-    Raises:
-        ValueError: something in it is no setting.
-    """
-    sequences, seed, num_samples, num_steps, guidance_weight, estimate, *advanced = form
-    sampler, guidance, lowest_noise, highest_noise, blend = advanced
-    if estimate not in ESTIMATES:
-        raise ValueError(f"the result must be one of {', '.join(ESTIMATES)}, not {estimate!r:.40}")
-    in_one_pass = estimate == "mean in one pass"
-    interval = [
-        number(f"the {name} noise share", share)
-        for name, share in (("lowest", lowest_noise), ("highest", highest_noise))
-    ]
-    asked = RunSettings(
-        tuple(name for name in session.sequences if name in (sequences or ())),
-        whole("the seed", seed),
-        whole("the number of samples", num_samples),
-        whole("the number of steps", num_steps),
-        number("the guidance weight", guidance_weight),
-        estimate,
-        sampler,
-        guidance,
-        interval[0],
-        interval[1],
-        flag("blending", blend),
-    )
-    return asked, {
-        "sequences": list(asked.sequences),
-        "sampling": Sampling(
-            num_steps=asked.num_steps,
-            sampler=sampler,
-            guidance=make_guidance(guidance, asked.guidance_weight, interval),
-            seed=asked.seed,
-            estimate=ESTIMATES[estimate],
-            mean_passes=1 if in_one_pass else None,
-            blend=asked.blend,
-        ),
-        # One pass has no samples.
-        "num_samples": 1 if in_one_pass else asked.num_samples,
-    }

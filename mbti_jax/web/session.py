@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.rois.regions import Rois, check_names
+from mbti_jax.rois.given import check_names
+from mbti_jax.rois.regions import Rois
 from mbti_jax.web import painter
 from tfds_brats.cases import Case
 from tfds_brats.scale import IntensityScale

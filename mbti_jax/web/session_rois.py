@@ -8,8 +8,9 @@ import numpy as np
 
 from mbti_jax.inference import inputs
 from mbti_jax.io import slices
+from mbti_jax.rois.given import parse_labels
 from mbti_jax.rois.kinds import COMPONENTS
-from mbti_jax.rois.regions import Rois, parse_labels
+from mbti_jax.rois.regions import Rois
 from mbti_jax.rois.tumors import own_tumor
 from mbti_jax.web import uploads
 from mbti_jax.web.loading import named_as_uploaded
@@ -46,7 +47,7 @@ def take_roi(
     """Replaces what is painted by the ROIs of a file: NIfTI on the case's grid, or PNG or npy.
 
     Args:
-        meaning: of the labels, see `rois.regions.parse_labels`.
+        meaning: of the labels, see `rois.given.parse_labels`.
         made: what of it is used; with a mode the file is a segmentation.
 
     Raises:

@@ -14,7 +14,7 @@ from conftest import ROOT
 from mbti_jax.commands import failures
 from mbti_jax.commands.failures import explain
 from mbti_jax.fields import FieldError
-from mbti_jax.rois.regions import WHICH_ROI
+from mbti_jax.rois.given import WHICH_ROI
 
 TRAIN = {"batch_size": 8, "accumulation": 1, "data": {"num_threads": 8}, "model": {}}
 INPAINT = {"batch_size": 16}

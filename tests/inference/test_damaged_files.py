@@ -13,8 +13,8 @@ from tiny_inpainter import make_slice
 from mbti_jax.inference import inputs
 from mbti_jax.inference.requests import is_done
 from mbti_jax.io import slices
+from mbti_jax.rois.given import to_masks
 from mbti_jax.rois.kinds import ROI_LABELS
-from mbti_jax.rois.regions import to_masks
 from tfds_brats.cases import read_case
 
 PER_KIND = 130

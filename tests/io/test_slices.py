@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mbti_jax.io.slices import read_roi, read_sequences, read_slice, write_sequences
+from mbti_jax.rois.given import to_masks
 from mbti_jax.rois.kinds import COLORS
-from mbti_jax.rois.regions import to_masks
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # All that PNG allows (its specification, table 11.1): color type -> bits.

@@ -1,4 +1,4 @@
-"""ROIs by name, label map and picture; what is refused, and the sentence that says why."""
+"""ROIs and their boxes; what is refused, and the sentence that says why."""
 
 import jax
 import numpy as np
@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbti_jax.rois import regions
-from mbti_jax.rois.kinds import CHANNELS, COLORS
-from mbti_jax.rois.regions import Rois, make_condition
+from mbti_jax.rois.regions import Rois, fill_boxes, make_condition
 
 _make_conditions = jax.jit(jax.vmap(make_condition, in_axes=(0, None)))
 SHAPE = (9, 8)
@@ -18,58 +16,6 @@ def mask(*index) -> np.ndarray:
     out = np.zeros(SHAPE, bool)
     out[index] = True
     return out
-
-
-def test_names_labels_and_colors_mean_the_same():
-    wanted = {"edema": mask(slice(1, 4), 2), "normal": mask(6, slice(2, 5))}
-    by_name = regions.to_masks(wanted, SHAPE)
-    np.testing.assert_array_equal(by_name[..., CHANNELS.index("edema")], wanted["edema"])
-    labels = Rois(by_name).label_map()
-    np.testing.assert_array_equal(regions.to_masks(labels, SHAPE), by_name)
-    picture = np.zeros((*SHAPE, 3), np.uint8)
-    for name, where in wanted.items():
-        picture[where] = COLORS[name]
-    np.testing.assert_array_equal(regions.to_masks(picture, SHAPE), by_name)
-    assert by_name.sum() == 6
-
-
-def test_255_is_a_mask_but_two_grays_are_not():
-    np.testing.assert_array_equal(
-        regions.to_masks({"tumor": 255 * mask(2, 3).astype(np.uint8)}, SHAPE)[..., 4], mask(2, 3)
-    )
-    blurred = mask(2, 3) * 255 + mask(2, 4) * 100
-    with pytest.raises(ValueError, match=r"100, 255.*resized or saved with loss"):
-        regions.to_masks({"tumor": blurred}, SHAPE)
-
-
-@pytest.mark.parametrize(
-    ("given", "labels", "sentence"),
-    [
-        ({"tumour": mask(0)}, None, "unknown ROI 'tumour'; ROIs are normal"),
-        ({"tumor": np.ones((3, 3))}, None, r"has shape \(3, 3\), the image \(9, 8\)"),
-        ({"tumor": mask(0) & False}, None, "ROI is empty"),
-        ({}, None, "ROI is empty"),
-        (mask(0) * 4, None, r"labels \[4\], which have no meaning"),
-        (mask(0) * 1.5, None, r"labels \[1\.5\]"),
-        (mask(0) * 7, {1: "edema"}, r"labels \[7\].*known are 1 edema"),
-        (np.full(SHAPE, "a"), None, "whole numbers are needed"),
-        (np.full((*SHAPE, 3), 9, np.uint8), None, r"unknown colors, such as \(9, 9, 9\)"),
-    ],
-)
-def test_refused(given, labels, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        regions.to_masks(given, SHAPE, labels)
-
-
-def test_a_binary_mask_is_the_roi_that_it_is_said_to_be():
-    given = 255 * mask(2, 3).astype(np.uint8)
-    masks = regions.to_masks(given, SHAPE, "tumor")
-    np.testing.assert_array_equal(masks[..., 4], mask(2, 3))
-    assert masks.sum() == masks[..., 4].sum()
-    with pytest.raises(ValueError, match="of a binary mask say which ROI it is"):
-        regions.to_masks(given, SHAPE)
-    with pytest.raises(ValueError, match=r"the values \[100, 255\] besides 0"):
-        regions.to_masks(mask(2, 3) * 255 + mask(2, 4) * 100, SHAPE, "tumor")
 
 
 def test_a_box_of_an_roi_that_is_not_there_is_refused():
@@ -98,7 +44,7 @@ def test_boxes_are_those_of_training(seed):
     trained = jax.device_get(_make_conditions(masks, box))
     ours = make_condition(masks, box)
     jax.tree.map(np.testing.assert_array_equal, ours, trained)
-    np.testing.assert_array_equal(regions.fill_boxes(masks, box), ours.roi_masks > 0)
+    np.testing.assert_array_equal(fill_boxes(masks, box), ours.roi_masks > 0)
 
 
 def test_overlap():
@@ -118,25 +64,7 @@ def test_mixed_tumor_together_with_components_is_warned_of():
     assert "never trained" in Rois(masks).warnings[0]
 
 
-def test_labels_in_words():
-    assert regions.parse_labels("brats2021") == {
-        1: "necrotic_core",
-        2: "edema",
-        4: "enhancement",
-    }
-    assert regions.parse_labels("brats2024")[4] == ""
-    assert regions.parse_labels("1: edema,7:,3:tumor") == {1: "edema", 7: "", 3: "tumor"}
-    for wrong, sentence in (
-        ("brats1999", "conventions are brats2018"),
-        ("1:oedema", "unknown ROI 'oedema'"),
-        ("x:edema", "is not 'number:name'"),
-        ("1:edema,1:tumor", "each number once"),
-        ("0:normal", "is not 'number:name'"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            regions.parse_labels(wrong)
-    assert regions.parse_labels("") == regions.ROI_LABELS
-    assert regions.parse_labels("edema") == "edema"
+def test_which_rois_are_boxes():
     normal = np.zeros((2, 2, 5), bool)
     normal[..., 0] = 1
     assert Rois(normal, ["normal"]).is_box.tolist() == [True] + 4 * [False]
