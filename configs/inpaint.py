@@ -8,6 +8,10 @@ r"""Inpaints files: cases, volumes or single slices.
     mbti inpaint -i t1=t1.nii.gz t1ce=t1ce.nii.gz t2=t2.nii.gz flair=flair.nii.gz \
         -m roi.nii.gz --roi_labels "1:edema, 2:normal" -o out
 
+    # Normal tissue in place of the case's own tumor:
+    mbti inpaint -i t1=t1.nii.gz t1ce=t1ce.nii.gz t2=t2.nii.gz flair=flair.nii.gz seg=seg.nii.gz \
+        -c brats2021 --remove -o out
+
     # Normal tissue in the box of the tumor, in every case of a folder:
     mbti inpaint -i DIR -c brats2021 --remove --box normal -o out --model runs/paper
 
@@ -54,8 +58,9 @@ def get_config() -> ConfigDict:
     config.source = ""
     config.convention = ""
     config.subjects = ()
-    # Or the volumes of one case.
-    config.images = ConfigDict({"t1": "", "t1ce": "", "t2": "", "flair": ""})
+    # Or the volumes of one case, and if something becomes of its own tumor (`tumor`), its segmentation,
+    # whose numbers are those of `convention`.
+    config.images = ConfigDict({"t1": "", "t1ce": "", "t2": "", "flair": "", "seg": ""})
     # Or one slice, PNG or npy, 0 being background; "slice_{sequence}.png" for a file for each sequence
     # (`sequences` below; else those that the model paints together, or of one at a time those that
     # exist).

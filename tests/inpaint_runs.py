@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from synthetic_cases import make_arrays, write_volume
 
@@ -23,6 +24,11 @@ def run(workdir: Path, **fields) -> Path:
 def of_case(source: Path, **fields) -> dict:
     of_case = {"source": str(source), "convention": "brats2021", "tumor": "remove"}
     return {**of_case, "dilate_mm": 0.0, **fields}
+
+
+def stored(path: Path) -> np.ndarray:
+    """What a file holds, without its scaling."""
+    return np.asarray(nib.load(path).dataobj.get_unscaled())
 
 
 def write_voided(folder: Path, subject: str):

@@ -17,6 +17,8 @@ from mbti_jax.commands.config_text import about, fields, kind_of, list_fields
 from tfds_brats.spelling import nearest
 
 _SEQUENCES = ("t1", "t1ce", "t2", "flair")
+# What files given one by one can be.
+_ROLES = (*_SEQUENCES, "seg")
 _VOLUMES = (".nii", ".nii.gz")
 # Field -> short names of its option.
 _SHORT = {
@@ -50,7 +52,7 @@ _EXISTING = {
     "figures": ("checkpoint", "data_dir"),
     "healthy_masks": ("source", "shapes_source"),
     "import_torch": ("source",),
-    "inpaint": ("checkpoint", "source", "image", "roi", *(f"images.{s}" for s in _SEQUENCES)),
+    "inpaint": ("checkpoint", "source", "image", "roi", *(f"images.{r}" for r in _ROLES)),
     "quickstart": ("source",),
     "serve": ("checkpoint",),
     "train": ("data.dataset",),
@@ -124,7 +126,7 @@ def _options(
     out = {name: names[0] for name, names in (_INPAINT if is_inpaint else _SHORT).items()}
     if is_inpaint:
         out |= {"source": "-i", "image": "-i", "tumor": f"--{next(iter(_TUMOR))}"}
-        out |= {f"images.{name}": f"-i {name}" for name in _SEQUENCES}
+        out |= {f"images.{name}": f"-i {name}" for name in _ROLES}
     for argument in arguments:
         option = argument.partition("=")[0]
         if action := parser._option_string_actions.get(option):
@@ -201,7 +203,10 @@ def _parser(command: str, path: Path, config: Any, kinds: Mapping[str, type]) ->
             *names, dest=name, metavar=kind_of(kind), help=argparse.SUPPRESS, **options
         )
     if is_inpaint:
-        what = "a folder of cases (with -c), SEQUENCE=FILE for each volume of a case, or a slice"
+        what = (
+            "a folder of cases (with -c), SEQUENCE=FILE for each volume of a case and seg=FILE for its "
+            "segmentation (with -c), or a slice"
+        )
         case.add_argument("-i", "--input", dest="inputs", nargs="+", metavar="PATH", help=what)
         for name, meaning in _TUMOR.items():
             where.add_argument(
@@ -242,14 +247,14 @@ def _refuse(parser: _Parser, argument: str) -> NoReturn:
 def _input_fields(parser: _Parser, inputs: Sequence[str]) -> dict[str, str]:
     """What `inpaint` is given, as fields."""
     named = [given.partition("=") for given in inputs]
-    if all(separator and name in _SEQUENCES for name, separator, _ in named):
+    if all(separator and name in _ROLES for name, separator, _ in named):
         twice = [name for name, *_ in named if sum(name == other for other, *_ in named) > 1]
         if twice:
             parser.error(f"-i: {twice[0]} is given twice")
         return {f"images.{name}": file for name, _, file in named}
     # A path may hold the sign, too.
     of_unknown = [
-        bool(separator) and not (name in _SEQUENCES or os.sep in name or os.path.exists(given))
+        bool(separator) and not (name in _ROLES or os.sep in name or os.path.exists(given))
         for given, (name, separator, _) in zip(inputs, named, strict=True)
     ]
     if len(inputs) == 1 and not inputs[0].lower().endswith(_VOLUMES) and not any(of_unknown):
@@ -261,12 +266,12 @@ def _input_fields(parser: _Parser, inputs: Sequence[str]) -> dict[str, str]:
         if is_unknown:
             guessed.append(f"{_guess(name, _guess(file))}={file}")
         else:
-            is_named = separator and name in _SEQUENCES
+            is_named = separator and name in _ROLES
             guessed.append(path if is_named else f"{_guess(path)}={path}")
     problem, end = "say which sequence each file is, such as", ""
     if any(of_unknown):
         name, end = named[of_unknown.index(True)][0], "?"
-        problem = f"there is no sequence {name!r}, but {', '.join(_SEQUENCES)}; did you mean"
+        problem = f"there is no sequence {name!r}, but {', '.join(_ROLES)}; did you mean"
     parser.error(f"-i: {problem} -i {' '.join(guessed)}{end}")
 
 
@@ -278,6 +283,7 @@ def _guess(path: str, otherwise: str = "SEQUENCE") -> str:
         ("flair", ("flair", "t2f")),
         ("t2", ("t2", "t2w")),
         ("t1", ("t1", "t1n", "t1w")),
+        ("seg", ("seg",)),
     ):
         if name.replace("-", "_").split("_")[-1] in words:
             return sequence

@@ -56,7 +56,7 @@ def inpaint_files(
     if settings.source:
         cases, problems = settings.cases(labels=bool(settings.tumor))
     else:
-        cases, problems = [named_files(settings.images)], []
+        cases, problems = [named_files(settings.images, settings.convention)], []
     # A mean has a standard deviation in float32 beside it.
     number = 3 if settings.is_mean else settings.num_samples
     check_space(folder, number * sum(map(size_of_images, cases)), "the results")
@@ -80,7 +80,8 @@ def paint_sample(
     number = len(numbers) * len(samples) * per_slice
     with waiting("compiling the network, which takes up to a minute, and timing it"):
         cost = forecast(inpainter, settings.sampling, number, case.spacing[2])
-    _log.info(f"{case.subject}: {len(numbers)} slices, {kind}: {cost}")
+    slices = f"{len(numbers)} slice{'s' * (len(numbers) > 1)}"
+    _log.info(f"{case.subject}: {slices}, {kind}: {cost}")
     # Before hours of work that they may make vain.
     _warn(case, case.warnings)
 

@@ -16,7 +16,7 @@ from mbti_jax.rois.given import check_names
 from mbti_jax.rois.kinds import ROI_LABELS
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, CaseFiles, read_case, read_label_volume
-from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention
+from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError, Convention, get_convention
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
 from tfds_brats.spelling import nearest
@@ -32,28 +32,46 @@ _VOIDED = dataclasses.replace(
 )
 
 
-def named_files(images: Mapping[str, str]) -> CaseFiles:
+# The name of a segmentation among files that are given one by one.
+SEGMENTATION = "seg"
+
+
+def named_files(images: Mapping[str, str], convention: str = "") -> CaseFiles:
     """A case of NIfTI files given one by one, {sequence: path}; empty paths are left out.
 
     It is named by what the names of its files have in common up to a separator, or after the first file.
 
+    Args:
+        images: the paths; that of `SEGMENTATION` is no sequence, but the case's segmentation.
+        convention: whose numbers the segmentation has.
+
     Raises:
-        ValueError: no file, an unknown sequence, a missing file, or one file for two sequences.
+        ValueError: no file, an unknown sequence or convention, a segmentation without one, a missing
+            file, or one file for two.
     """
-    given = [name for name, path in images.items() if path]
+    segmentation = images.get(SEGMENTATION, "")
+    given = [name for name, path in images.items() if path and name != SEGMENTATION]
     if not given or not set(given) <= set(SEQUENCES):
         way = nearest(next(iter({*given} - {*SEQUENCES}), ""), SEQUENCES)
         raise ValueError(f"images {given}: name files of {', '.join(SEQUENCES)}{way}")
     paths = {name: Path(images[name]) for name in SEQUENCES if name in given}
+    if segmentation and not convention:
+        raise ValueError(
+            f"{segmentation}: name the convention of its labels, since the same numbers mean different "
+            f"things; conventions are {', '.join(CONVENTIONS)}"
+        )
+    labels = get_convention(convention).labels if segmentation else {}
     files: dict[tuple[int, int], str] = {}
-    for name, path in paths.items():
+    of_labels = {SEGMENTATION: Path(segmentation)} if segmentation else {}
+    for name, path in {**paths, **of_labels}.items():
         check_file(path)
         status = path.stat()
         other = files.setdefault((status.st_dev, status.st_ino), name)
         if other != name:
             raise CaseError(f"{path}: is given for {other} and for {name}")
     subject = _common_name([split_ending(path)[0] for path in paths.values()])
-    return CaseFiles(subject, subject, Convention("files", "", "", {}), paths, None)
+    rule = Convention(convention or "files", "", "", labels)
+    return CaseFiles(subject, subject, rule, paths, of_labels.get(SEGMENTATION))
 
 
 def case_of(images: Case | Mapping[str, Any]) -> Case:

@@ -17,13 +17,13 @@ from mbti_jax.fields import (
     whole_number,
 )
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.inputs import held_by_voided_cases, read_roi_volume
+from mbti_jax.inference.inputs import SEGMENTATION, held_by_voided_cases, read_roi_volume
 from mbti_jax.io.slices import read_sequences
 from mbti_jax.rois.given import check_names, parse_labels
 from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois
 from mbti_jax.rois.tumors import MODES, Share, own_tumor, parse_shares
 from tfds_brats.cases import Case, CaseFiles
-from tfds_brats.conventions import SEQUENCES, CaseError
+from tfds_brats.conventions import CONVENTIONS, SEQUENCES, CaseError
 from tfds_brats.search import search_cases
 from tfds_brats.slices import to_slices
 from tfds_brats.spelling import nearest
@@ -42,7 +42,8 @@ class InpaintSettings:
     Attributes:
         layout: of `LAYOUTS`.
         source, convention, subjects: a folder of cases of a convention, and which of them; or
-        images: the volumes of one case, {sequence: path}; or
+        images: the volumes of one case, {sequence: path}, and with `tumor` its segmentation, numbered as
+            `convention` says; or
         image: one slice.
         roi, roi_labels: file with the ROIs, and the meaning of its numbers; or
         tumor: ROIs made of the case's own tumor, a key of `rois.tumors.MODES`, or several with their
@@ -116,9 +117,31 @@ class InpaintSettings:
                     "has to be a file that says where to paint, or in its place it is given what "
                     f"becomes of the case's own tumor ({', '.join(MODES)}); not both",
                 )
-            if self.tumor and not self.source:
-                problem = "needs a segmentation: give a folder of cases that have one"
+            segmentation = self.images.get(SEGMENTATION)
+            if self.tumor and not (self.source or segmentation):
+                problem = (
+                    "needs a segmentation: give a folder of cases that have one, or with the volumes "
+                    f"of a case {SEGMENTATION}=FILE and the convention of its labels"
+                )
                 raise FieldError("tumor", problem)
+            if segmentation and not self.tumor:
+                problem = (
+                    "is a case's own segmentation, of which ROIs are made if it is said what becomes of "
+                    f"the tumor ({', '.join(MODES)}); a file of ROIs is given as roi"
+                )
+                raise FieldError(f"images.{SEGMENTATION}", problem)
+            if segmentation and not self.convention:
+                problem = (
+                    f"has to say whose numbers {segmentation} holds, since the same ones mean different "
+                    f"things: {', '.join(CONVENTIONS)}"
+                )
+                raise FieldError("convention", problem)
+            if self.convention and not (self.source or segmentation):
+                problem = (
+                    "is that of a folder of cases, or of the segmentation of volumes that are given one "
+                    "by one; what the numbers of a map of ROIs mean is given as roi_labels"
+                )
+                raise FieldError("convention", problem)
         if self.sequences and self.image and SEQUENCE not in self.image:
             raise FieldError(
                 "sequences",
@@ -214,7 +237,7 @@ class InpaintSettings:
             image = read_sequences([Path(self.image)])
             return SEQUENCES if image.shape[2:] == (len(SEQUENCES),) else ()
         if not self.source:
-            return tuple(name for name, path in self.images.items() if path)
+            return tuple(name for name in SEQUENCES if self.images.get(name))
         if self.layout == "brats_inpainting":
             return held_by_voided_cases(self.source, self.subjects)
         cases, _ = self.cases(labels=False)
