@@ -39,12 +39,26 @@ class Forecast(NamedTuple):
     device_bytes: int
 
     def __str__(self) -> str:
-        minutes = f"{self.seconds / 60:.0f} min" if self.seconds > 90 else f"{self.seconds:.0f} s"
         return (
-            f"{self.batches} batch{'es' * (self.batches > 1)} of {self.evaluations} evaluation"
-            f"{'s' * (self.evaluations > 1)}, about {minutes}; slices take "
+            f"{work(self.batches, self.evaluations)}, about {duration(self.seconds)}; slices take "
             f"{self.device_bytes / 1e9:.2f} GB on the device"
         )
+
+
+def work(batches: int, evaluations: int) -> str:
+    """What the network does, in words."""
+    return (
+        f"{batches} batch{'es' * (batches > 1)} of {evaluations} evaluation"
+        f"{'s' * (evaluations > 1)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time that nobody knows to more than two digits, in words."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def forecast(

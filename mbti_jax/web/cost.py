@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from mbti_jax.diffusion.sampling import Sampling
-from mbti_jax.inference.forecast import forecast
+from mbti_jax.inference.forecast import duration, forecast, work
 from mbti_jax.web.session import Session
 from tfds_brats.cases import Case
 
@@ -64,14 +64,12 @@ def cost_ahead(
     evaluations = inpainter.passes(sampling)["evaluations"]
     what = (
         f"{slices} slice{'s' * (slices > 1)}, {num_samples} sample{'s' * (num_samples > 1)}: "
-        f"{batches} batch{'es' * (batches > 1)} of {evaluations} "
-        f"evaluation{'s' * (evaluations > 1)}"
+        f"{work(batches, evaluations)}"
     )
     if seconds is None:
         return f"{what}. How long that takes will be known after a first run, which compiles, too."
     whole = seconds * passes_of(session, sequences, sampling, num_samples)
-    long = f"{whole / 60:.0f} min" if whole > 90 else f"{max(whole, 1):.0f} s"
-    return f"{what}, about {long} at the pace of the last run."
+    return f"{what}, about {duration(whole)} at the pace of the last run."
 
 
 def _images(session: Session, sequences: Sequence[str], num_samples: int) -> int:
