@@ -248,7 +248,8 @@ def draw_case(path: Path, case: Case, result: Volume, title: str) -> None:
             if labels is not None and number == 0:
                 line.append(pictures.with_labels(after, plane.of(labels)))
         cells.append(line)
-    kinds = _kinds(masks, labels)
+    shown = [plane.of(masks).reshape(-1, masks.shape[-1]) for plane in planes]
+    kinds = _kinds(np.concatenate(shown), None if labels is None else planes[0].of(labels))
     pictures.figure(
         path,
         cells,

@@ -15,14 +15,19 @@ from tfds_brats.slices import to_slices
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
-    """What `draw_case` hands to `pictures.figure` for two sequences with slices of 3 mm."""
+def case(tmp_path):
+    """Two sequences with slices of 3 mm."""
     images, _ = make_arrays(0)
     affine = AFFINE @ np.diag([1.0, 1, 3, 1])
     paths = {
         n: str(write_volume(tmp_path / f"{n}.nii.gz", images[n], affine)) for n in ("t1", "t2")
     }
-    case = read_case(named_files(paths), ("t1", "t2"), labels=False)
+    return read_case(named_files(paths), ("t1", "t2"), labels=False)
+
+
+@pytest.fixture
+def drawn(case, tmp_path, monkeypatch):
+    """What `draw_case` hands to `pictures.figure`."""
     masks = np.zeros(SHAPE[::-1], bool)
     masks[1:4, 6:10, 8:11] = True
     masks[2, 5, 9] = True
@@ -50,6 +55,25 @@ def test_a_row_is_a_sequence_with_its_planes_side_by_side(drawn):
     # Columns from the patient's right to the left; sagittal planes with anterior on the left.
     assert found["marks"].sides == ["RL"] * 4 + ["AP"] * 2
     assert found["marks"].kinds == ["edema"]
+
+
+def test_a_legend_explains_what_the_planes_show(case, tmp_path, monkeypatch):
+    """Not the tumor in a slice that is not among them."""
+    masks = np.zeros(SHAPE[::-1], bool)
+    masks[2, 6:10, 8:11] = True
+    labels = np.zeros(masks.shape, np.uint8)
+    labels[4, 6:10, 8:11] = 4
+    rois = Rois.of({"normal": masks}, masks.shape)
+    values = {"t1": np.zeros(masks.shape)}
+    result = InpaintedVolume(values, None, rois, labels, np.zeros((1,)), {})
+    kinds = []
+    monkeypatch.setattr(
+        results.pictures, "figure", lambda *_, marks, **__: kinds.append(marks.kinds)
+    )
+    results.draw_case(tmp_path / "preview.png", case, result, "a case")
+    labels[2, 7, 9] = 2
+    results.draw_case(tmp_path / "preview.png", case, result, "a case")
+    assert kinds == [["normal"], ["normal", "edema"]]
 
 
 def test_planes_have_the_proportions_of_the_volume_and_show_what_was_painted(drawn):
