@@ -62,7 +62,7 @@ def test_a_legend_explains_what_the_planes_show(case, tmp_path, monkeypatch):
     masks = np.zeros(SHAPE[::-1], bool)
     masks[2, 6:10, 8:11] = True
     labels = np.zeros(masks.shape, np.uint8)
-    labels[4, 6:10, 8:11] = 4
+    labels[4, 6:10, 8:11] = 3
     rois = Rois.of({"normal": masks}, masks.shape)
     values = {"t1": np.zeros(masks.shape)}
     result = InpaintedVolume(values, None, rois, labels, np.zeros((1,)), {})
