@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     # Of the timesteps: trailing; cubic, for few steps of dpmpp_2m, unipc and heun; or ddim for
     # guided-diffusion's ddimN, with N = num_steps.
     config.spacing = placeholder(str)
-    # Below 0: what the checkpoint recommends, and 0 for mean_passes=1.
+    # Below 0: what the checkpoint recommends, and 0 for mean_passes=1 and for near_mean.
     config.guidance_weight = -1.0
     # plain; or, against the saturation of high weights, projected or rescaled.
     config.guidance = "plain"

@@ -53,7 +53,8 @@ class Sampling:
             the checkpoint recommends, or the `SPACING` of the sampler.
         eta: 0 (deterministic) to 1 (ancestral sampling); above 0 for the sampler "ddim" only.
         guidance: a `Guidance`, or its weight w for classifier-free guidance; None, also as the weight of
-            a `Guidance`, for the weight that the checkpoint recommends.
+            a `Guidance`, for the weight that the checkpoint recommends, and 0 for `mean_passes` and
+            near the mean.
         seed: whole number >= 0. Noise is a function of (seed, sample, slice index, position).
         z_sigma_mm: how far along z neighboring slices of a volume share their noise, in millimeters; 0
             for independent noise; None for what the model was trained with, if it sees neighbors that

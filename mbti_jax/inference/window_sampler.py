@@ -148,10 +148,16 @@ class WindowSampler:
         return float(self.metadata["inference"]["guidance_weight"])
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """`sampling` with what the checkpoint recommends, and a weight of 0 for `mean_passes`."""
+        """`sampling` with what the checkpoint recommends.
+
+        A weight that is open is 0 for `mean_passes` and near the mean: guidance makes requested tumors
+        clearer, and leaves normal tissue, which those are for, as it is, at twice the price
+        (docs/evaluation.md).
+        """
         if sampling.z_sigma_mm is None:
             sampling = dataclasses.replace(sampling, z_sigma_mm=self.z_sigma_mm)
-        weight = 0.0 if sampling.mean_passes else self.default_guidance_weight
+        unguided = sampling.mean_passes or sampling.estimate == "near_mean"
+        weight = 0.0 if unguided else self.default_guidance_weight
         sampling = sampling.resolved(self.pipeline.process, self.metadata["inference"])
         return dataclasses.replace(sampling, guidance=with_weight(sampling.guidance, weight))
 

@@ -30,7 +30,7 @@ def read(session: Session, *form: Any) -> tuple[RunSettings, dict[str, Any]]:
         whole("the seed", seed),
         whole("the number of samples", num_samples),
         whole("the number of steps", num_steps),
-        number("the guidance weight", guidance_weight),
+        None if guidance_weight is None else number("the guidance weight", guidance_weight),
         estimate,
         sampler,
         guidance,

@@ -18,6 +18,8 @@ _LARGEST_FILE = 10**5
 class RunSettings:
     """What the form held when a run was asked for; each field is an input of `Actions.inpaint`.
 
+    A weight of None is what suits the estimate.
+
     Raises:
         FieldError: a field is of another kind or out of its range.
     """
@@ -26,7 +28,7 @@ class RunSettings:
     seed: int
     num_samples: Count
     num_steps: Count
-    guidance_weight: float
+    guidance_weight: float | None
     estimate: str
     sampler: str
     guidance: str
@@ -66,9 +68,10 @@ class Run:
         one = self.settings
         count = f"{one.num_samples} sample{'s' * (one.num_samples > 1)}, "
         count = "" if one.estimate == "mean in one pass" else count
+        weight = one.guidance_weight
+        end = "" if weight is None else f", guidance weight {weight:g}"
         return (
-            f"Run {self.number}: {one.estimate}, {count}{one.num_steps} steps, seed {one.seed}, "
-            f"guidance weight {one.guidance_weight:g}"
+            f"Run {self.number}: {one.estimate}, {count}{one.num_steps} steps, seed {one.seed}{end}"
         )
 
 

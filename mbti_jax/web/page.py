@@ -13,9 +13,9 @@ Scripts use it through `gradio_client`; the endpoints are
   segmentation; the last three, which may be left out, limit it to a range of slices (-1 is the last
   one), and are the seed of the place to move it to. Returns a sentence.
 - `/inpaint(sequences, seed, num_samples, num_steps, guidance_weight, estimate, sampler, guidance,
-  lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. `estimate` is one of
-  `values.ESTIMATES`. Returns a sentence and the files: an archive of everything, then those of the
-  first sample, or of the mean.
+  lowest_noise, highest_noise, blend)`: repaints; the last six may be left out. A weight of None is what
+  suits the result. `estimate` is one of `values.ESTIMATES`. Returns a sentence and the files: an archive
+  of everything, then those of the first sample, or of the mean.
 - `/cancel()`: stops the run of this client.
 
     from gradio_client import Client, handle_file
@@ -287,7 +287,13 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         value = inpainter.metadata["inference"].get("num_steps", num_steps) or offered.num_steps
         steps = gr.Slider(1, _MAX_STEPS, value=value, step=1, label="Steps", min_width=220)
         weight = gr.Number(
-            inpainter.default_guidance_weight, label="Guidance weight", step=0.1, min_width=140
+            None,
+            label="Guidance weight",
+            placeholder="automatic",
+            info=f"Left empty: {inpainter.default_guidance_weight:g}, and 0 for samples near the mean "
+            "and the mean in one pass.",
+            step=0.1,
+            min_width=140,
         )
     estimate = gr.Radio(
         [(name.capitalize(), name) for name in ESTIMATES],

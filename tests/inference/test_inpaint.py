@@ -229,6 +229,12 @@ def test_samples_near_the_mean_are_several():
     np.testing.assert_array_equal(found.images[:1], alone.images)
     assert (found.std > 0)[rois["normal"]].all()
     assert (found.images[0] != found.images[1])[rois["normal"]].mean() > 0.9
+    # Guidance, which normal tissue does not need, is for those who ask.
+    record = alone.provenance["sampling"]
+    assert (record["guidance_weight"], record["network_passes"]) == (0.0, 4)
+    guided = inpaint(image, rois, estimate="near_mean", num_steps=4, guidance=3.0)
+    assert guided.provenance["sampling"]["network_passes"] == 8
+    assert (guided.images != alone.images).any()
 
 
 def test_units_of_the_input():

@@ -56,7 +56,7 @@ def test_only_the_roi_changes(source, tmp_path):
     np.testing.assert_array_equal(rois.affine, AFFINE)
     record = json.loads((out / "provenance.json").read_text())
     assert record["synthetic"] is True and record["rois"]["normal"]["pixels"] == roi.sum()
-    assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0.4
+    assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0
     # What is removed has the preset for normal tissue: the last time, then only late ones.
     assert record["sampling"]["estimate"] == record["request"]["estimate"] == "near_mean"
     assert record["sampling"]["spacing"] == [999, 186]

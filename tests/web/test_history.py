@@ -1,5 +1,6 @@
 """Settings of runs as JSON, runs that are kept, and what file names say."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,10 +14,12 @@ SETTINGS = RunSettings(("t1", "flair"), 3, 2, 8, 0.4, "samples", "ddim", "plain"
 CHOICES = {"sequences": ("t1", "t1ce", "t2", "flair"), "sampler": ("ddim", "unipc")}
 
 
-def test_settings_come_back(tmp_path):
+@pytest.mark.parametrize("weight", [0.4, None])
+def test_settings_come_back(tmp_path, weight):
     path = tmp_path / "settings.json"
-    path.write_text(to_json(SETTINGS))
-    assert read_settings(path, CHOICES) == SETTINGS
+    settings = dataclasses.replace(SETTINGS, guidance_weight=weight)
+    path.write_text(to_json(settings))
+    assert read_settings(path, CHOICES) == settings
     held = json.loads(path.read_text())["settings"]
     assert held["sequences"] == ["t1", "flair"] and held["num_steps"] == 8
 
@@ -29,6 +32,7 @@ def test_settings_come_back(tmp_path):
         ({"settings": [1]}, "settings must be a group"),
         ({"num_steps": "8"}, r"settings\.num_steps"),
         ({"num_steps": 0}, r"settings\.num_steps"),
+        ({"guidance_weight": "high"}, r"settings\.guidance_weight"),
         ({"blend": 1}, r"settings\.blend must be True or False"),
         ({"lowest_noise": 2.0}, r"settings\.lowest_noise must lie in"),
         ({"sampler": "unknown"}, r"settings\.sampler cannot be 'unknown' here, but ddim, unipc"),
