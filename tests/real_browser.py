@@ -96,3 +96,28 @@ class Board:
 
 def turn_to(page, number):
     page.get_by_label("Number of the slice").fill(str(number))
+
+
+def drop(page, path, target):
+    """Drags a file or folder of this machine onto the page."""
+    target.scroll_into_view_if_needed()
+    area = target.bounding_box()
+    at = {"x": area["x"] + area["width"] / 2, "y": area["y"] + 20}
+    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+
+
+def shown(board):
+    """The picture, without the brush on it."""
+    board.page.mouse.move(0, 0)
+    return board.canvas.evaluate("one => one.toDataURL()")
+
+
+def marks(page):
+    """Which colors the marks have under the slider's places of the slices: [orange, green]."""
+    read = """one => { const pen = one.getContext('2d'), each = (one.width - 16) / 5; return [2, 6].map(
+        y => [0, 1, 2, 3, 4, 5].map(z => pen.getImageData(8 + z * each, y, 1, 1).data[3] > 0))}"""
+    rows = page.locator("#painter .marks").evaluate(read)
+    return [[z for z in range(SHAPE[2]) if row[z]] for row in rows]

@@ -354,13 +354,17 @@ class Actions:
 
     def fail(self, request: gr.Request):
         """After a run that could not be; why is said in a message."""
-        return f"Nothing was repainted.{_of_before(self._visitor(request).session)}"
+        session = self._visitor(request).session
+        return f"Nothing was repainted.{_of_before(session)}", *self.rest(request)
 
     def rest(self, request: gr.Request):
         """The buttons after a run, however it ended."""
         session = self._visitor(request).session
         start, cancel = updates.run_buttons(False)
-        return start if session is None else updates.start(session), cancel
+        if session is None:
+            return start, cancel
+        session.end()
+        return updates.start(session), cancel
 
     def _visitor(self, request: gr.Request) -> Visitor:
         if not request.session_hash:

@@ -4,6 +4,7 @@ const find = (name) => element.querySelector("." + name);
 const canvas = find("view"), context = canvas.getContext("2d");
 const ERASER = 0;
 const HISTORY = 100;
+const THUMB = 16;  // Of a slider, in pixels.
 const COLORS = new Map(props.tissues.map((tissue) => [tissue.label, tissue.color]));
 const LABELS = [...props.tissues.map((tissue) => tissue.label), ERASER];
 
@@ -323,14 +324,16 @@ function showBrush() {
   context.stroke();
 }
 
+// Below the slider, each under the place of its thumb.
 function drawMarks() {
   if (depth < 2) return;
-  const marks = find("marks"), pen = marks.getContext("2d"), each = marks.width / depth;
-  pen.clearRect(0, 0, marks.width, marks.height);
+  const marks = find("marks"), pen = marks.getContext("2d");
+  marks.width = Math.max(marks.clientWidth, 1);
+  const each = (marks.width - THUMB) / (depth - 1), wide = Math.max(each, 2);
   pen.fillStyle = "#e69f00";
-  for (const at of painted.keys()) pen.fillRect(at * each, 0, Math.max(each, 2), 4);
+  for (const at of painted.keys()) pen.fillRect(THUMB / 2 + at * each - wide / 2, 0, wide, 4);
   pen.fillStyle = "#0d9488";
-  for (const at of result ? result.slices : []) pen.fillRect(at * each, 4, Math.max(each, 2), 4);
+  for (const at of result ? result.slices : []) pen.fillRect(THUMB / 2 + at * each - wide / 2, 4, wide, 4);
   marks.title = "Orange: painted slices. Green: repainted slices.";
 }
 

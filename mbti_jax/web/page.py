@@ -415,7 +415,8 @@ def _connect(actions: Actions, parts: SimpleNamespace) -> None:
     )
     on(ran.then, actions.rest, None, buttons, **unqueued)
     on(ran.then, actions.say_cost, form, parts.cost, **unqueued)
-    on(ran.failure, actions.fail, None, parts.outcome, **unqueued)
+    # With the buttons: `then` does not follow a run of which a field cannot be.
+    on(ran.failure, actions.fail, None, [parts.outcome, *buttons], **unqueued)
     show_results(ran, actions.show_new)
     on(parts.cancel.click, actions.cancel, None, None, queue=False, api_name="cancel")
     chosen = on(parts.runs.input, actions.choose_run, parts.runs, parts.outcome, **silent)

@@ -205,6 +205,7 @@ addRow("eraser", ERASER, "transparent", null);
 choose(chosen);
 // What was made here, and the history of runs, is lost with the page.
 window.addEventListener("beforeunload", (event) => { if (isTouched || result) event.preventDefault(); });
+new ResizeObserver(drawMarks).observe(find("marks"));
 watch("value", take);
 watch("result", takeResult);
 take();

@@ -202,8 +202,8 @@ class Session:
             self.cancelled.clear()
 
     def end(self) -> None:
-        """The run is over."""
-        self.busy = False
+        """The run is over, or could not begin."""
+        self.busy = self.running
 
     def cancel(self) -> None:
         """Stops the run, if there is one."""

@@ -19,7 +19,7 @@ from mbti_jax.web import painter
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-from real_browser import PATIENCE_MS, Board, turn_to  # noqa: E402 (it needs playwright)
+from real_browser import PATIENCE_MS, Board, drop, turn_to  # noqa: E402 (it needs playwright)
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 SUBJECT = "BraTS2021_00001"
@@ -318,17 +318,6 @@ def test_a_folder_and_files_that_are_confirmed(open_page, tmp_path):
     page.get_by_role("button", name="Load files").click()
     Board(page)
     sync_api.expect(page.locator("#loaded")).to_contain_text("T2 (scan_17.nii.gz)")
-
-
-def drop(page, path, target):
-    """Drags a file or folder of this machine onto the page."""
-    target.scroll_into_view_if_needed()
-    area = target.bounding_box()
-    at = {"x": area["x"] + area["width"] / 2, "y": area["y"] + 20}
-    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-    session = page.context.new_cdp_session(page)
-    for kind in ("dragEnter", "dragOver", "drop"):
-        session.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
 
 
 def test_a_folder_is_dropped(open_page, tmp_path):
