@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 GRACE_SECONDS = 3.0
 # A progress bar may stand on the line.
 _BAR = "\n"
+_STOPPING = b"\nstopping, which may take some seconds; Ctrl-C once more ends it at once\n"
 _LINE = "interrupted; nothing is half-written: run the same command again"
 
 
@@ -72,7 +73,7 @@ def _watch(reading: int) -> None:
             end_in_a_line(_BAR)
         elif count:
             # What ends by itself says so; before that only where it takes long.
-            _later(os.write, 2, b"\nstopping, which may take some seconds\n")
+            _later(os.write, 2, _STOPPING)
 
 
 def _later(do: Callable[..., Any], *arguments: Any) -> None:

@@ -23,29 +23,46 @@ _LOCK = ".mbti_serve.lock"
 
 _log = logging.getLogger(__name__)
 
+# Those of this process.
+_folders: set[Path] = set()
+
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[threading.Event]:
     """Ends the program in order on Ctrl-C, `kill`, or when the terminal is closed.
 
     The first of these signals becomes an exception; further ones are ignored, so that all is cleaned up.
+    But a further Ctrl-C is of somebody who does not want to wait: the folder is deleted, and that is all.
 
     Yields:
         An event to wait for, which never happens.
     """
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    is_ending = threading.Event()
 
     def end(number: int, frame: Any) -> None:
         for other in signals:
             signal.signal(other, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, end_at_once)
+        # Whoever else hears of signals would end the process before the folder is deleted.
+        signal.set_wakeup_fd(-1)
+        is_ending.set()
         sys.exit(0)
+
+    def end_at_once(number: int, frame: Any) -> None:
+        for folder in _folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        # As shells report a program that a signal ended; without waiting for any thread.
+        os._exit(128 + signal.SIGINT)
 
     before = {number: signal.signal(number, end) for number in signals}
     try:
         yield threading.Event()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # After a signal the process ends, and what it waits for then can be ended, too.
+        if not is_ending.is_set():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -64,6 +81,7 @@ def server_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
     for folder in parent.glob(f"{_PREFIX}*"):
         _delete_if_abandoned(folder)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    _folders.add(folder)
     try:
         # Under another name until it is locked, so that no other server takes this one for abandoned.
         with (folder / "lock").open("w") as lock:
@@ -73,6 +91,7 @@ def server_folder(parent: str | os.PathLike | None = None) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        _folders.discard(folder)
 
 
 def give_back_memory() -> None:

@@ -22,15 +22,29 @@ with ending_on_signals() as end, server_folder(sys.argv[1]) as folder:
     print(folder, flush=True)
     end.wait()
 """
+# One that waits for something at its end.
+SLOW = SERVER.replace(
+    "    end.wait()",
+    """
+    import time
+    try:
+        end.wait()
+    finally:
+        print("ending", flush=True)
+        time.sleep(60)
+""",
+).replace(
+    "\nwith", "\nfrom mbti_jax.commands import interrupts\ninterrupts.clean_up_on_interrupt()\nwith"
+)
 
 
 @pytest.fixture
 def serve(tmp_path):
     processes = []
 
-    def start():
+    def start(script=SERVER):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", SERVER, str(tmp_path)]
+        command = [sys.executable, "-c", script, str(tmp_path)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         processes.append(process)
         folder = process.stdout.readline().strip()
@@ -49,6 +63,20 @@ def test_nothing_is_left_after_a_signal(serve, tmp_path, number):
     assert bytes_in(folder) >= 1000
     process.send_signal(number)
     assert process.wait(20) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_it_at_once(serve, tmp_path, first):
+    """With its folder, whatever it waits for; others' signals are no reason not to clean up."""
+    process, _ = serve(SLOW)
+    process.send_signal(first)
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
     assert not list(tmp_path.iterdir())
 
 
