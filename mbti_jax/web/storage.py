@@ -32,7 +32,7 @@ def ending_on_signals() -> Iterator[threading.Event]:
     """Ends the program in order on Ctrl-C, `kill`, or when the terminal is closed.
 
     The first of these signals becomes an exception; further ones are ignored, so that all is cleaned up.
-    But a further Ctrl-C is of somebody who does not want to wait: the folder is deleted, and that is all.
+    But a further Ctrl-C is of somebody who does not want to wait: the folder is deleted, and no more.
 
     Yields:
         An event to wait for, which never happens.
