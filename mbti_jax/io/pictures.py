@@ -21,7 +21,7 @@ class Marks:
     """What a figure says beside its pictures.
 
     Attributes:
-        kinds: names of the ROI kinds that the legend explains; None for all.
+        kinds: names of the ROI kinds that the legend explains; None for those whose colors are seen.
         sides: of the pictures of each column, what lies left and right, such as "RL"; empty for nothing.
         letters: whether columns are lettered.
     """
@@ -122,7 +122,7 @@ def figure(
     marks: Marks = Marks(),
     pdf: bool = False,
 ) -> Path:
-    """Writes a labeled grid of pictures as PNG, with the colors of the ROI channels explained.
+    """Writes a labeled grid of pictures as PNG, and explains the colors of ROIs in it.
 
     Args:
         path: file to write; written beside and renamed.
@@ -177,10 +177,11 @@ def figure(
                 for side, x in zip(marks.sides[c], ("left", "right"), strict=bool(marks.sides[c])):
                     _write_inside(axis, (0.02 if x == "left" else 0.98, 0.5), x, "center", side)
     fig.suptitle(title, fontsize=11, y=1 - 0.08 / height, va="top")
+    explained = _seen(cells) if marks.kinds is None else marks.kinds
     handles = [
         Patch(color="#{:02x}{:02x}{:02x}".format(*kind.color), label=kind.title)
         for kind in KINDS
-        if marks.kinds is None or kind.name in marks.kinds
+        if kind.name in explained
     ]
     place = {"loc": "upper left", "bbox_to_anchor": (0, (bottom - 0.02) / height)}
     if handles:
@@ -197,6 +198,16 @@ def figure(
             # Without the time, so that the same figure is the same file.
             fig.savefig(beside, format="pdf", dpi=dpi, metadata={"CreationDate": None})
     return Path(path)
+
+
+def _seen(cells: Sequence[Sequence[np.ndarray]]) -> list[str]:
+    """Names of the ROI kinds whose outlines are in pictures: each has some pixels of the full color."""
+    pictures = [picture for line in cells for picture in line]
+    return [
+        name
+        for name, color in COLORS.items()
+        if any((picture == color).all(-1).any() for picture in pictures)
+    ]
 
 
 def kinds_in(*masks: np.ndarray) -> list[str]:

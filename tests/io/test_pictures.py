@@ -205,6 +205,23 @@ def test_a_figure_says_what_is_used_where_left_is_and_which_panel(tmp_path, monk
     assert [text.get_text() for text in legend.get_texts()] == ["enhancing tumor"]
 
 
+def test_a_legend_not_asked_for_explains_what_is_seen(tmp_path, monkeypatch):
+    """Outlines in the pictures themselves; where there are none, nothing is explained."""
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda fig, file, **_: file.touch() or drawn.append(fig))
+    gray = np.full((16, 16, 3), 90, np.uint8)
+    masks = np.zeros((16, 16, 5), bool)
+    masks[4:8, 4:8, 2] = True
+    labels = np.zeros((16, 16), np.uint8)
+    labels[9, 9] = 1
+    marked = pictures.with_labels(pictures.with_rois(gray, masks), labels)
+    for cells in ([[gray, marked]], [[gray, gray]]):
+        pictures.figure(tmp_path / "x.png", cells, rows=["a"], columns=["b", "c"])
+    (legend,) = drawn[0].legends
+    titles = {text.get_text() for text in legend.get_texts()}
+    assert titles == {"edema", "necrotic core"} and not drawn[1].legends
+
+
 def test_a_pdf_is_the_same_again(tmp_path):
     cell = np.zeros((16, 16, 3), np.uint8)
     for name in ("one", "other"):
