@@ -86,7 +86,8 @@ def main(config: ConfigDict, workdir: str) -> None:
         tempfile.tempdir = str(root)
         page = start(inpainters, make_phantom(root / "phantom"), settings, root, password)
         try:
-            print(f"Open {page.local_url} (Ctrl-C ends it).")
+            # At once, also into a file or a pipe: nothing else is printed before the end.
+            print(f"Open {page.local_url} (Ctrl-C ends it).", flush=True)
             end.wait()
         finally:
             page.close()

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from skimage.morphology import convex_hull_image
 
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.rois.kinds import COMPONENTS, KINDS, NORMAL
 from mbti_jax.rois.regions import Rois
 from tfds_brats.conventions import CAVITY, CaseError
@@ -17,6 +18,12 @@ from tfds_brats.volumes import MAX_SPACING, MIN_SPACING
 _MAX_BOX_ON_BACKGROUND = 0.5
 # Ratio of two sizes of voxels up to which they count as the same.
 _SAME_SIZE = 1.25
+
+
+def is_sampling(value: Any) -> None:
+    """Raises TypeError for what is no `Sampling`, such as the name of a sampler."""
+    if not isinstance(value, Sampling):
+        raise TypeError(f"sampling must be a Sampling, such as Sampling(seed=1), not {value!r:.60}")
 
 
 def image_values(image: np.ndarray) -> np.ndarray:

@@ -113,10 +113,12 @@ class Inpainter(WindowSampler):
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
 
         Raises:
+            TypeError: `sampling` is no `Sampling`.
             ValueError: an argument is not as above, or an image that is not finite, constant, or of
                 another number of sequences than the model's.
             SamplingCancelled: `cancel` returned true.
         """
+        checks.is_sampling(sampling)
         image = np.asarray(image)
         values = checks.image_values(image)
         rois = Rois.of(rois, values.shape[:2])
@@ -225,10 +227,12 @@ class Inpainter(WindowSampler):
             cancel: asked between chunks of steps; true raises `SamplingCancelled`.
 
         Raises:
+            TypeError: `sampling` is no `Sampling`.
             ValueError: no ROI in the slices, a slice that is not there, an ROI wholly outside of the
                 brain, or sequences that the model cannot paint.
             SamplingCancelled: `cancel` returned true.
         """
+        checks.is_sampling(sampling)
         case = case_of(case)
         rois = rois_of(rois, case)
         sequences, numbers, warnings = self.repaintable(case, rois, sequences, slices)

@@ -6,6 +6,7 @@ from typing import Any
 
 from mbti_jax.interop.inference_checkpoint import check_params, is_export, read_export
 from mbti_jax.training.checkpoint import load_for_inference
+from tfds_brats.spelling import nearest
 
 # Models that come with the package: for slices of all four sequences, and for one sequence at a time.
 JOINT, SINGLE = "phantom", "phantom_single"
@@ -29,9 +30,14 @@ def load_model(path: str | os.PathLike) -> tuple[dict, dict[str, Any]]:
             `PRETRAINED` (a folder of that name is "./phantom").
 
     Raises:
-        ValueError: there is nothing readable.
+        ValueError: there is nothing, or nothing readable.
     """
     folder = PRETRAINED.get(str(path), path)
+    if not os.path.exists(folder):
+        raise ValueError(
+            f"{path} is not there; give a training run's folder, an export, or {JOINT} or {SINGLE}, the "
+            f"bundled models{nearest(path, PRETRAINED)}"
+        )
     if is_export(folder):
         return read_export(folder)
     params, metadata = load_for_inference(folder)

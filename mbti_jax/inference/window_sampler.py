@@ -75,6 +75,10 @@ class WindowSampler:
         self._sampler = Sampler(self.pipeline.apply, self.pipeline.process)
         self._report_every = report_every
 
+    def __repr__(self) -> str:
+        paints = "together" if self.num_channels > 1 else "one at a time"
+        return f"{type(self).__name__}({self._path!r}: {', '.join(self.sequences)}, {paints})"
+
     @classmethod
     @suggesting_names
     def load(cls, path: str | os.PathLike, batch_size: int | None = None) -> Self:

@@ -38,7 +38,12 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder to write to; it gets the name `path` when all is written.
 
     On failure it is removed; what a killed process left is removed by the next one.
+
+    Raises:
+        FileExistsError: something is there already, which is no empty folder; before anything is made.
     """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already; choose another folder, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".partial.{path.name}")
     if beside.exists():

@@ -59,10 +59,14 @@ def ending_on_signals() -> Iterator[threading.Event]:
     try:
         yield threading.Event()
     finally:
-        # After a signal the process ends, and what it waits for then can be ended, too.
-        if not is_ending.is_set():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        if is_ending.is_set():
+            # All is cleaned up. Python would wait for threads, and one that compiles would abort.
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

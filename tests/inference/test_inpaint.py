@@ -295,6 +295,26 @@ def test_loads_a_training_run_and_its_export(tmp_path):
         Inpainter.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("phantm", r"phantm is not there; .*did you mean phantom\?"),
+        ("runs/none", "runs/none is not there; give"),
+    ],
+)
+def test_a_model_that_is_not_there_is_answered_with_what_there_is(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Inpainter.load(name)
+
+
+def test_a_sampler_is_no_sampling():
+    inpainter = tiny_inpainter()
+    for paint in (inpainter.inpaint, inpainter.inpaint_volume):
+        with pytest.raises(TypeError, match=r"sampling must be a Sampling, such as .*, not 'ddim'"):
+            paint(make_slice(), {"normal": make_mask()}, "ddim")
+    assert repr(inpainter) == f"Inpainter({inpainter.name!r}: t1, t1ce, t2, flair, one at a time)"
+
+
 GOOD = {"image": make_slice(), "rois": {"normal": make_mask()}}
 
 

@@ -64,8 +64,9 @@ def test_a_slice_saves_itself(painted, tmp_path):
     for saved in np.load(folder / "inpainted.npy"):
         np.testing.assert_array_equal(saved[~mask], image[~mask])
     assert json.loads((folder / "provenance.json").read_text()) == result.provenance
-    with pytest.raises(OSError):
-        result.save(folder)
+    for taken in (folder, (tmp_path / "a.npy").rename(tmp_path / "file")):
+        with pytest.raises(FileExistsError, match="is there already; choose another folder"):
+            result.save(taken)
 
 
 @pytest.fixture(scope="module")

@@ -66,6 +66,15 @@ def test_nothing_is_left_after_a_signal(serve, tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_thread_is_waited_for(serve, tmp_path):
+    """Such as that of a run which compiles."""
+    busy = "import threading, time\nthreading.Thread(target=time.sleep, args=(120,)).start()\n"
+    process, _ = serve(busy + SERVER)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_interrupt_ends_it_at_once(serve, tmp_path, first):
     """With its folder, whatever it waits for; others' signals are no reason not to clean up."""
