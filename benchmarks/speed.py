@@ -213,7 +213,8 @@ def compare(
         tolerance: largest relative L2 distance from the first one's outputs.
         rounds: how often each is timed.
         calls: in a round; by default a few.
-        failures: takes what is wrong with sides that cannot take part; by default that is raised.
+        failures: takes what is wrong with sides that cannot take part, or whose outputs differ; by
+            default that is raised.
 
     Returns:
         By name of those that took part: timing of an example, program, relative L2 distance.
@@ -230,8 +231,18 @@ def compare(
             if failures is None or not programs:
                 raise
             failures[name] = one_line(error)
-    outputs = {name: program.first_outputs for name, program in programs.items()}
-    distances = check_agreement(SECTIONS[section], outputs, tolerance)
+    first, *others = programs
+    reference = {first: programs[first].first_outputs}
+    distances = check_agreement(SECTIONS[section], reference, tolerance)
+    for name in others:
+        both = {**reference, name: programs[name].first_outputs}
+        try:
+            distances |= check_agreement(SECTIONS[section], both, tolerance)
+        except DisagreementError as error:
+            if failures is None:
+                raise
+            failures[name] = str(error)
+            del programs[name]
     calls = calls or _CALLS[section]
     running = {name: timed(p, calls, problem.batch_size) for name, p in programs.items()}
     return interleaved(running, rounds), programs, distances

@@ -88,11 +88,14 @@ def _profile(of: TrainSettings, num_steps: int, folder: Path) -> dict[str, Any]:
         jax.block_until_ready(metrics)
     operations = read_program(step.as_text())
     (path,) = folder.glob("**/*.xplane.pb")
+    events = list(read_trace(path))
+    if not events:
+        raise RuntimeError("the profiler recorded nothing that ran on the device")
     return {
         "batch": of.batch_size,
         "steps": num_steps,
         "wall_seconds": wall,
-        **summarize(list(read_trace(path)), operations, num_steps),
+        **summarize(events, operations, num_steps),
     }
 
 

@@ -60,10 +60,10 @@ def write_report(folder: Path) -> None:
 
 
 def _or_nothing(function: Callable[[Units, float | None], Any], units: Units, peak: Any) -> Any:
-    """What a function makes of units, unless one that it needs is not there (yet) or failed."""
+    """What a function makes of units, unless one that it needs is not there (yet), failed or is zero."""
     try:
         return function(units, peak)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         return None
 
 

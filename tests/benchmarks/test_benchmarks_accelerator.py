@@ -1,5 +1,6 @@
 """The accelerator's benchmark: how its stages are run, and the whole command at tiny sizes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 
 from benchmarks.accelerator import __main__ as command
-from benchmarks.accelerator import kernels, processes, report, stages
+from benchmarks.accelerator import kernels, processes, report, stages, train_step
 from benchmarks.accelerator.record import OutOfTime, Record, read_record, write_record
+from benchmarks.accelerator.sizes import SIZES
 from benchmarks.accelerator.stages import Stage, UnusableError, run_stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -274,6 +276,35 @@ def test_the_report_says_what_won_and_whether_goals_are_reached(tmp_path):
     assert "- five: RuntimeError: crashed" in text
     assert "**8. The accelerator model**: not started" in text
     assert len(text.splitlines()) < 200
+
+
+@pytest.mark.parametrize("name", report.TITLES)
+def test_numbers_that_make_no_sense_do_not_end_the_command(name, tmp_path):
+    """Such as a profile without kernels."""
+    profile = {"batch": 1, "wall_seconds": 1.0, "busy_seconds": 0.0, "kernels": []}
+    profile["categories"] = dict.fromkeys(kernels.CATEGORIES, 0.0)
+    rate = {"images_per_second": {"one batch again": 0.0}, "wall_range": [0, 0], "wall_seconds": 0}
+    record = {**read_record(tmp_path, name), "state": "finished"}
+    record["units"] = {"profile": profile, "in turn": rate, "export": {"bytes": None}}
+    write_record(tmp_path, name, record)
+    report.write_report(tmp_path)
+    assert report.stage_line(name, record, tmp_path) in (tmp_path / "report.md").read_text()
+
+
+def test_a_batch_that_leaves_pytorch_no_memory_is_halved(monkeypatch):
+    batches = []
+
+    def compared(sizes, batch):
+        batches.append(batch)
+        if batch == 8:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        failures = {"PyTorch eager": "OutOfMemoryError: CUDA out of memory."} if batch == 4 else {}
+        return {"batch": batch, "rows": {}, "failures": failures}
+
+    monkeypatch.setattr(train_step, "_compared", compared)
+    monkeypatch.setattr(train_step, "free_pytorch", lambda: None)
+    found = train_step._in_turn(dataclasses.replace(SIZES["tiny"], batch=8))
+    assert batches == [8, 4, 2] and found["batch"] == 2 and not found["failures"]
 
 
 def test_the_whole_command_at_tiny_sizes(tmp_path):

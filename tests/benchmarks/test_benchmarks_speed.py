@@ -1,6 +1,7 @@
 """The speed and memory benchmarks at tiny sizes: both frameworks agree, and the reports are whole."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import memory, speed
-from benchmarks.speed_jax import Problem
+from benchmarks.speed_jax import Problem, Program
 from configs.train import get_config
 from mbti_jax.commands.settings import from_config
 from mbti_jax.training.settings import TrainSettings
@@ -93,6 +94,33 @@ def test_outputs_that_differ_are_not_timed(wrong):
         "jax": 0,
         "torch-eager": 0,
     }
+
+
+class Side:
+    """A rival whose outputs are given."""
+
+    def __init__(self, *outputs):
+        self.outputs = np.array(outputs)
+
+    def prepare(self, section):
+        return Program(lambda: None, lambda output: None, 0.0, None, self.outputs)
+
+
+def test_a_rival_that_differs_takes_no_part_and_the_others_are_timed():
+    sides = {"jax": Side(1.0, 2.0), "wrong": Side(1.0, 3.0), "right": Side(1.0, 2.0)}
+    problem = types.SimpleNamespace(batch_size=2)
+    failures = {}
+    timings, programs, distances = speed.compare(
+        problem, sides, "forward", 0.1, rounds=1, failures=failures
+    )
+    assert list(timings) == list(programs) == list(distances) == ["jax", "right"]
+    assert list(failures) == ["wrong"] and "differs from JAX by 0.45" in failures["wrong"]
+    with pytest.raises(speed.DisagreementError, match="wrong"):
+        speed.compare(problem, sides, "forward", 0.1, rounds=1)
+    # Without the first there is nothing to compare with.
+    with pytest.raises(speed.DisagreementError, match="jax"):
+        nan = {"jax": Side(1.0, np.nan), "right": Side(1.0, 2.0)}
+        speed.compare(problem, nan, "forward", 0.1, rounds=1, failures={})
 
 
 @pytest.mark.parametrize("arguments", [["--rounds=0"], ["--batch=0"], ["--rivals", "tensorflow"]])
