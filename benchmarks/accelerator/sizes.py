@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 
@@ -29,7 +30,7 @@ class Sizes:
         resume_steps: steps before and after the interruption.
         resume_all: interrupt runs without deterministic operations, too, and compare microbatches.
         loader_seconds: how long the loader alone, and loader and step together, are timed.
-        loader_threads: that read ahead, to choose from.
+        loader_threads: that read ahead, to choose from; the first feed the step.
         phantoms: subjects made; 0 takes the few tiny cases that the package ships.
         training: fields of `configs/accelerator_model.py` that differ.
         training_end_seconds: what is kept for export, figures and evaluation.
@@ -68,7 +69,11 @@ SIZES = {
         needs_accelerator=True,
         fork=False,
         # A program out of the cache would have the operations' paths of the revision that compiled it.
-        environment={"JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true"},
+        environment={
+            "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "true",
+            # Callers of a program are no part of it: stages find what others have compiled.
+            "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "1",
+        },
         reserve_seconds=25,
         patience=1,
         network={},
@@ -83,8 +88,8 @@ SIZES = {
         profiled_steps=5,
         resume_steps=3,
         resume_all=True,
-        loader_seconds=8,
-        loader_threads=(4, 8, 16),
+        loader_seconds=5,
+        loader_threads=(16, 8, 4),
         phantoms=64,
         training={},
         training_end_seconds=110,
@@ -100,7 +105,10 @@ SIZES = {
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_COMPILATION_CACHE_INCLUDE_METADATA_IN_KEY": "false",
-            "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+            # Of jaxlib 0.10. Later ones do not have it, and end at a flag that they do not know.
+            "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"
+            if metadata.version("jaxlib").startswith("0.10.")
+            else "",
         },
         reserve_seconds=2,
         patience=5,
