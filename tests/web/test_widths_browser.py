@@ -39,8 +39,10 @@ def nothing_is_wider_than_the_screen(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
-def example(page, name="Grow another tumor"):
-    page.get_by_role("button", name=name).click()
+def example(page):
+    """The painter with the example, and no longer with the images before."""
+    with page.expect_response(lambda response: response.url.endswith(".bin")):
+        page.get_by_role("button", name="Grow another tumor").click()
     return Board(page)
 
 
