@@ -60,7 +60,7 @@ def ending_on_signals() -> Iterator[threading.Event]:
         yield threading.Event()
     finally:
         if is_ending.is_set():
-            # All is cleaned up. Python would wait for threads, and one that compiles would abort.
+            # All is cleaned up. Python would wait for threads, and one in a library may abort.
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
