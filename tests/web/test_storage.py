@@ -24,10 +24,11 @@ with ending_on_signals() as end, server_folder(sys.argv[1]) as folder:
 """
 # One that waits for something at its end.
 SLOW = SERVER.replace(
-    "    end.wait()",
+    "    print(folder, flush=True)\n    end.wait()",
     """
     import time
     try:
+        print(folder, flush=True)
         end.wait()
     finally:
         print("ending", flush=True)
