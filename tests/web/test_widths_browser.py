@@ -39,6 +39,15 @@ def nothing_is_wider_than_the_screen(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
 
 
+def expect_marks(page, rows):
+    """They are drawn with the next frame, after what is said."""
+    for _ in range(100):
+        if marks(page) == rows:
+            return
+        page.wait_for_timeout(100)
+    assert marks(page) == rows
+
+
 def example(page):
     """The painter with the example, and no longer with the images before."""
     with page.expect_response(lambda response: response.url.endswith(".bin")):
@@ -138,7 +147,7 @@ def test_a_slice_that_is_not_there_takes_no_stroke(page):
         route.continue_()
     board = Board(page)
     page.unroute("**/*.bin")
-    assert marks(page) == [[1], []]
+    expect_marks(page, [[1], []])
     # The preset where all that is painted is normal tissue.
     sync_api.expect(page.get_by_role("radio", name="Samples near the mean")).to_be_checked()
     turned = """one => [..."ududud"].map(way => {
@@ -231,10 +240,10 @@ def test_tools(page):
     turn_to(page, 2)
     board.says("edema: 50 px")
     board.press("Clear slice")
-    assert marks(page) == [[1, 3], []]
+    expect_marks(page, [[1, 3], []])
     board.press("Interpolate")
     board.says("edema: 50 px")
-    assert marks(page) == [[1, 2, 3], []]
+    expect_marks(page, [[1, 2, 3], []])
     track, under = (
         page.locator(f"#painter {name}").bounding_box() for name in (".slice", ".marks")
     )
@@ -292,7 +301,7 @@ def test_a_run_over_slices_of_the_own_tumor(page, tmp_path):
     page.get_by_role("option", name="replace:").click()
     page.get_by_role("button", name="Use these ROIs").click()
     page.get_by_text("ROIs in 2 slices: 2 to 3.").wait_for()
-    assert marks(page) == [[2, 3], []]
+    expect_marks(page, [[2, 3], []])
     cost = page.locator("#cost")
     sync_api.expect(cost).to_contain_text("2 slices, 2 samples: 4 batches of 2 evaluations")
     sync_api.expect(page.locator("#cancel")).to_be_disabled()
@@ -303,7 +312,7 @@ def test_a_run_over_slices_of_the_own_tumor(page, tmp_path):
     # It is shown at a slice of it, where one paints, and scrolled to.
     sync_api.expect(page.get_by_label("Number of the slice")).to_have_value("2")
     sync_api.expect(board.canvas).to_be_in_viewport(ratio=0.99)
-    assert marks(page) == [[2, 3], [2, 3]]
+    expect_marks(page, [[2, 3], [2, 3]])
     layers = page.locator("#painter .layers button")
     sync_api.expect(layers).to_have_text(
         ["Before", "Sample 0", "Sample 1", "Difference", "Standard deviation"]
