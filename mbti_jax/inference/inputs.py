@@ -43,23 +43,17 @@ def named_files(images: Mapping[str, str], convention: str = "") -> CaseFiles:
 
     Args:
         images: the paths; that of `SEGMENTATION` is no sequence, but the case's segmentation.
-        convention: whose numbers the segmentation has.
+        convention: whose numbers the segmentation has; without it none is taken.
 
     Raises:
-        ValueError: no file, an unknown sequence or convention, a segmentation without one, a missing
-            file, or one file for two.
+        ValueError: no file, an unknown sequence or convention, a missing file, or one file for two.
     """
-    segmentation = images.get(SEGMENTATION, "")
-    given = [name for name, path in images.items() if path and name != SEGMENTATION]
+    segmentation = images.get(SEGMENTATION, "") if convention else ""
+    given = [n for n, path in images.items() if path and not (segmentation and n == SEGMENTATION)]
     if not given or not set(given) <= set(SEQUENCES):
         way = nearest(next(iter({*given} - {*SEQUENCES}), ""), SEQUENCES)
         raise ValueError(f"images {given}: name files of {', '.join(SEQUENCES)}{way}")
     paths = {name: Path(images[name]) for name in SEQUENCES if name in given}
-    if segmentation and not convention:
-        raise ValueError(
-            f"{segmentation}: name the convention of its labels, since the same numbers mean different "
-            f"things; conventions are {', '.join(CONVENTIONS)}"
-        )
     labels = get_convention(convention).labels if segmentation else {}
     files: dict[tuple[int, int], str] = {}
     of_labels = {SEGMENTATION: Path(segmentation)} if segmentation else {}

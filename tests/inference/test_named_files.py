@@ -10,7 +10,7 @@ from synthetic_cases import SUFFIXES, make_arrays, write_case, write_volume
 from tiny_inpainter import tiny_inpainter
 
 from mbti_jax.inference.inpainter import Inpainter
-from mbti_jax.inference.inputs import named_files
+from mbti_jax.inference.inputs import case_of, named_files
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +114,15 @@ def test_a_case_is_named_by_what_its_files_have_in_common(tmp_path, names, subje
         for s, n in given.items()
     }
     assert named_files(dict(sorted(paths.items()))).subject == subject
+
+
+def test_without_a_convention_a_segmentation_is_no_sequence(source):
+    paths = {
+        "t1": str(source / f"{SUBJECT}_t1.nii.gz"),
+        "seg": str(source / f"{SUBJECT}_seg.nii.gz"),
+    }
+    with pytest.raises(
+        ValueError, match=r"images \['t1', 'seg'\]: name files of t1, t1ce, t2, flair"
+    ):
+        case_of(paths)
+    assert named_files(paths, "brats2021").segmentation == source / f"{SUBJECT}_seg.nii.gz"
