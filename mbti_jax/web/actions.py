@@ -131,6 +131,8 @@ class Actions:
     def open(self, file, tumor, request: gr.Request):
         """Shows what was loaded: the painter, and what is asked of a case alone."""
         session = self._session(request)
+        # Whoever took ROIs in a range of slices may want others in the same range.
+        keeps_range = session.shown is not None
         try:
             view = case_view(session)
         except SessionClosed:
@@ -146,8 +148,8 @@ class Actions:
             gr.CheckboxGroup(choices, value=list(session.sequences), visible=separate),
             gr.Column(visible=True),
             gr.Row(visible=depth > 1),
-            gr.Number(value=0, maximum=depth - 1),
-            gr.Number(value=depth - 1, maximum=depth - 1),
+            gr.skip() if keeps_range else gr.Number(value=0, maximum=depth - 1),
+            gr.skip() if keeps_range else gr.Number(value=depth - 1, maximum=depth - 1),
             updates.start(session),
             updates.take(session, file, tumor),
             gr.skip() if self._visitor(request).has_chosen else form.preset(session),

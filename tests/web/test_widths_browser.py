@@ -49,8 +49,15 @@ def expect_marks(page, rows):
 
 
 def example(page):
-    """The painter with the example, and no longer with the images before."""
-    with page.expect_response(lambda response: response.url.endswith(".bin")):
+    """The painter with the example, and no longer with the images before, of which some may be late."""
+    fetched = "() => performance.getEntriesByType('resource').map(one => one.name)"
+    before = {url.rpartition("/")[0] for url in page.evaluate(fetched)}
+
+    def is_new(response):
+        folder, _, name = response.url.rpartition("/")
+        return name.endswith(".bin") and folder not in before
+
+    with page.expect_response(is_new):
         page.get_by_role("button", name="Grow another tumor").click()
     return Board(page)
 
@@ -59,6 +66,18 @@ def open_part(page, summary):
     """Opens a closed part of the page, which an earlier test may have opened."""
     if not page.get_by_text(summary).first.evaluate("one => one.closest('details')?.open"):
         page.get_by_text(summary).first.click()
+
+
+def fill_range(page, first, last):
+    """The range of slices, which new images set anew, a moment after the painter has them."""
+    boxes = page.locator("#first input"), page.locator("#last input")
+    for _ in range(20):
+        for box, number in zip(boxes, (first, last), strict=True):
+            box.fill(number)
+        page.wait_for_timeout(1000)
+        if [box.input_value() for box in boxes] == [first, last]:
+            return
+    raise AssertionError("the range of slices does not stay as it was typed")
 
 
 def until_it_changes(board, picture):
@@ -295,13 +314,14 @@ def test_a_run_over_slices_of_the_own_tumor(page, tmp_path):
     board.press("Clear slice")
     sync_api.expect(page.locator("#start")).to_be_disabled()
     open_part(page, "Or take the ROIs")
-    page.locator("#first input").fill("2")
-    page.locator("#last input").fill("3")
+    fill_range(page, "2", "3")
     page.get_by_label("Of the tumor in the segmentation make").click()
     page.get_by_role("option", name="replace:").click()
     page.get_by_role("button", name="Use these ROIs").click()
     page.get_by_text("ROIs in 2 slices: 2 to 3.").wait_for()
     expect_marks(page, [[2, 3], []])
+    # For another tumor in the same slices.
+    assert [page.locator(f"#{end} input").input_value() for end in ("first", "last")] == ["2", "3"]
     cost = page.locator("#cost")
     sync_api.expect(cost).to_contain_text("2 slices, 2 samples: 4 batches of 2 evaluations")
     sync_api.expect(page.locator("#cancel")).to_be_disabled()
