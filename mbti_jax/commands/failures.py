@@ -108,6 +108,11 @@ def _no_access(chain: list[BaseException], config: Mapping[str, Any], workdir: s
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{file} is a file where a folder is needed; choose another folder with --workdir"
+    # What some file systems (/proc, an automounter's) answer where a folder is to be made.
+    folder = os.path.abspath(file)
+    above = os.path.commonpath([folder, os.path.abspath(workdir)])
+    if error.errno == errno.ENOENT and above == folder:
+        return f"no folder can be made at {file}; choose another one with --workdir"
     return None
 
 

@@ -110,6 +110,24 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
         (FileExistsError(errno.EEXIST, "File exists", "/a/file"), TRAIN, ["/a/file is a file"]),
         (ValueError("say it"), TRAIN, ["ValueError: say it"]),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a"), TRAIN, ["No such file", "'/a'"]),
+        (
+            FileNotFoundError(errno.ENOENT, "No such", "/the"),
+            TRAIN,
+            ["no folder can be made at /the"],
+        ),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/the/workdir"),
+            INPAINT,
+            ["no folder can be made at /the/workdir"],
+        ),
+        # A file in it is read.
+        (
+            FileNotFoundError(errno.ENOENT, "No such file", "/the/workdir/a"),
+            INPAINT,
+            ["No such file"],
+        ),
+        # Relative to where the command runs, and so nothing that was to be made.
+        (FileNotFoundError(errno.ENOENT, "No such file", "a"), INPAINT, ["No such file"]),
     ],
     ids=str,
 )
