@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mbti_jax.fields import FieldError
@@ -109,9 +110,8 @@ def _no_access(chain: list[BaseException], config: Mapping[str, Any], workdir: s
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{file} is a file where a folder is needed; choose another folder with --workdir"
     # What some file systems (/proc, an automounter's) answer where a folder is to be made.
-    folder = os.path.abspath(file)
-    above = os.path.commonpath([folder, os.path.abspath(workdir)])
-    if error.errno == errno.ENOENT and above == folder:
+    made = Path(workdir).absolute()
+    if error.errno == errno.ENOENT and made.is_relative_to(Path(file).absolute()):
         return f"no folder can be made at {file}; choose another one with --workdir"
     return None
 
