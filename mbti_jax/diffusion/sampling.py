@@ -67,8 +67,9 @@ class Sampling:
             sketch): nearer to the truth than a sample, with more texture than a mean. Timesteps that are
             given as `spacing` are used as they are.
         mean_passes: of the mean. None for the mean of several samples; 1 for the first estimate of x_0
-            alone, from noise at the last timestep: one pass of the network, and two with a guidance
-            weight other than 0, which then is the default. `num_steps` becomes 1.
+            alone, whatever the seed: one pass of the network at the last timestep, or two with a
+            guidance weight, which is 0 unless given. `num_steps` becomes 1. The first estimate is made
+            of zeros in the place of noise, here and near the mean, see `samplers.driver`.
         blend: whether normal tissue goes over into its surroundings without a step, see
             `inference.blending`. Nothing outside the ROI changes.
 
@@ -133,6 +134,11 @@ class Sampling:
     def is_mean(self) -> bool:
         """Whether the result is one image, the mean, and not each of the samples."""
         return self.estimate == "mean"
+
+    @property
+    def starts_at_mean(self) -> bool:
+        """Whether the first estimate of x_0 stands for the mean of what could be there."""
+        return self.estimate == "near_mean" or bool(self.mean_passes)
 
     @property
     def of_single_slices(self) -> "Sampling":
@@ -216,6 +222,9 @@ class Sampling:
         if self.estimate == "sample":
             # As in records that are older than means.
             del record["estimate"]
+        if self.starts_at_mean:
+            # As opposed to records that are older than that.
+            record["first_estimate"] = "of zeros"
         if not self.blend:
             del record["blend"]
         if not isinstance(self.spacing, str | None):

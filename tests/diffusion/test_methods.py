@@ -174,7 +174,7 @@ def test_samples_near_the_mean_end_where_they_should(process):
     (a, s), (last_a, last_s) = (
         (process.alpha(time), process.sigma(time)) for time in (first, np.array([999]))
     )
-    guess = estimate_of(process, x_T, np.array([999]), VARIANCE)
+    guess = estimate_of(process, 0 * x_T, np.array([999]), VARIANCE)
     start = a * guess + s * (x_T - last_a * guess) / last_s
     share = (start - a * MEAN) / np.sqrt(a**2 * VARIANCE + s**2)
     np.testing.assert_allclose(made, MEAN + np.sqrt(VARIANCE) * share, rtol=0, atol=0.01)
@@ -196,6 +196,42 @@ def test_the_mean_in_one_pass_is_one_pass_unless_it_is_guided(weight, passes):
     assert {*seen} == {passes * len(x_T)}
     counts = {"evaluations": 1, "network_passes": passes}
     assert counting.passes(sampling) == counts
+
+
+@pytest.mark.parametrize(
+    ("fields", "zeros"),
+    [
+        ({"num_steps": 5}, 0),
+        ({"num_steps": 5, "estimate": "near_mean"}, 1),
+        ({"estimate": "mean", "mean_passes": 1}, 1),
+        ({"num_steps": 5, "estimate": "mean"}, 0),
+        ({"spacing": (999, 300, 20), "estimate": "near_mean"}, 1),
+        # It is noise alone at the last time only.
+        ({"spacing": (800, 300, 20), "estimate": "near_mean"}, 0),
+    ],
+)
+@pytest.mark.parametrize("method", ORDERS)
+def test_a_first_estimate_that_stands_for_the_mean_is_made_of_zeros(method, fields, zeros):
+    """A network that lets noise through paints none of it; beside the ROI it sees the image."""
+    roi_masks = np.zeros((1, 2, 3, 5), np.float32)
+    roi_masks[:, :, :2, 1] = 1
+    roi, context = roi_masks.any(-1, keepdims=True), noise(1).astype(np.float32)
+    seen = []
+
+    def apply(params, x_t, t, condition):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), x_t, ordered=True)
+        return Output(0.5 * x_t)
+
+    x_T = noise().astype(np.float32)
+    sampling = Sampling(sampler=method, guidance=Unguided(), **fields)
+    condition = Condition(roi_masks, np.ones((1, 5), np.float32))
+    made = Sampler(apply, PROCESSES["cosine"])((), x_T, context, condition, KEYS, sampling)
+    jax.effects_barrier()
+    first, *later = seen
+    np.testing.assert_array_equal(first, np.where(roi, 0 if zeros else x_T, context))
+    assert all((x[roi[..., 0]] != 0).all() for x in later)
+    if fields.get("mean_passes"):
+        np.testing.assert_array_equal(made.x_0, np.where(roi, 0, context))
 
 
 def test_euler_is_ddim_without_noise():

@@ -267,3 +267,14 @@ def test_slices_that_see_each_other_give_the_conditional_gaussian_of_the_volume(
     # Slices that did not see each other's noise would be independent.
     last = np.repeat(range(3), 9)[stack.inside] == 2
     assert np.abs(stack.covariance[np.ix_(last, ~last)]).max() > 0.02
+
+
+@pytest.mark.parametrize("still", [None, 0])
+def test_slices_show_each_other_no_noise_for_an_estimate_of_the_mean(still):
+    """The last estimate of a volume from any noise is that of zeros, which is the mean of all."""
+    stack = GaussianStack(Gaussian(make_schedule("linear"), "x_0"), still)
+    x_T = np.random.default_rng(5).standard_normal((4, 27)).astype(np.float32)
+    sampling = Sampling(sampler="ddim", guidance=0.0, estimate="mean", mean_passes=1)
+    made = stack.sample(x_T, sampling, 4)
+    np.testing.assert_array_equal(made, [made[0]] * 4)
+    np.testing.assert_allclose(made[0], stack.mean, rtol=0, atol=0.02)

@@ -16,6 +16,10 @@ be unrolled or differentiated, which sampling does not need. Python only splits 
 so that it can report progress or stop between them; the image stays on its devices.
 Label logits are those of the last row.
 
+Where the first estimate stands for the mean (`Sampling.starts_at_mean`), the network sees zeros inside the
+roi for it, not x_T: at the last timestep x_T is noise alone, so that what an estimate makes of it is error,
+which zeros, the mean of all noise, do not bring in. The step from there is that from x_T.
+
 Networks that see neighboring slices sample the slices of a volume together: row by row of the table, and
 in each row batch by batch, every slice being shown its neighbors as they were before that row. So what a
 slice becomes does not depend on how the slices are put into batches.
@@ -56,6 +60,7 @@ class Request(NamedTuple):
         guidance: with float32 [B] numbers.
         bounds: float32 [2], lowest and highest x_0.
         table: the method's rows, padded to the most that it may have.
+        from_zeros: bool, whether the first row's estimate is that of zeros instead of x_T.
     """
 
     params: Any
@@ -65,6 +70,7 @@ class Request(NamedTuple):
     guidance: Guidance
     bounds: np.ndarray
     table: Any
+    from_zeros: np.ndarray
 
 
 class Batch(NamedTuple):
@@ -210,7 +216,11 @@ class Sampler:
             if cancel is not None and cancel():
                 raise SamplingCancelled(f"Cancelled before step {row + 1} of {num_rows}.")
             if b == 0:
-                shown = _concatenate(x_ts, surroundings.still)
+                seen = [
+                    _seen(x_t, batch.condition.roi, row, requests[0].from_zeros)
+                    for x_t, batch in zip(x_ts, batches, strict=True)
+                ]
+                shown = _concatenate(seen, surroundings.still)
             neighbors = _neighbors(shown, masks, around[b], batches[b].context)
             condition = dataclasses.replace(batches[b].condition, neighbors=neighbors)
             carries[b], x_ts[b], outputs[b], done = self._steps(
@@ -247,7 +257,9 @@ class Sampler:
         rows = max(method.EVALUATIONS * self.process.num_timesteps, total)
         table = jax.tree.map(lambda column: np.pad(column, (0, rows - total)), table)
         _, context, condition, keys = batch
-        request = Request(params, context, condition, keys, guidance, bounds, table)
+        at_end = table.t[0] == self.process.num_timesteps - 1
+        from_zeros = np.array(sampling.starts_at_mean and at_end)
+        request = Request(params, context, condition, keys, guidance, bounds, table, from_zeros)
         return method, total, request
 
     def passes(self, sampling: Sampling) -> dict[str, int]:
@@ -311,7 +323,7 @@ def _report(progress, done, total):
 def _steps(apply, process, request, carry, x_t, span, method):
     """Runs the rows from `span[0]` to before `span[1]`; returns carry, x_t, the last row's label
     logits and the rows done."""
-    params, context, condition, keys, guidance, bounds, table = request
+    params, context, condition, keys, guidance, bounds, table, from_zeros = request
     roi = condition.roi
 
     def denoise(x_t, row):
@@ -321,7 +333,7 @@ def _steps(apply, process, request, carry, x_t, span, method):
     def step(number, state):
         carry, x_t, _, done = state
         row = jax.tree.map(lambda column: column[number], table)
-        x_0, label_logits = denoise(x_t, row)
+        x_0, label_logits = denoise(_seen(x_t, roi, number, from_zeros), row)
         x_0 = jnp.clip(x_0, bounds[0], bounds[1])
         keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, row.t.astype(jnp.int32))
         z = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(keys_t)
@@ -333,6 +345,12 @@ def _steps(apply, process, request, carry, x_t, span, method):
     shape = jax.eval_shape(denoise, x_t, first).label_logits
     label_logits = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
     return jax.lax.fori_loop(span[0], span[1], step, (carry, x_t, label_logits, span[0]))
+
+
+@jax.jit
+def _seen(x_t, roi, row, from_zeros):
+    """What the estimate of a row is made of."""
+    return jnp.where(from_zeros & (row == 0) & roi, 0.0, x_t)
 
 
 def _check(x_T, context, condition, keys):
