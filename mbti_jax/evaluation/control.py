@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.diffusion.sampling import Sampling, has_mean
 from mbti_jax.evaluation import control_tasks as tasks
 from mbti_jax.evaluation import report, segmenter, statistics
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import Count
 from mbti_jax.io import pictures
 from mbti_jax.rois import kinds
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM
 
 _PLACES = {
     "own": "where the slice has its tumor",
     "elsewhere": "a transplanted tumor in a slice without",
 }
+# How a removal is asked for: the tumor's outline and a sample, or as the commands do.
+_REMOVALS = {"own": "a sample", "preset": "the preset"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +47,24 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
     slices, all_hosts = settings.slices(workbench)
     hosts, transplanted = tasks.transplant(slices.labels, all_hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
+    inpainter = workbench.inpainter
+    preset = dataclasses.replace(sampling, blend=True)
+    if has_mean(inpainter.pipeline.process):
+        preset = dataclasses.replace(preset, estimate="near_mean")
     rows, rois, names, min_area = [], [], [], settings.min_area
     for kind, asked in tasks.KINDS.items():
         own = tasks.make_control_task(kind, slices, slices.labels, min_area)
         real_maps = tasks.segment(segmenters, own.slices.images)
         real, patients = own.scores(real_maps), own.slices.patients
         places = {"own": own}
-        if kind != "removal":
+        if kind == "removal":
+            places["preset"] = own.with_margin(inpainter.window_mm / inpainter.image_size)
+        else:
             places["elsewhere"] = tasks.make_control_task(kind, hosts, transplanted, min_area)
         for place, task in places.items():
             name = f"{asked.title}, {place}"
-            (painted,) = workbench.repaint(task.slices, task.condition, sampling, name=name)
+            drawn = preset if place == "preset" else sampling
+            (painted,) = workbench.repaint(task.slices, task.condition, drawn, name=name)
             segmented = tasks.segment(segmenters, painted)
             scores = task.scores(segmented)
             for sequence, score in itertools.product(workbench.sequences, asked.scores):
@@ -69,8 +79,7 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
             rois.append({"kind": kind, "place": place, **counts})
             names.append(f"{kind}_{place}.png")
             title = asked.title[0].upper() + asked.title[1:]
-            if kind != "removal":
-                title += f"; {_PLACES[place]}"
+            title += f"; {_REMOVALS[place] if kind == 'removal' else _PLACES[place]}"
             _draw(folder / names[-1], task, painted, segmented, scores, title)
     marked = {
         name: {
@@ -160,19 +169,24 @@ def tables(result: Mapping[str, Any]) -> str:
     )
     removal, marked = [], result["false_positives"]
     for sequence in sequences:
-        row = by_key["removal", "own", sequence, "share"]
+        row, preset = (by_key["removal", how, sequence, "share"] for how in _REMOVALS)
         numbers = (row["tumor_dice"], marked["outside"][sequence], marked["without"][sequence])
-        after = (row["real"], row["painted"], row["ratio"])
-        removal.append([sequence, row["painted"]["count"], *numbers, *after])
+        after = [number for one in (row, preset) for number in (one["painted"], one["ratio"])]
+        removal.append([sequence, row["painted"]["count"], *numbers, row["real"], *after])
     return report.section(
         "control",
         result=result,
         min_real_score=tasks.MIN_REAL_SCORE,
         on_background=on_background,
+        margin=REMOVAL_MARGIN_MM,
         components=report.table(["sequence", "component", *columns], components, num_text=2),
         boxes=report.table(["sequence", "request", *columns], boxes, num_text=2),
         removal=report.table(
-            ["sequence", "slices", *real_columns, "before", "after", "ratio"], removal
+            [
+                *("sequence", "slices", *real_columns, "before"),
+                *(f"{what}{how}" for how in _REMOVALS.values() for what in ("", "ratio, ")),
+            ],
+            removal,
         ),
         images="\n".join(f"![{name[:-4]}](control/{name})" for name in result["pictures"]),
     )

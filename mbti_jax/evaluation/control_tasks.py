@@ -17,6 +17,7 @@ from mbti_jax.evaluation.slices import LabeledSlices
 from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count
 from mbti_jax.rois.kinds import CHANNELS, COMPONENTS
+from mbti_jax.rois.regions import REMOVAL_MARGIN_MM, Rois
 from mbti_jax.rois.tumors import moved, own_tumor
 from tfds_brats.conventions import EDEMA
 
@@ -99,6 +100,22 @@ class ControlTask:
     condition: Condition
     min_area: int
 
+    def with_margin(self, pixel_mm: float) -> "ControlTask":
+        """The same with a removal that reaches as far beyond the tumor as that of users.
+
+        Args:
+            pixel_mm: size of the slices' pixels.
+        """
+        masks = np.stack(
+            [
+                Rois(of_slice).dilated(REMOVAL_MARGIN_MM, brain, (pixel_mm, pixel_mm)).masks
+                for of_slice, brain in zip(
+                    self.condition.roi_masks > 0, self.slices.brain, strict=True
+                )
+            ]
+        )
+        return dataclasses.replace(self, condition=Rois(masks).condition())
+
     def scores(self, segmented: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
         """`score` of each sequence's label maps."""
         return {sequence: self.score(labels) for sequence, labels in segmented.items()}
@@ -117,7 +134,7 @@ class ControlTask:
             float64 [N] by score, NaN for slices without a score. For components: Dice of what was
             segmented with what was asked for, by name. For boxes: `iou` of the requested box with the
             box around the segmented tumor, or edema; 0 where there is none; and `share` of the
-            requested box that was segmented as tumor. For removal: `share` of the ROI that was
+            requested box that was segmented as tumor. For removal: `share` of the former tumor that was
             segmented as tumor.
         """
         if self.kind == "components":
@@ -130,7 +147,10 @@ class ControlTask:
                 for name, label in COMPONENTS.items()
             }
         kind = KINDS[self.kind]
-        rois = self.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
+        # The rim of a removal, see `with_margin`, is not tumor to begin with.
+        rois = self.labels > 0
+        if self.kind != "removal":
+            rois = self.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
         shares = [(mine > 0)[roi].mean() for mine, roi in zip(segmented, rois, strict=True)]
         scores = {"share": np.array(shares)}
         if "iou" in kind.scores:

@@ -9,6 +9,7 @@ import pytest
 from evaluation_workbench import TINY_SEGMENTER, make_workbench
 from matplotlib.image import imread
 from resynthesized_slices import make_slices
+from scipy import ndimage
 
 from mbti_jax.evaluation import control
 from mbti_jax.evaluation.control import ControlSettings, compare
@@ -87,6 +88,17 @@ def test_a_perfect_painter():
         assert _task(kind).score(found) == {"iou": 1, "share": 1}
     assert _task("removal").score(np.zeros_like(found))["share"] == 0
     assert _task("removal").score(found)["share"] == 1
+
+
+def test_a_removal_with_a_margin_is_scored_where_the_tumor_was():
+    task = _task("removal").with_margin(1.5)
+    # 3 mm around the tumor, in the brain: two pixels along the axes, and one diagonally (2.1 mm).
+    roi = ndimage.distance_transform_edt(_labels()[0] == 0) * 1.5 <= 3
+    np.testing.assert_array_equal(task.condition.roi_masks[0, ..., 0], roi)
+    assert roi.sum() > (_labels() > 0).sum()
+    rim = (roi & (_labels()[0] == 0))[None].astype(np.uint8)
+    assert task.score(rim)["share"] == 0
+    assert task.score(_labels())["share"] == 1
 
 
 def test_a_painter_that_is_off_by_two_columns():
@@ -179,7 +191,7 @@ def test_a_segmenter_that_marks_everything_controls_nothing(tmp_path, monkeypatc
         if row["score"] == "share":
             assert row["real"]["mean"] == row["painted"]["mean"] == 1
     shares = {(roi["kind"], roi["place"]): roi["on_background"] for roi in result["rois"]}
-    assert len(shares) == 7 and shares["components", "elsewhere"] == 0
+    assert len(shares) == 8 and shares["components", "elsewhere"] == 0
     for place in ("outside", "without"):
         for marked in result["false_positives"][place].values():
             assert marked["mean"] == 1
@@ -188,7 +200,7 @@ def test_a_segmenter_that_marks_everything_controls_nothing(tmp_path, monkeypatc
     for sequence in workbench.sequences:
         (line,) = re.findall(rf"^\| {sequence} .*$", removal, re.MULTILINE)
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells[3:] == ["1.00", "1.00", "1.00", "1.00", "-"]
+        assert cells[3:] == ["1.00", "1.00", "1.00", "1.00", "-", "1.00", "-"]
 
 
 def test_false_positives_by_hand():
@@ -216,14 +228,13 @@ def test_the_part_measures_every_task_and_draws_it(tmp_path):
     result = control.run(workbench, SETTINGS, tmp_path / "control")
     result = json.loads(json.dumps(result, allow_nan=False))
     places = {(row["kind"], row["place"]) for row in result["scores"]}
-    assert places == {(k, p) for k in KINDS for p in ("own", "elsewhere")} - {
-        ("removal", "elsewhere")
-    }
+    expected = {(k, p) for k in KINDS for p in ("own", "elsewhere")}
+    assert places == expected - {("removal", "elsewhere")} | {("removal", "preset")}
     text = control.tables(result)
     # 3 components, 2 kinds of boxes with 2 scores, removal.
     for sequence in workbench.sequences:
         assert len(re.findall(rf"^\| {sequence} ", text, re.MULTILINE)) == 3 + 4 + 1
     links = re.findall(r"\]\((.*?)\)", text)
-    assert len(links) == 7
+    assert len(links) == 8
     for link in links:
         assert imread(tmp_path / link).shape[-1] >= 3

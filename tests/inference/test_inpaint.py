@@ -9,7 +9,6 @@ from tiny_inpainter import WINDOW, make_mask, make_slice, tiny_inpainter, tiny_p
 
 from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.diffusion.noise import start_noise
 from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.inference import checks
 from mbti_jax.inference.blending import blended

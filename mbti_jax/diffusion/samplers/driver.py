@@ -16,9 +16,9 @@ be unrolled or differentiated, which sampling does not need. Python only splits 
 so that it can report progress or stop between them; the image stays on its devices.
 Label logits are those of the last row.
 
-Where the first estimate stands for the mean (`Sampling.starts_at_mean`), the network sees zeros inside the
-roi for it, not x_T: at the last timestep x_T is noise alone, so that what an estimate makes of it is error,
-which zeros, the mean of all noise, do not bring in. The step from there is that from x_T.
+Where the first estimate stands for the mean (`Sampling.starts_at_mean`), the network sees zeros inside
+the roi for it, not x_T: at the last timestep x_T is noise alone, so that what an estimate makes of it is
+error, which zeros, the mean of all noise, do not bring in. The step from there is that from x_T.
 
 Networks that see neighboring slices sample the slices of a volume together: row by row of the table, and
 in each row batch by batch, every slice being shown its neighbors as they were before that row. So what a
