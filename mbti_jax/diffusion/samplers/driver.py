@@ -70,7 +70,7 @@ class Request(NamedTuple):
     guidance: Guidance
     bounds: np.ndarray
     table: Any
-    from_zeros: np.ndarray
+    from_zeros: AnyArray | np.bool_ = np.False_
 
 
 class Batch(NamedTuple):
