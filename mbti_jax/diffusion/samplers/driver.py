@@ -216,11 +216,9 @@ class Sampler:
             if cancel is not None and cancel():
                 raise SamplingCancelled(f"Cancelled before step {row + 1} of {num_rows}.")
             if b == 0:
-                seen = [
-                    _seen(x_t, batch.condition.roi, row, requests[0].from_zeros)
-                    for x_t, batch in zip(x_ts, batches, strict=True)
-                ]
-                shown = _concatenate(seen, surroundings.still)
+                shown = _concatenate(x_ts, surroundings.still)
+                if row == 0 and requests[0].from_zeros:
+                    shown = _zeros_inside(shown, masks)
             neighbors = _neighbors(shown, masks, around[b], batches[b].context)
             condition = dataclasses.replace(batches[b].condition, neighbors=neighbors)
             carries[b], x_ts[b], outputs[b], done = self._steps(
@@ -303,6 +301,11 @@ def _concatenate(parts, still):
     return jnp.concatenate([*parts, still])
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _zeros_inside(images, masks):
+    return jnp.where((masks > 0).any(axis=-1, keepdims=True), 0.0, images)
+
+
 @jax.jit
 def _take(array, numbers):
     return array[numbers]
@@ -333,7 +336,8 @@ def _steps(apply, process, request, carry, x_t, span, method):
     def step(number, state):
         carry, x_t, _, done = state
         row = jax.tree.map(lambda column: column[number], table)
-        x_0, label_logits = denoise(_seen(x_t, roi, number, from_zeros), row)
+        seen = jnp.where(from_zeros & (number == 0) & roi, 0.0, x_t)
+        x_0, label_logits = denoise(seen, row)
         x_0 = jnp.clip(x_0, bounds[0], bounds[1])
         keys_t = jax.vmap(jax.random.fold_in, (0, None))(keys, row.t.astype(jnp.int32))
         z = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(keys_t)
@@ -345,12 +349,6 @@ def _steps(apply, process, request, carry, x_t, span, method):
     shape = jax.eval_shape(denoise, x_t, first).label_logits
     label_logits = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shape)
     return jax.lax.fori_loop(span[0], span[1], step, (carry, x_t, label_logits, span[0]))
-
-
-@jax.jit
-def _seen(x_t, roi, row, from_zeros):
-    """What the estimate of a row is made of."""
-    return jnp.where(from_zeros & (row == 0) & roi, 0.0, x_t)
 
 
 def _check(x_T, context, condition, keys):
