@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from mbti_jax.commands.settings import from_config
 from mbti_jax.diffusion.guidance import Guidance, make_guidance
-from mbti_jax.diffusion.sampling import Sampling, has_mean
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.engine.settings import EngineSettings
 from mbti_jax.fields import Count, Name
 from mbti_jax.inference.challenge import inpaint_challenge
@@ -114,7 +114,8 @@ def main(config: ConfigDict, workdir: str) -> None:
     # What learns from a set shall see what could be there.
     is_set = settings.layout == "nnunet"
     if is_open and settings.fills and config.num_steps != 1 and not is_set:
-        settings = _near_mean(settings, inpainter)
+        preset = settings.sampling.for_normal_tissue(inpainter.pipeline.process)
+        settings = dataclasses.replace(settings, sampling=preset)
     with only_process_in(workdir, "run" if share is None else f"share-{share.number}"):
         _LAYOUTS[settings.layout](inpainter, settings, Path(workdir), Job(engine, load))
 
@@ -127,11 +128,3 @@ def _load(checkpoint: str, batch_size: int | None, settings: InpaintSettings) ->
     if batch_size is None and number is not None:
         inpainter.shrink_batch(number)
     return inpainter
-
-
-def _near_mean(settings: InpaintSettings, inpainter: Inpainter) -> InpaintSettings:
-    """The preset for normal tissue, if the model can do it."""
-    if not has_mean(inpainter.pipeline.process):
-        return settings
-    sampling = dataclasses.replace(settings.sampling, estimate="near_mean")
-    return dataclasses.replace(settings, sampling=sampling)

@@ -145,6 +145,10 @@ class Sampling:
         """The same for slices that are painted as if alone: noise of their own where it is left open."""
         return dataclasses.replace(self, z_sigma_mm=0.0) if self.z_sigma_mm is None else self
 
+    def for_normal_tissue(self, process: Process) -> "Sampling":
+        """The same near the mean, the preset where normal tissue is painted, if a model can do it."""
+        return dataclasses.replace(self, estimate="near_mean") if has_mean(process) else self
+
     def check_num_samples(self, number: int) -> None:
         """Raises a FieldError if the estimate is not one of so many samples."""
         if self.mean_passes and number != 1:
@@ -223,8 +227,8 @@ class Sampling:
             # As in records that are older than means.
             del record["estimate"]
         if self.starts_at_mean:
-            # As opposed to records that are older than that.
-            record["first_estimate"] = "of zeros"
+            # As opposed to records that are older than that; `spacing` says whether it is.
+            record["first_estimate"] = "of zeros if at the last timestep"
         if not self.blend:
             del record["blend"]
         if not isinstance(self.spacing, str | None):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mbti_jax.diffusion.sampling import Sampling, has_mean
+from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.evaluation import control_tasks as tasks
 from mbti_jax.evaluation import report, segmenter, statistics
 from mbti_jax.evaluation.workbench import Workbench
@@ -43,14 +43,14 @@ class ControlSettings(tasks.ControlTaskSettings):
 
 def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[str, Any]:
     """Measures components, boxes and removal, and draws best, median and worst of each task."""
+    inpainter = workbench.inpainter
+    preset = Sampling(seed=workbench.seed, blend=True)
+    # Before the segmenters are trained, in case that the model cannot.
+    preset = inpainter.resolve(preset.for_normal_tissue(inpainter.pipeline.process))
     segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
     slices, all_hosts = settings.slices(workbench)
     hosts, transplanted = tasks.transplant(slices.labels, all_hosts, workbench.seed)
     sampling = Sampling(num_steps=settings.num_steps, seed=workbench.seed)
-    inpainter = workbench.inpainter
-    preset = dataclasses.replace(sampling, blend=True)
-    if has_mean(inpainter.pipeline.process):
-        preset = dataclasses.replace(preset, estimate="near_mean")
     rows, rois, names, min_area = [], [], [], settings.min_area
     for kind, asked in tasks.KINDS.items():
         own = tasks.make_control_task(kind, slices, slices.labels, min_area)

@@ -147,10 +147,10 @@ class ControlTask:
                 for name, label in COMPONENTS.items()
             }
         kind = KINDS[self.kind]
+        channel = CHANNELS.index(kind.scored_roi)
         # The rim of a removal, see `with_margin`, is not tumor to begin with.
-        rois = self.labels > 0
-        if self.kind != "removal":
-            rois = self.condition.roi_masks[..., CHANNELS.index(kind.scored_roi)] > 0
+        is_removal = self.kind == "removal"
+        rois = (self.labels if is_removal else self.condition.roi_masks[..., channel]) > 0
         shares = [(mine > 0)[roi].mean() for mine, roi in zip(segmented, rois, strict=True)]
         scores = {"share": np.array(shares)}
         if "iou" in kind.scores:
