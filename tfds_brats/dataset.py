@@ -19,6 +19,7 @@ from tfds_brats.cases import CaseFiles
 from tfds_brats.checked import CheckedCase, encode_checked, survey_checked
 from tfds_brats.conventions import CaseError
 from tfds_brats.locking import LockedError, in_turn
+from tfds_brats.phantom import record_of
 from tfds_brats.reading import (
     SUMMARY_FILE,
     RecordIndex,
@@ -309,6 +310,8 @@ class Build:
             "slice_distance_mm": _common_spacing([(s["slice_distance"],) for s in subjects]),
             "warnings": {s["subject"]: s["warnings"] for s in subjects if s["warnings"]},
         }
+        if plan.summary["convention"] == "phantom" and (made := record_of(self.source)):
+            summary["phantoms"] = made
         (target / SUMMARY_FILE).write_text(json.dumps(summary, indent=2))
 
     def _check_space(self) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -213,17 +214,29 @@ def write_phantoms(
     return folders
 
 
+def record_of(directory: str | os.PathLike) -> dict[str, Any] | None:
+    """What `write_phantoms` recorded in a directory: generator, its version, and seed; None elsewhere.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = Path(directory) / "phantom.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged; choose another directory or delete it") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged; choose another directory or delete it")
+    return record
+
+
 def _claim(directory: Path, seed: int) -> None:
     """Marks the directory as this seed's, or raises if it holds something else."""
-    record_path = directory / "phantom.json"
     wanted = {"generator": "tfds_brats.phantom", "version": VERSION, "seed": int(seed)}
-    if record_path.exists():
-        try:
-            found = json.loads(record_path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{record_path} is damaged; choose another directory or delete it"
-            ) from error
+    found = record_of(directory)
+    if found is not None:
         if found != wanted:
             raise ValueError(
                 f"{directory} holds phantoms of {found}, wanted {wanted}; "
@@ -235,7 +248,7 @@ def _claim(directory: Path, seed: int) -> None:
         raise ValueError(f"{directory} is not empty and has no phantom.json; choose another one")
     partial = directory / ".phantom.json.partial"
     partial.write_text(json.dumps(wanted) + "\n")
-    partial.rename(record_path)
+    partial.rename(directory / "phantom.json")
 
 
 def _write_subject(job: tuple[Path, int, int]) -> None:

@@ -1,5 +1,6 @@
 """Random access to the records of a dataset, decoding only what is requested."""
 
+import hashlib
 import json
 import os
 import zipfile
@@ -95,6 +96,19 @@ class SliceSource:
     def fingerprint(self) -> str:
         """Hex digest of the decoded records in order; changes if and only if they do."""
         return self._summary["fingerprints"][self._split]
+
+    @property
+    def phantoms(self) -> dict[str, Any] | None:
+        """Which phantoms the split holds: generator, version, seed, and a hex digest of their names.
+
+        Unlike the fingerprint it is the same wherever they were made: machines round differently, so
+        that a few voxels differ by one. None for other cases, and for datasets that do not say.
+        """
+        made = self._summary.get("phantoms")
+        if not isinstance(made, dict):
+            return None
+        names = "\n".join(np.unique(self._index.subject).tolist())
+        return {**made, "subjects": hashlib.sha256(names.encode()).hexdigest()}
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class Examples:
         """Changes when the records of the dataset do."""
         return self._source.fingerprint
 
+    @property
+    def phantoms(self) -> dict[str, Any] | None:
+        """Which phantoms they are of, see `SliceSource.phantoms`."""
+        return self._source.phantoms
+
     def with_tumor(self) -> "Examples":
         """Only the slices that contain tumor; all slices where none does."""
         chosen = copy.copy(self)

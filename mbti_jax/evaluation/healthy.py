@@ -30,6 +30,7 @@ from mbti_jax.evaluation.workbench import PartSettings, Workbench
 from mbti_jax.fields import Count, Interval
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io import pictures
+from mbti_jax.models.contract import same_data
 from mbti_jax.rois.regions import Rois
 from tfds_brats.cases import Case, read_case
 from tfds_brats.conventions import CaseError
@@ -184,7 +185,7 @@ def load_rival(path: str, inpainter: Inpainter) -> Inpainter:
     """
     rival = Inpainter.load(path)
     ours, theirs = (m.metadata["contract"]["data"] for m in (inpainter, rival))
-    if ours["fingerprint"] != theirs["fingerprint"]:
+    if not same_data(ours, theirs):
         raise ValueError(f"{path}: was trained on other data than the model that is evaluated")
     return rival
 

@@ -21,6 +21,7 @@ from mbti_jax.fields import FieldError, check_fields
 from mbti_jax.inference.inpainted import Samples
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.io.progress import progress_bar
+from mbti_jax.models.contract import same_data
 from tfds_brats.builder import BuiltDataset
 from tfds_brats.cases import CaseFiles
 from tfds_brats.reading import SliceSource, read_summary
@@ -70,7 +71,9 @@ class Workbench:
         self.sequences = inpainter.sequences
         check_pixels(inpainter, self.source("test"))
         contract = inpainter.metadata["contract"]["data"]
-        self.held_out = contract["fingerprint"] == self.source("train").fingerprint
+        trained = self.source("train")
+        ours = {"fingerprint": trained.fingerprint, "phantoms": trained.phantoms}
+        self.held_out = same_data(contract, ours)
         self._reader = functools.cache(lambda split: SliceReader(inpainter, self.source(split)))
 
     def source(self, split: str) -> SliceSource:

@@ -31,6 +31,18 @@ def checked(metadata: Any) -> dict[str, Any]:
     return {**metadata, "contract": upgrade(metadata["contract"])}
 
 
+def same_data(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two contracts' `data` name the same training examples.
+
+    Phantoms are the same if they were made in the same way: made on another machine, they have another
+    fingerprint.
+    """
+    if one["fingerprint"] == other["fingerprint"]:
+        return True
+    made = one.get("phantoms")
+    return made is not None and made == other.get("phantoms")
+
+
 def upgrade(contract: Mapping[str, Any]) -> dict[str, Any]:
     """A contract with today's names, whichever version wrote it.
 

@@ -127,7 +127,7 @@ class Checkpointer:
             metadata = self._reader.restore(epath.Path(folder), args)["metadata"]
             current = self._metadata["contract"]
             contract = upgrade(metadata["contract"])
-            for name in ("pixel_size_mm", "slice_distance_mm"):
+            for name in ("pixel_size_mm", "slice_distance_mm", "phantoms"):
                 if name in current["data"] and contract["data"].get(name) is None:
                     # Not known then: the dataset is the same by its fingerprint.
                     contract["data"][name] = current["data"][name]

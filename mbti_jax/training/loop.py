@@ -116,7 +116,10 @@ def _train(
     x_0_bounds = loader.intensity_bounds(examples)
     metadata = {
         "contract": settings.contract(
-            examples.fingerprint, data.pixel_size_mm(), data.slice_distance_mm(neighbors)
+            examples.fingerprint,
+            data.pixel_size_mm(),
+            data.slice_distance_mm(neighbors),
+            examples.phantoms,
         ),
         "inference": {
             "x_0_bounds": list(x_0_bounds),

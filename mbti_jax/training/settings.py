@@ -242,6 +242,7 @@ class TrainSettings(RunSettings):
         fingerprint: str,
         pixel_size_mm: float | None = None,
         slice_distance_mm: float | None = None,
+        phantoms: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """What a resumed run must share with this one, and what its model is; see `checkpoint`.
 
@@ -249,6 +250,7 @@ class TrainSettings(RunSettings):
             fingerprint: of the training examples.
             pixel_size_mm: of the dataset, see `DataSettings.pixel_size_mm`.
             slice_distance_mm: likewise; left out where it is not known.
+            phantoms: which ones the training examples are of, see `SliceSource.phantoms`; likewise.
 
         Returns:
             Plain JSON values.
@@ -282,6 +284,8 @@ class TrainSettings(RunSettings):
         fields["data"] |= {"fingerprint": fingerprint, "pixel_size_mm": pixel_size_mm}
         if slice_distance_mm is not None:
             fields["data"]["slice_distance_mm"] = slice_distance_mm
+        if phantoms is not None:
+            fields["data"]["phantoms"] = dict(phantoms)
         return json.loads(json.dumps({name: fields[name] for name in _CONTRACT if name in fields}))
 
     def recommended(self) -> dict[str, Any]:
