@@ -54,17 +54,12 @@ def build(
             writing to it, or `num_workers` is below 1.
         OSError: the disk has too little space, or a shard cannot be written.
     """
-    with (
-        _building(source, convention, data_dir, num_workers, only, run) as work,
-        only_process_in(work.data_dir, "build"),
-    ):
+    with _building(source, convention, data_dir, num_workers, only, run) as work:
+        # One that is there is only read: by any number of processes, in folders that allow no more.
         dataset_dir = work.existing()
         if dataset_dir is None:
-            plan = work.plan()
-            work.remove_leftovers()
-            shards = plan.shards(work.cases, work.folder)
-            work.write([shard for shard in shards if shard.part() is None])
-            dataset_dir = work.merge(plan, shards)
+            with only_process_in(work.data_dir, "build"):
+                dataset_dir = work.existing() or work.build()
     work.report(dataset_dir)
     return dataset_dir
 

@@ -120,6 +120,18 @@ class Build:
         logger.info(f"{dataset_dir} already holds the dataset of {self.source}.")
         return dataset_dir
 
+    def build(self) -> Path:
+        """Makes it, of the shards that are there and those that are missing; the caller is alone.
+
+        Raises:
+            CaseError, ValueError, OSError: see `plan`, `write`, and `merge`.
+        """
+        plan = self.plan()
+        self.remove_leftovers()
+        shards = plan.shards(self.cases, self.folder)
+        self.write([shard for shard in shards if shard.part() is None])
+        return self.merge(plan, shards)
+
     def plan(self, is_alone: bool = True) -> Plan:
         """Which case is in which split and shard.
 

@@ -429,6 +429,12 @@ def test_two_builds_at_once_are_an_error(tmp_path):
         builder.build(DUMMY_DATA, "brats2021", tmp_path, num_workers=1)
 
 
+def test_a_dataset_that_is_there_is_read_beside_others(dummy):
+    data_dir = dummy.parent.parent
+    with only_process_in(data_dir, "build"):
+        assert builder.build(DUMMY_DATA, "brats2021", data_dir, num_workers=1) == dummy
+
+
 def test_table_counts(dummy):
     indices = {split: SliceSource(dummy, split).index for split in SPLITS}
     # Of the six slices of a dummy subject four have enough brain, and three of these tumor.
