@@ -32,7 +32,9 @@ from mbti_jax.fields import (
 # or `SPACING`. docs/evaluation.md has the table that this follows from.
 DEFAULTS = {"num_steps": None, "sampler": "unipc", "spacing": None}
 # The noise share from which samples near the mean go on; docs/notes/2026-11-design-trials.md has others.
-NEAR_MEAN = 0.4
+NEAR_MEAN = 0.5
+# From a straight border of the ROI, how far what blending adds reaches until it is a 1 / e of it.
+BLEND_REACH_MM = 4.0
 
 
 class NonFiniteSampleError(ValueError):
@@ -229,7 +231,10 @@ class Sampling:
         if self.starts_at_mean:
             # As opposed to records that are older than that; `spacing` says whether it is.
             record["first_estimate"] = "of zeros if at the last timestep"
-        if not self.blend:
+        if self.blend:
+            # As opposed to records from when it reached through the whole ROI.
+            record["blend_reach_mm"] = BLEND_REACH_MM
+        else:
             del record["blend"]
         if not isinstance(self.spacing, str | None):
             record["spacing"] = [int(t) for t in self.spacing]

@@ -46,7 +46,8 @@ def run(workbench: Workbench, settings: ControlSettings, folder: Path) -> dict[s
     inpainter = workbench.inpainter
     preset = Sampling(seed=workbench.seed, blend=True)
     # Before the segmenters are trained, in case that the model cannot.
-    preset = inpainter.resolve(preset.for_normal_tissue(inpainter.pipeline.process))
+    preset = preset.for_normal_tissue(inpainter.pipeline.process).of_single_slices
+    preset = inpainter.resolve(preset)
     segmenters = segmenter.real_segmenters(workbench, settings.segmenter)
     slices, all_hosts = settings.slices(workbench)
     hosts, transplanted = tasks.transplant(slices.labels, all_hosts, workbench.seed)

@@ -1,10 +1,12 @@
 """Blending of painted tissue into its surroundings, inside the ROI.
 
 What a network paints differs from the tissue around by a little that varies slowly along the ROI's
-border, and the eye finds that step. Adding a membrane to it - a harmonic function of the pixels inside
-the ROI, which on the border is that difference - keeps the painted gradients and takes the step away
-(Perez et al. 2003, "Poisson image editing"). The difference is smoothed along the border first, for a
-single pixel's is mostly texture.
+border, and the eye finds that step. Adding a membrane to it, which on the border is that difference,
+keeps the painted gradients and takes the step away (Perez et al. 2003, "Poisson image editing"). Theirs
+is harmonic and fills the ROI, so that a border beside what is left of a tumor, or beside fluid, changes
+all that was painted; this one is held to zero by springs, and ends within millimeters (the screened
+Poisson equation, u'' = u / reach^2). The difference is smoothed along the border first, for a single
+pixel's is mostly texture.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.linalg import splu
 from skimage.measure import label
 
+from mbti_jax.diffusion.sampling import BLEND_REACH_MM
 from mbti_jax.rois.kinds import NORMAL
 from tfds_brats.scale import BACKGROUND
 
@@ -90,7 +93,7 @@ def blended(
     smooth = [gaussian_filter(steps[..., c], sigma, mode="constant") for c in range(out.shape[-1])]
     difference = np.zeros_like(out)
     difference[border] = np.stack(smooth, axis=-1)[border] / weight
-    out[inside] += _membrane(difference, border, inside)[inside]
+    out[inside] += _membrane(difference, border, inside, pixel_size)[inside]
     return out
 
 
@@ -106,8 +109,13 @@ def _steps(
     return steps, count
 
 
-def _membrane(values: np.ndarray, border: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """[H, W, C]: `values` on the border, and in the other pixels the mean of their neighbors inside."""
+def _membrane(
+    values: np.ndarray, border: np.ndarray, inside: np.ndarray, pixel_size: Sequence[float]
+) -> np.ndarray:
+    """[H, W, C]: `values` on the border, and in the other pixels of `inside` what they hold up there.
+
+    Its Laplacian is its value over the square of `BLEND_REACH_MM`; where it meets neither, it is level.
+    """
     out = np.where(border[..., None], values, 0.0)
     free = inside & ~border
     size = int(free.sum())
@@ -115,21 +123,22 @@ def _membrane(values: np.ndarray, border: np.ndarray, inside: np.ndarray) -> np.
         return out
     number = np.full(free.shape, -1)
     number[free] = np.arange(size)
-    degree, known = np.zeros(size), np.zeros((size, values.shape[-1]))
-    rows, columns = [], []
+    diagonal, known = np.full(size, BLEND_REACH_MM**-2), np.zeros((size, values.shape[-1]))
+    rows, columns, entries = [np.arange(size)], [np.arange(size)], []
     for axis, shift in _SIDES:
+        pull = pixel_size[axis] ** -2
         neighbor, fixed = (
             _shifted(number, axis, shift, -1)[free],
             _shifted(border, axis, shift)[free],
         )
         linked = neighbor >= 0
-        degree += linked | fixed
-        known[fixed] += _shifted(out, axis, shift)[free][fixed]
+        diagonal += pull * (linked | fixed)
+        known[fixed] += pull * _shifted(out, axis, shift)[free][fixed]
         rows.append(np.flatnonzero(linked))
         columns.append(neighbor[linked])
-    i, j = np.concatenate([*rows, np.arange(size)]), np.concatenate([*columns, np.arange(size)])
-    entries = np.concatenate([-np.ones(len(i) - size), degree])
-    out[free] = splu(coo_array((entries, (i, j)), shape=(size, size)).tocsc()).solve(known)
+        entries.append(np.full(linked.sum(), -pull))
+    matrix = (np.concatenate([diagonal, *entries]), (np.concatenate(rows), np.concatenate(columns)))
+    out[free] = splu(coo_array(matrix, shape=(size, size)).tocsc()).solve(known)
     return out
 
 

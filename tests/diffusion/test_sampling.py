@@ -62,15 +62,15 @@ def test_samples_near_the_mean_leave_out_the_times_between():
     process = RectifiedFlow()
     found = Sampling(5, spacing="trailing", estimate="near_mean").resolved(process)
     # In a flow t + 1 is the noise share, in thousandths.
-    assert found.spacing == (999, 398, 298, 199, 99)
+    assert found.spacing == (999, 498, 373, 249, 124)
     assert found.num_steps == 5 and found.resolved(process) == found
     record = found.record()
     assert record["estimate"] == "near_mean" and "mean_passes" not in record
     cubic = Sampling(estimate="near_mean").resolved(Gaussian(make_schedule("linear"), "v"))
-    assert cubic.spacing[0] == 999 and 150 < cubic.spacing[1] < 250 and cubic.num_steps == 8
-    for steps in (1, 401):
+    assert cubic.spacing[0] == 999 and 200 < cubic.spacing[1] < 300 and cubic.num_steps == 8
+    for steps in (1, 501):
         with pytest.raises(
-            FieldError, match=f"num_steps must be between 2 and 400 .*, not {steps}"
+            FieldError, match=f"num_steps must be between 2 and 500 .*, not {steps}"
         ):
             Sampling(steps, estimate="near_mean").resolved(process)
     with pytest.raises(FieldError, match="estimate is not for a model tuned for few steps"):
