@@ -286,12 +286,15 @@ def _repaint_section(parts: SimpleNamespace, inpainter: Inpainter, num_steps: in
         # What the model is for goes before what the page offers.
         value = inpainter.metadata["inference"].get("num_steps", num_steps) or offered.num_steps
         steps = gr.Slider(1, _MAX_STEPS, value=value, step=1, label="Steps", min_width=220)
+        recommended = inpainter.default_guidance_weight
+        others = (
+            "" if recommended == 0 else ", and 0 for samples near the mean and the mean in one pass"
+        )
         weight = gr.Number(
             None,
             label="Guidance weight",
             placeholder="automatic",
-            info=f"Left empty: {inpainter.default_guidance_weight:g}, and 0 for samples near the mean "
-            "and the mean in one pass.",
+            info=f"Left empty: {recommended:g}{others}.",
             step=0.1,
             min_width=140,
         )

@@ -12,7 +12,7 @@ from mbti_jax import Inpainter, Rois, Sampling
 from mbti_jax.evaluation import baselines
 from mbti_jax.inference.load import JOINT, PRETRAINED, SINGLE
 from tfds_brats.conventions import SEQUENCES
-from tfds_brats.phantom import make_phantom
+from tfds_brats.phantom import VERSION, make_phantom
 from tfds_brats.scale import fit_scale
 from tfds_brats.slices import to_slices
 
@@ -55,11 +55,18 @@ def test_what_is_shipped(name, recipe):
     assert weights.stat().st_size <= 10_000_000
     card = (folder / "README.md").read_text()
     assert f"configs/{recipe}.py" in card and "phantoms only" in card
-    contract = json.loads((folder / "config.json").read_text())["contract"]
+    metadata = json.loads((folder / "config.json").read_text())
+    contract = metadata["contract"]
     assert contract["data"]["image_size"] == 192
     # The network of the recipe.
     config = runpy.run_path(str(ROOT / "configs" / f"{recipe}.py"))["get_config"]()
     assert contract["data"]["joint"] == config.data.joint == (name == JOINT)
+    # Known again on any machine.
+    assert contract["data"]["phantoms"] == {
+        **{"generator": "tfds_brats.phantom", "version": VERSION, "seed": 0},
+        "subjects": "9d47cb8ff59dfb4666de9ca7de210f944a433a7c8c324629e665b63d6875b880",
+    }
+    assert metadata["inference"]["guidance_weight"] == config.guidance_weight
     assert {k: contract["model"][k] for k in ("neighbors", "mirror", "detail_channels")} == {
         k: config.model[k] for k in ("neighbors", "mirror", "detail_channels")
     }
