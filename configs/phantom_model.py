@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.optimizer.method = "muon"
     config.optimizer.decay = (8_000, 10_500)
     config.ema_decay = 0.998
-    # Guided, it paints tumors no better, at twice the passes: docs/evaluation.md.
+    # Guided, it paints tumors no better on the whole, at twice the passes: docs/evaluation.md.
     config.guidance_weight = 0.0
     # The updates end it, not the time.
     config.minutes = 100_000.0
