@@ -28,9 +28,8 @@ PAGES = [page for page in PAGES if page.parent.name not in ("evaluation", "notes
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 # Drawn by the project; the page's is a screenshot.
 FIGURES = sorted(set((ROOT / "docs").rglob("*.png")) - {ROOT / "docs" / "page.png"})
-# Stored ones of November 2026, when legends explained all kinds of ROI: until they are drawn anew.
-OF_BEFORE = {path for path in FIGURES if path.parent.parent.name == "evaluation"}
-OF_BEFORE |= {ROOT / "docs" / name for name in ("guidance.png", "quickstart.png")}
+# Of when legends explained all kinds of ROI; it goes with a dated note.
+OF_BEFORE = {ROOT / "docs" / "quickstart.png"}
 ALL = set(COLORS.values())
 # Options of other programs that the text names.
 OTHERS = {"--gpus", "--user"}

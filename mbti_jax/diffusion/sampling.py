@@ -179,7 +179,8 @@ class Sampling:
         sampler = self.sampler or ("ddim" if self.eta else known["sampler"])
         if sampler != known["sampler"]:
             known = {**DEFAULTS, "sampler": sampler}
-        known["num_steps"] = known["num_steps"] or samplers.method(sampler).STEPS
+        steps = min(samplers.method(sampler).STEPS, process.num_timesteps)
+        known["num_steps"] = known["num_steps"] or steps
         known["spacing"] = known["spacing"] or samplers.method(sampler).SPACING
         near = self.estimate == "near_mean"
         if (self.mean_passes or near) and not fits:

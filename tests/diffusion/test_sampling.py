@@ -58,6 +58,12 @@ def test_records_of_samples_are_those_of_before_there_were_means():
     assert (record["estimate"], record["mean_passes"], record["num_steps"]) == ("mean", 1, 1)
 
 
+def test_of_few_timesteps_there_are_no_more_steps_than_these():
+    assert Sampling().resolved(Regression()).num_steps == 1
+    assert Sampling().resolved(RectifiedFlow(num_timesteps=5)).num_steps == 5
+    assert Sampling().resolved(RectifiedFlow()).num_steps == 8
+
+
 def test_samples_near_the_mean_leave_out_the_times_between():
     process = RectifiedFlow()
     found = Sampling(5, spacing="trailing", estimate="near_mean").resolved(process)
