@@ -11,6 +11,7 @@ class FakeSlices:
 
     sequences = ("t1", "t1ce", "t2", "flair")
     fingerprint = "fake"
+    phantoms = None
     summary: ClassVar[dict] = {}
 
     def __init__(self, num_records: int = 12, shape: tuple[int, int] = (40, 36)):

@@ -59,7 +59,7 @@ def test_only_the_roi_changes(source, tmp_path):
     assert record["slices"] == [1, 2, 3] and record["sampling"]["guidance_weight"] == 0
     # What is removed has the preset for normal tissue: the last time, then only late ones.
     assert record["sampling"]["estimate"] == record["request"]["estimate"] == "near_mean"
-    assert record["sampling"]["spacing"] == [999, 186]
+    assert record["sampling"]["spacing"] == [999, 258]
     assert Image.open(out / "preview.png").size[0] > 300
 
 
