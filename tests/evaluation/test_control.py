@@ -183,9 +183,19 @@ def test_a_segmenter_that_marks_everything_controls_nothing(tmp_path, monkeypatc
         "real_segmenters",
         lambda *_: dict.fromkeys(workbench.sequences, everything),
     )
+    drawn, repaint = [], workbench.repaint
+
+    def seen(slices, condition, sampling, **options):
+        drawn.append(workbench.inpainter.resolve(sampling.of_single_slices))
+        return repaint(slices, condition, sampling, **options)
+
+    monkeypatch.setattr(workbench, "repaint", seen)
     # A sample near the mean takes more steps than one; the preset has its own number.
     settings = dataclasses.replace(SETTINGS, num_steps=1)
     result = control.run(workbench, settings, tmp_path / "control")
+    # Slices of several subjects share no noise.
+    assert {sampling.z_sigma_mm for sampling in drawn} == {0.0}
+    assert {sampling.estimate for sampling in drawn} == {"sample", "near_mean"}
     result = json.loads(json.dumps(result, allow_nan=False))
     for row in result["scores"]:
         if row["kind"] != "components":
