@@ -8,14 +8,12 @@ import dataclasses
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 import mbti_jax
@@ -30,6 +28,7 @@ from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_clu
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, create_state
 from mbti_jax.training.step import Step, make_train_step
+from mbti_jax.training.stopping import Stopping
 from mbti_jax.training.validation import Validation
 from mbti_jax.training.writer import MetricsWriter
 from tfds_brats.locking import only_process_in
@@ -190,7 +189,7 @@ def _train(
             # The line of step n is written before the checkpoint of step n.
             writer = MetricsWriter(workdir, start + 1)
             stack.callback(writer.close)
-        stopping = _Stopping()
+        stopping = Stopping()
         stack.callback(stopping.close)
         # The first thing after an error: closing checkpoints may wait for the other processes.
         stack.push(together.tell)
@@ -244,7 +243,7 @@ def _loop(
     train_steps: Mapping[int, Step],
     batches: Iterator[loader.Batch],
     parts: tuple[Checkpointer, Validation, MetricsWriter | None],
-    stopping: "_Stopping",
+    stopping: "Stopping",
     end: float,
 ) -> bool:
     """One update after another. The metrics of a step are read while the next one is computed.
@@ -368,50 +367,6 @@ class _Log:
         start = time.perf_counter()
         yield
         self._since += time.perf_counter() - start
-
-
-class _Stopping:
-    """Tells after a step whether any process has received SIGTERM or SIGINT.
-
-    SIGINT is heeded from the first step on. Before, there is nothing to save, and an interrupt need not
-    wait for the network to be compiled.
-    """
-
-    def __init__(self):
-        self._received: list[int] = []
-        self._before: dict[int, Any] = {}
-        self._heed(signal.SIGTERM)
-
-    def __call__(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            # All processes have to stop after the same step.
-            return bool(multihost_utils.reached_preemption_sync_point(step))
-        self._heed(signal.SIGINT)
-        return self.is_asked()
-
-    def is_asked(self) -> bool:
-        """Whether this process alone, the only one, is to stop; to be asked within a step."""
-        return bool(self._received)
-
-    @contextlib.contextmanager
-    def left_to_others(self) -> Iterator[None]:
-        """Meanwhile SIGINT does what it did before."""
-        ours = signal.getsignal(signal.SIGINT)
-        is_ours = signal.SIGINT in self._before
-        if is_ours:
-            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
-        yield
-        if is_ours:
-            signal.signal(signal.SIGINT, ours)
-
-    def close(self) -> None:
-        """Signals do again what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _heed(self, number: int) -> None:
-        if jax.process_count() == 1 and number not in self._before:
-            self._before[number] = signal.signal(number, lambda n, _: self._received.append(n))
 
 
 def _say(text: str) -> None:
