@@ -48,6 +48,8 @@ def get_config() -> ConfigDict:
     # At this size the coarse structure is decided while the image is almost pure noise; the linear
     # schedule spends more of its steps there.
     config.diffusion.schedule = "linear"
+    # Slices that see each other share their noise, so that volumes do not flicker.
+    config.diffusion.z_sigma = 2.0
     # Unlike x_0, it leaves samples the texture of tissue.
     config.diffusion.prediction = "v"
     config.optimizer.method = "muon"

@@ -130,7 +130,7 @@ def test_a_second_sample_and_guidance_are_refused():
     with pytest.raises(ValueError, match="ask for one sample, not for a mean"):
         inpainter().inpaint(image, rois, Sampling(estimate="mean", mean_passes=1))
     with pytest.raises(ValueError, match="num_steps must be between 1 and 1, got 8"):
-        inpainter().inpaint(image, rois)
+        inpainter().inpaint(image, rois, Sampling(8))
 
 
 def test_a_regressor_with_timesteps_or_a_null_condition_is_refused():
