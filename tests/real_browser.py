@@ -98,6 +98,18 @@ def turn_to(page, number):
     page.get_by_label("Number of the slice").fill(str(number))
 
 
+def fill_range(page, first, last):
+    """The range of slices, which new images set anew, a moment after the painter has them."""
+    boxes = page.locator("#first input"), page.locator("#last input")
+    for _ in range(20):
+        for box, number in zip(boxes, (first, last), strict=True):
+            box.fill(number)
+        page.wait_for_timeout(1000)
+        if [box.input_value() for box in boxes] == [first, last]:
+            return
+    raise AssertionError("the range of slices does not stay as it was typed")
+
+
 def drop(page, path, target):
     """Drags a file or folder of this machine onto the page."""
     target.scroll_into_view_if_needed()

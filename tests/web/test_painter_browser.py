@@ -8,7 +8,7 @@ from synthetic_cases import make_arrays
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-from real_browser import Board, marks, shown, turn_to  # noqa: E402 (it needs playwright)
+from real_browser import Board, fill_range, marks, shown, turn_to  # noqa: E402 (it needs playwright)
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 EMPTY = "Choose a tissue and paint where it shall be."
@@ -206,8 +206,7 @@ def test_keys_wheel_marks_and_read_out(open_page):
     turn_to(page, 1)
     board.press("Clear slice")
     page.get_by_text("Or take the ROIs").click()
-    page.locator("#first input").fill("2")
-    page.locator("#last input").fill("3")
+    fill_range(page, "2", "3")
     use_tumor(page, "replace")
     page.get_by_text("ROIs in 2 slices: 2 to 3.").wait_for()
     sync_api.expect(board.hint).to_contain_text("edema")

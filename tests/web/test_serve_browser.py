@@ -19,7 +19,7 @@ from mbti_jax.web import painter
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-from real_browser import PATIENCE_MS, Board, drop, turn_to  # noqa: E402 (it needs playwright)
+from real_browser import PATIENCE_MS, Board, drop, fill_range, turn_to  # noqa: E402 (it needs playwright)
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 SUBJECT = "BraTS2021_00001"
@@ -196,8 +196,7 @@ def test_errors_are_shown_as_sentences(open_page):
     sync_api.expect(take).to_be_disabled()
     page.get_by_label("Of the tumor in the segmentation make").click()
     page.get_by_role("option", name="remove:").click()
-    page.locator("#first input").fill("3")
-    page.locator("#last input").fill("2")
+    fill_range(page, "3", "2")
     take.click()
     # Once, and where it is read out.
     message = page.get_by_text("slices 3 to 2 are no range of")

@@ -11,7 +11,15 @@ from tiny_inpainter import make_slice
 pytest.importorskip("gradio", reason="needs the extra `web`")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
-from real_browser import Board, drop, marks, opener, shown, turn_to  # noqa: E402 (it needs playwright)
+from real_browser import (  # noqa: E402 (it needs playwright)
+    Board,
+    drop,
+    fill_range,
+    marks,
+    opener,
+    shown,
+    turn_to,
+)
 from tiny_server import tiny_server  # noqa: E402 (it needs Gradio)
 
 EMPTY = "Choose a tissue and paint where it shall be."
@@ -66,18 +74,6 @@ def open_part(page, summary):
     """Opens a closed part of the page, which an earlier test may have opened."""
     if not page.get_by_text(summary).first.evaluate("one => one.closest('details')?.open"):
         page.get_by_text(summary).first.click()
-
-
-def fill_range(page, first, last):
-    """The range of slices, which new images set anew, a moment after the painter has them."""
-    boxes = page.locator("#first input"), page.locator("#last input")
-    for _ in range(20):
-        for box, number in zip(boxes, (first, last), strict=True):
-            box.fill(number)
-        page.wait_for_timeout(1000)
-        if [box.input_value() for box in boxes] == [first, last]:
-            return
-    raise AssertionError("the range of slices does not stay as it was typed")
 
 
 def until_it_changes(board, picture):
