@@ -18,8 +18,8 @@ import tensorflow_datasets as tfds
 
 from mbti_jax.data import loader
 from mbti_jax.data.augment import augment
+from mbti_jax.models.parameters import init_params
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import init_params
 from mbti_jax.rois.tasks import sample_task
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state

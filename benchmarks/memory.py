@@ -23,8 +23,8 @@ from benchmarks.settings import load_settings
 from benchmarks.timing import describe_machine
 from mbti_jax.diffusion.condition import Condition
 from mbti_jax.models import choices
+from mbti_jax.models.parameters import param_shapes
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 from mbti_jax.training.step import make_train_step

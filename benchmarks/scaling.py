@@ -268,7 +268,7 @@ def _process(config: str, steps: int = 10) -> None:
     from benchmarks import memory
     from benchmarks.settings import load_settings
     from mbti_jax import sharding
-    from mbti_jax.models.unet import init_params
+    from mbti_jax.models.parameters import init_params
     from mbti_jax.training.cluster import compiled_by_all, join_cluster
     from mbti_jax.training.state import create_state
     from mbti_jax.training.step import make_train_step

@@ -23,8 +23,8 @@ from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.models import choices
 from mbti_jax.models.blocks import ZERO_INIT
+from mbti_jax.models.parameters import Params, init_params
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import Params, init_params
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import TrainState, apply_update, create_state
 

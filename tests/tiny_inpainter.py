@@ -7,8 +7,8 @@ import numpy as np
 from tiny import tiny_config
 
 from mbti_jax.inference.inpainter import Inpainter
+from mbti_jax.models.parameters import param_shapes
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import param_shapes
 
 IMAGE_SIZE = 16
 WINDOW = 32

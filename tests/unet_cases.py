@@ -6,7 +6,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mbti_jax.diffusion.condition import Condition
-from mbti_jax.models.unet import UNet, param_shapes
+from mbti_jax.models.parameters import param_shapes
+from mbti_jax.models.unet import UNet
 
 SMALL = dict(
     image_size=16,

@@ -15,7 +15,7 @@ from benchmarks.accelerator.problems import settings, slices
 from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import Sizes
 from benchmarks.memory import train_step
-from mbti_jax.models.unet import init_params
+from mbti_jax.models.parameters import init_params
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 

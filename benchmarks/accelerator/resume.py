@@ -24,7 +24,7 @@ from benchmarks.accelerator.record import Record
 from benchmarks.accelerator.sizes import SIZES, Sizes
 from benchmarks.speed_jax import Problem, jax_train_step
 from benchmarks.timing import interleaved
-from mbti_jax.models.unet import init_params
+from mbti_jax.models.parameters import init_params
 from mbti_jax.training.state import create_state
 from mbti_jax.training.step import make_train_step
 

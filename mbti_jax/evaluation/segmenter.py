@@ -25,7 +25,8 @@ from mbti_jax.evaluation.slices import LabeledSlices, in_batches
 from mbti_jax.evaluation.workbench import Workbench
 from mbti_jax.fields import Count, FieldError, Interval, Positive, check_fields
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
-from mbti_jax.models.unet import Params, UNet, init_params
+from mbti_jax.models.parameters import Params, init_params
+from mbti_jax.models.unet import UNet
 from tfds_brats.cases import is_tumor
 
 # Background and the three components; a resection cavity is background.

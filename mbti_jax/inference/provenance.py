@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import mbti_jax
-from mbti_jax.models.unet import Params
+from mbti_jax.models.parameters import Params
 from tfds_brats.scale import IntensityScale, fit_scale
 
 # The file of an output's record, beside it.

@@ -24,8 +24,8 @@ from mbti_jax.inference.blending import blend_normal_tissue
 from mbti_jax.inference.inpainted import Samples
 from mbti_jax.inference.load import load_model, other_model
 from mbti_jax.inference.stacks import neighbor_rows
+from mbti_jax.models.parameters import Params
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import Params
 from mbti_jax.rois.kinds import NUM_LABELS
 from tfds_brats.cases import Case
 from tfds_brats.conventions import CaseError

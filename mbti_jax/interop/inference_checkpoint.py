@@ -31,8 +31,8 @@ from mbti_jax.interop.names import (
 from mbti_jax.interop.tensors import read_safetensors, safetensors_shapes
 from mbti_jax.io.files import file_digest
 from mbti_jax.models.contract import checked
+from mbti_jax.models.parameters import flat_shapes
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import flat_shapes
 
 FORMAT = "mbti-jax inference checkpoint"
 FORMAT_VERSION = 1

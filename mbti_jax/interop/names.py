@@ -17,7 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mbti_jax.models.unet import UNet, flat_shapes
+from mbti_jax.models.parameters import flat_shapes
+from mbti_jax.models.unet import UNet
 
 # 1x1 convolutions are matrix products here; PyTorch keeps their window axes.
 _WINDOW_AXES = {"skip_connection": (1, 1), "qkv": (1,), "proj_out": (1,)}

@@ -339,3 +339,23 @@ class AttentionBlock(nn.Module):
         h = attention(query, key, value)
         h = h.reshape(batch, height, width, channels)
         return x + dense(channels, self.dtype, "proj_out")(h)
+
+
+def space_to_depth(
+    x: Float[AnyArray, "B H W C"], patch_size: int
+) -> Float[AnyArray, "B H//{patch_size} W//{patch_size} C*{patch_size}**2"]:
+    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+    return x.reshape(*x.shape[:3], p * p * channels)
+
+
+def depth_to_space(
+    x: Float[AnyArray, "B h w D"], patch_size: int
+) -> Float[AnyArray, "B h*{patch_size} w*{patch_size} D//{patch_size}**2"]:
+    """[B, H/p, W/p, p p C] -> [B, H, W, C], the inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    p = patch_size
+    x = x.reshape(batch, height, width, p, p, channels // p**2).swapaxes(2, 3)
+    return x.reshape(batch, height * p, width * p, channels // p**2)

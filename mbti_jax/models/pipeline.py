@@ -24,7 +24,8 @@ from mbti_jax.diffusion.process_settings import ProcessSettings
 from mbti_jax.diffusion.processes import Process, squared_error_terms
 from mbti_jax.fields import FieldError, Interval, check_field, check_names, field_types
 from mbti_jax.models.losses import QUARTERS, LabelTerms, Terms, label_terms
-from mbti_jax.models.unet import ImageSize, Params, UNet, check_unet
+from mbti_jax.models.parameters import Params
+from mbti_jax.models.unet import ImageSize, UNet, check_unet
 from mbti_jax.rois.kinds import NUM_KINDS, NUM_LABELS
 from mbti_jax.rois.tasks import TaskSettings, sample_stack, sample_task
 

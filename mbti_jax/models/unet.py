@@ -5,18 +5,13 @@ Nichol 2021, arXiv 2105.05233) whose label embedding takes a real-valued vector,
 checkpoints can be used; 2-D only.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Key
 
 from mbti_jax.diffusion.arrays import AnyArray, Numbers
 from mbti_jax.diffusion.condition import Condition, Neighbors
@@ -24,9 +19,6 @@ from mbti_jax.diffusion.output import Output
 from mbti_jax.fields import FieldError, Interval
 from mbti_jax.models import blocks
 from mbti_jax.rois.kinds import NUM_LABELS
-
-# Nested dicts of arrays.
-Params = Any
 
 # Bounds that no network reaches, so that a number in a config or a file asks for no absurd memory.
 ImageSize = Annotated[int, Interval(1, 2**12)]
@@ -173,10 +165,10 @@ class UNet(nn.Module):
         planes = None if condition.neighbors is None else self._planes(condition.neighbors, x)
         if self.mirror:
             x = jnp.concatenate([x, jnp.flip(x, axis=2)], axis=-1)
-        h = space_to_depth(x, self.patch_size).astype(dtype)
+        h = blocks.space_to_depth(x, self.patch_size).astype(dtype)
         h = blocks.conv3x3(widths[0], dtype, "input_blocks_0_0")(h)
         if planes is not None:
-            around = space_to_depth(planes, self.patch_size)
+            around = blocks.space_to_depth(planes, self.patch_size)
             h += blocks.dense(widths[0], dtype, "neighbors_in", bias=False)(around.astype(dtype))
         skips = [h]
         for level, width in enumerate(widths):
@@ -216,7 +208,7 @@ class UNet(nn.Module):
 
         image = blocks.GroupNorm(self.num_groups, name="out_0")(h)
         image = blocks.conv3x3(self.out_channels * self.patch_size**2, dtype, "out_2")(image)
-        image = jnp.asarray(depth_to_space(image, self.patch_size), jnp.float32)
+        image = jnp.asarray(blocks.depth_to_space(image, self.patch_size), jnp.float32)
         if self.detail_channels:
             image += self._detail(h, x, embedding)
         return Output(image, self._label_logits(h, x, embedding) if self.label_head else None)
@@ -270,7 +262,9 @@ class UNet(nn.Module):
         dtype = jnp.dtype(self.dtype)
         h = blocks.GroupNorm(self.num_groups, name=f"{name}_0")(h)
         h = blocks.dense(features * self.patch_size**2, dtype, f"{name}_1")(h)
-        return jnp.concatenate([depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1)
+        return jnp.concatenate(
+            [blocks.depth_to_space(h, self.patch_size), x.astype(dtype)], axis=-1
+        )
 
     def _modulated(self, h, embedding, name):
         """SiLU of features [B, H, W, D] that the embedding scales and shifts."""
@@ -351,72 +345,3 @@ def check_unet(model: UNet) -> None:
             f"must be divisible by {factor} (patch_size times the lowest level's rate), "
             f"not {model.image_size}",
         )
-
-
-def param_shapes(model: UNet) -> dict:
-    """The parameter tree of `model` with `jax.ShapeDtypeStruct` leaves. Computes nothing."""
-
-    def init(key: jax.Array) -> Any:
-        x = jnp.zeros((1, model.image_size, model.image_size, model.in_channels))
-        condition = Condition(x[..., :0], jnp.zeros((1, model.num_classes)))
-        if model.neighbors:
-            stack = jnp.zeros((1, 2 * model.neighbors, *x.shape[1:]))
-            neighbors = Neighbors(stack, stack[..., :0], stack[..., 0, 0, 0])
-            condition = dataclasses.replace(condition, neighbors=neighbors)
-        return model.init(key, x, jnp.zeros(1), condition)
-
-    return jax.eval_shape(init, jax.random.key(0))["params"]
-
-
-def flat_shapes(model: UNet) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """`param_shapes` by path."""
-    return cast(dict[tuple[str, ...], jax.ShapeDtypeStruct], flatten_dict(param_shapes(model)))
-
-
-def init_params(model: UNet, key: Key[jax.Array, ""]) -> dict:
-    """Freshly initialized parameters of `model`. Pure; jit it.
-
-    The distribution is that of `model.init`, but all parameters come from one random draw: XLA
-    compiles each draw for itself, which takes longer than to compile the network's gradient.
-
-    Args:
-        model: the network.
-        key: typed PRNG key.
-
-    Returns:
-        Nested dict of float32 arrays.
-    """
-    flat = flat_shapes(model)
-    drawn = [
-        path for path in sorted(flat) if path[-1] == "kernel" and path[-2] not in blocks.ZERO_INIT
-    ]
-    ends = np.cumsum([flat[path].size for path in drawn])
-    noise = jax.random.uniform(key, (ends[-1],), minval=-1.0, maxval=1.0)
-    params = {
-        path: (jnp.ones if path[-1] == "scale" else jnp.zeros)(leaf.shape)
-        for path, leaf in flat.items()
-    }
-    for path, values in zip(drawn, jnp.split(noise, ends[:-1]), strict=True):
-        shape = flat[path].shape
-        params[path] = values.reshape(shape) / math.prod(shape[:-1]) ** 0.5
-    return unflatten_dict(params)
-
-
-def space_to_depth(
-    x: Float[AnyArray, "B H W C"], patch_size: int
-) -> Float[AnyArray, "B H//{patch_size} W//{patch_size} C*{patch_size}**2"]:
-    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
-    batch, height, width, channels = x.shape
-    p = patch_size
-    x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
-    return x.reshape(*x.shape[:3], p * p * channels)
-
-
-def depth_to_space(
-    x: Float[AnyArray, "B h w D"], patch_size: int
-) -> Float[AnyArray, "B h*{patch_size} w*{patch_size} D//{patch_size}**2"]:
-    """[B, H/p, W/p, p p C] -> [B, H, W, C], the inverse of `space_to_depth`."""
-    batch, height, width, channels = x.shape
-    p = patch_size
-    x = x.reshape(batch, height, width, p, p, channels // p**2).swapaxes(2, 3)
-    return x.reshape(batch, height * p, width * p, channels // p**2)

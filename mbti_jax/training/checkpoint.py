@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mbti_jax.models.contract import checked, upgrade
-from mbti_jax.models.unet import Params
+from mbti_jax.models.parameters import Params
 from mbti_jax.training.cluster import ElsewhereError, everywhere, of_first
 from mbti_jax.training.state import TrainState
 

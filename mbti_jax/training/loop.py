@@ -22,7 +22,7 @@ from mbti_jax.data import loader
 from mbti_jax.data.augment import Augmentation
 from mbti_jax.fields import FieldError
 from mbti_jax.io.progress import ticking, waiting
-from mbti_jax.models.unet import Params, init_params
+from mbti_jax.models.parameters import Params, init_params
 from mbti_jax.training.checkpoint import Checkpointer
 from mbti_jax.training.cluster import Together, agree, compiled_by_all, join_cluster
 from mbti_jax.training.settings import TrainSettings

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbti_jax.models.unet import Params
+from mbti_jax.models.parameters import Params
 
 
 @jax.tree_util.register_dataclass

@@ -18,8 +18,8 @@ from mbti_jax.diffusion.samplers.driver import Sampler, SamplingCancelled
 from mbti_jax.diffusion.sampling import Sampling
 from mbti_jax.io import pictures
 from mbti_jax.models.losses import losses
+from mbti_jax.models.parameters import Params
 from mbti_jax.models.pipeline import Pipeline, example_keys
-from mbti_jax.models.unet import Params
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.writer import MetricsWriter
 

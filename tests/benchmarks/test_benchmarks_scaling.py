@@ -8,7 +8,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks.scaling import Pieces
 from benchmarks.settings import load_settings
-from mbti_jax.models.unet import param_shapes
+from mbti_jax.models.parameters import param_shapes
 
 PIECES = Pieces()
 FREE = Pieces(network_bytes=math.inf, link_bytes=math.inf, hop_seconds=0.0)

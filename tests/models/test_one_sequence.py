@@ -9,7 +9,8 @@ from unet_cases import quick_jit, random_params, small_unet
 
 from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.models.one_sequence import for_one_sequence
-from mbti_jax.models.unet import UNet, param_shapes
+from mbti_jax.models.parameters import param_shapes
+from mbti_jax.models.unet import UNet
 
 SEQUENCES = 3
 PLAIN = dict(in_channels=SEQUENCES + 5, out_channels=SEQUENCES)

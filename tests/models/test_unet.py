@@ -24,9 +24,10 @@ from unet_cases import (
 
 from mbti_jax.diffusion.condition import Condition, Neighbors
 from mbti_jax.interop.names import from_guided_diffusion, to_guided_diffusion
-from mbti_jax.models.blocks import group_norm, timestep_embedding
+from mbti_jax.models.blocks import depth_to_space, group_norm, space_to_depth, timestep_embedding
 from mbti_jax.models.choices import override
-from mbti_jax.models.unet import UNet, depth_to_space, init_params, param_shapes, space_to_depth
+from mbti_jax.models.parameters import init_params, param_shapes
+from mbti_jax.models.unet import UNet
 
 
 def read_golden(file):

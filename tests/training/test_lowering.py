@@ -17,8 +17,8 @@ from mbti_jax.diffusion.guidance import ClassifierFree
 from mbti_jax.diffusion.samplers import ddim
 from mbti_jax.diffusion.samplers.driver import Request, Sampler
 from mbti_jax.diffusion.sampling import Sampling
+from mbti_jax.models.parameters import param_shapes
 from mbti_jax.models.pipeline import Pipeline
-from mbti_jax.models.unet import param_shapes
 from mbti_jax.training.settings import TrainSettings
 from mbti_jax.training.state import create_state
 from mbti_jax.training.step import make_train_step

@@ -21,8 +21,8 @@ from mbti_jax.diffusion.processes import Gaussian
 from mbti_jax.diffusion.schedule import make_schedule
 from mbti_jax.fields import FieldError
 from mbti_jax.models.losses import losses
+from mbti_jax.models.parameters import init_params
 from mbti_jax.models.pipeline import Inputs, Pipeline, example_keys
-from mbti_jax.models.unet import init_params
 from mbti_jax.rois.kinds import NUM_KINDS
 from mbti_jax.training.state import create_state
 from mbti_jax.training.step import make_train_step
