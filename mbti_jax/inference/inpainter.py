@@ -19,9 +19,9 @@ from mbti_jax.inference.stacks import seen_slices
 from mbti_jax.inference.window import Window
 from mbti_jax.inference.window_sampler import WindowSampler
 from mbti_jax.io.quantize import mean_and_deviation, paste, standard_deviation
-from mbti_jax.rois.kinds import NUM_LABELS
+from mbti_jax.rois.kinds import NORMAL, NUM_LABELS
 from mbti_jax.rois.regions import Rois
-from tfds_brats.cases import Case
+from tfds_brats.cases import Case, is_tumor
 from tfds_brats.conventions import CaseError
 from tfds_brats.scale import BACKGROUND, IntensityScale
 from tfds_brats.slices import bounding_box, to_slices
@@ -210,8 +210,9 @@ class Inpainter(WindowSampler):
         """Repaints the ROIs in samples of a case, which share the inpainter's batches, or in their mean.
 
         A model that sees neighbors paints all slices together: step by step, each seeing those around it
-        as far as they are, and slices that are not repainted as they are. Where slices lie farther apart
-        or closer than in training (see `neighbors_at`), a warning says that it does not.
+        as far as they are, and slices that are not repainted as they are. It does not see those that
+        would bring back what is to go (see `stacks.seen_slices`), nor any where slices lie farther apart
+        or closer than in training (see `neighbors_at`), of which a warning tells.
 
         Args:
             case: the images, and the segmentation if it was read, which the label maps then have outside
@@ -244,7 +245,11 @@ class Inpainter(WindowSampler):
         # Of those that are not repainted, but seen, nothing is taken.
         sampling = self.resolve(sampling)
         neighbors = self.neighbors_at(case.spacing[2], sampling)
-        chosen, seen = rois.only(numbers), seen_slices(brain, numbers, neighbors)
+        chosen = rois.only(numbers)
+        kept = None if case.labels is None else to_slices(case.labels)
+        normal = rois.masks[..., NORMAL]
+        replaced = normal if kept is None else normal | is_tumor(kept)
+        seen = seen_slices(brain, numbers, neighbors, normal, replaced)
         pixel = self.metadata["contract"]["data"].get("pixel_size_mm")
         warnings += checks.voxel_sizes(
             case.spacing, pixel, self._slice_distance, self.neighbors > 0
@@ -282,7 +287,6 @@ class Inpainter(WindowSampler):
             "warnings": warnings + case.warnings,
             **({"neighbors": neighbors} if self.neighbors else {}),
         }
-        kept = None if case.labels is None else to_slices(case.labels)
 
         def by_sequence(values: np.ndarray, dtype: Any = np.float64) -> dict[str, np.ndarray]:
             out = {name: np.zeros(brain.shape, dtype) for name in sequences}

@@ -57,18 +57,33 @@ def neighbor_rows(
 
 
 def seen_slices(
-    brain: Bool[np.ndarray, "Z H W"], numbers: Int[np.ndarray, " N"], neighbors: int
+    brain: Bool[np.ndarray, "Z H W"],
+    numbers: Int[np.ndarray, " N"],
+    neighbors: int,
+    normal: Bool[np.ndarray, "Z H W"],
+    replaced: Bool[np.ndarray, "Z H W"],
 ) -> Int[np.ndarray, " M"]:
     """Numbers of the slices that are painted and of the neighbors that they see, in order.
 
-    As in training, slices with less brain than those of a dataset are not there.
+    As in training, slices with less brain than those of a dataset are not there. A slice without painted
+    ones around it is painted as if alone: what is asked for in it alone seldom fits what is beside it.
+    Nor is a slice seen that still holds what normal tissue beside it takes the place of.
 
     Args:
         brain: of the volume.
         numbers: of the slices that are painted.
         neighbors: K, how many slices on either side are seen.
+        normal: where normal tissue is painted.
+        replaced: where something is that normal tissue should take the place of: tumor, and ROIs of
+            normal tissue that are not painted now.
     """
-    around = np.unique(np.add.outer(numbers, [0, *offsets(neighbors)]))
-    around = around[(around >= 0) & (around < len(brain))]
-    shown = box_areas(brain[around]) >= MIN_BRAIN_BOX_AREA
-    return around[shown | np.isin(around, numbers)]
+    painted = set(numbers.tolist())
+    seen, spoiled = set(painted), set()
+    for number in painted:
+        around = {number + offset for offset in offsets(neighbors)} & set(range(len(brain)))
+        if around & painted:
+            seen |= around
+        spoiled |= {z for z in around - painted if (normal[number] & replaced[z]).any()}
+    found = np.array(sorted(seen - spoiled))
+    shown = box_areas(brain[found]) >= MIN_BRAIN_BOX_AREA
+    return found[shown | np.isin(found, numbers)]

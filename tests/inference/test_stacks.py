@@ -162,13 +162,47 @@ def test_rows_of_neighbors():
             assert found[row, place] == expected
 
 
+def all_brain(depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(brain in all slices of a volume, no pixel of them)."""
+    brain = np.ones((depth, 20, 20), bool)
+    return brain, ~brain
+
+
 def test_slices_with_little_brain_are_not_there():
-    brain = np.zeros((6, 20, 20), bool)
-    brain[1:5, 2:18, 2:18] = True
-    brain[5, 3:12, 3:12] = True  # 81 pixels
-    np.testing.assert_array_equal(seen_slices(brain, np.array([4, 1]), 1), [1, 2, 3, 4])
-    np.testing.assert_array_equal(seen_slices(brain, np.array([5]), 2), [3, 4, 5])
-    np.testing.assert_array_equal(seen_slices(brain, np.array([4, 2]), 0), [2, 4])
+    brain, nothing = all_brain(8)
+    brain[0] = brain[7] = False
+    brain[6, 9:] = brain[6, :, 9:] = False  # 81 pixels
+    found = seen_slices(brain, np.array([5, 4, 1, 2]), 1, nothing, nothing)
+    np.testing.assert_array_equal(found, [1, 2, 3, 4, 5])
+    # One that is painted is there, whatever it has.
+    found = seen_slices(brain, np.array([6, 5]), 2, nothing, nothing)
+    np.testing.assert_array_equal(found, [3, 4, 5, 6])
+    np.testing.assert_array_equal(seen_slices(brain, np.array([4, 2]), 0, nothing, nothing), [2, 4])
+
+
+def test_a_slice_alone_sees_no_neighbors():
+    brain, nothing = all_brain(12)
+    for neighbors, seen in ((1, [4, 8, 9, 10, 11]), (2, [4, 7, 8, 9, 10, 11])):
+        found = seen_slices(brain, np.array([4, 9, 10]), neighbors, nothing, nothing)
+        np.testing.assert_array_equal(found, seen)
+
+
+def test_what_normal_tissue_replaces_is_not_seen_beside_it():
+    brain, normal = all_brain(12)
+    normal[3:8, 5:9, 5:9] = True
+    replaced = normal.copy()
+    replaced[8, 8:12, 8:12] = True  # Tumor that reaches one pixel below the ROI of slice 7.
+    replaced[9, 8:12, 8:12] = True
+    # Of all slices with the ROI: slice 2 is healthy, slice 8 holds tumor.
+    found = seen_slices(brain, np.arange(3, 8), 1, normal, replaced)
+    np.testing.assert_array_equal(found, [2, 3, 4, 5, 6, 7])
+    # Of some: those left out still hold what should go.
+    np.testing.assert_array_equal(seen_slices(brain, np.array([5, 6]), 1, normal, replaced), [5, 6])
+    # Beside a tumor that is painted, tumor is in place.
+    nothing = np.zeros_like(normal)
+    np.testing.assert_array_equal(
+        seen_slices(brain, np.array([5, 6]), 1, nothing, replaced), [4, 5, 6, 7]
+    )
 
 
 @pytest.mark.parametrize(("trained", "far"), [(None, 1.3), (2.0, 1.0), (2.0, 2.6)])
@@ -240,9 +274,13 @@ def test_cases_are_painted_as_volumes(tmp_path):
         (other,) = inpainter.inpaint_volume(changed, rois, one_step)
         differs = (other.values["t2"] != base.values["t2"])[1:4].any((1, 2))
         assert differs.tolist() == expected
-    # One slice alone: the others are context, ROI or not.
+    # One slice alone is painted as one.
     (alone,) = inpainter.inpaint_volume(case, rois, sampling, slices=[2])
     assert alone.rois.union.any((1, 2)).tolist() == [k == 2 for k in range(6)]
+    cut = {name: np.where(np.arange(6) == 2, values, 0) for name, values in case.images.items()}
+    lonely = case.repainted(cut, case.labels)
+    (same,) = inpainter.inpaint_volume(lonely, rois, sampling, slices=[2])
+    np.testing.assert_array_equal(same.values["t2"][2], alone.values["t2"][2])
     mean = inpainter.inpaint_volume(
         case, rois, dataclasses.replace(sampling, estimate="mean"), samples=range(2)
     )[0]
