@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
     config.eta = 0.0
     # How far along z neighboring slices share their noise, sigma in mm; 0 for independent noise. Left
     # open, it is what a model that sees neighbors was trained with, if anything, and else 2. Models see
-    # neighbors with noise as in training only: the bundled one with 0; it flickers (docs/evaluation.md).
+    # neighbors with noise as in training only: `phantom_single` with 0; it flickers then.
     config.z_sigma_mm = placeholder(float)
     # Sample every volume again with independent noise, to compare the continuity along z.
     config.compare_noise = False

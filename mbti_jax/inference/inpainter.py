@@ -250,6 +250,8 @@ class Inpainter(WindowSampler):
         normal = rois.masks[..., NORMAL]
         replaced = normal if kept is None else normal | is_tumor(kept)
         seen = seen_slices(brain, numbers, neighbors, normal, replaced)
+        # Of slices painted alone none is kept.
+        sees_any = bool((np.diff(seen) <= neighbors).any())
         pixel = self.metadata["contract"]["data"].get("pixel_size_mm")
         warnings += checks.voxel_sizes(
             case.spacing, pixel, self._slice_distance, self.neighbors > 0
@@ -285,7 +287,7 @@ class Inpainter(WindowSampler):
                 "painted": "together" if together else "one by one, same mask and noise",
             },
             "warnings": warnings + case.warnings,
-            **({"neighbors": neighbors} if self.neighbors else {}),
+            **({"neighbors": neighbors * sees_any} if self.neighbors else {}),
         }
 
         def by_sequence(values: np.ndarray, dtype: Any = np.float64) -> dict[str, np.ndarray]:

@@ -83,6 +83,8 @@ def seen_slices(
         around = {number + offset for offset in offsets(neighbors)} & set(range(len(brain)))
         if around & painted:
             seen |= around
+        else:
+            spoiled |= around
         spoiled |= {z for z in around - painted if (normal[number] & replaced[z]).any()}
     found = np.array(sorted(seen - spoiled))
     shown = box_areas(brain[found]) >= MIN_BRAIN_BOX_AREA

@@ -185,6 +185,9 @@ def test_a_slice_alone_sees_no_neighbors():
     for neighbors, seen in ((1, [4, 8, 9, 10, 11]), (2, [4, 7, 8, 9, 10, 11])):
         found = seen_slices(brain, np.array([4, 9, 10]), neighbors, nothing, nothing)
         np.testing.assert_array_equal(found, seen)
+    # Nor one that another one would see.
+    found = seen_slices(brain, np.array([4, 6, 7]), 1, nothing, nothing)
+    np.testing.assert_array_equal(found, [4, 6, 7, 8])
 
 
 def test_what_normal_tissue_replaces_is_not_seen_beside_it():
@@ -277,6 +280,7 @@ def test_cases_are_painted_as_volumes(tmp_path):
     # One slice alone is painted as one.
     (alone,) = inpainter.inpaint_volume(case, rois, sampling, slices=[2])
     assert alone.rois.union.any((1, 2)).tolist() == [k == 2 for k in range(6)]
+    assert alone.details["neighbors"] == 0
     cut = {name: np.where(np.arange(6) == 2, values, 0) for name, values in case.images.items()}
     lonely = case.repainted(cut, case.labels)
     (same,) = inpainter.inpaint_volume(lonely, rois, sampling, slices=[2])
