@@ -22,6 +22,7 @@ from mbti_jax.inference.forecast import forecast
 from mbti_jax.inference.inpainter import Inpainter
 from mbti_jax.inference.stacks import neighbor_rows, seen_slices
 from mbti_jax.interop.inference_checkpoint import write_export
+from mbti_jax.rois.kinds import EDEMA, NORMAL, TUMOR
 from tfds_brats.cases import read_case
 from tfds_brats.search import find_cases
 
@@ -206,6 +207,37 @@ def test_what_normal_tissue_replaces_is_not_seen_beside_it():
     np.testing.assert_array_equal(
         seen_slices(brain, np.array([5, 6]), 1, nothing, replaced), [4, 5, 6, 7]
     )
+
+
+@pytest.mark.parametrize(
+    ("channel", "slices", "has_tumor", "seen"),
+    [
+        (NORMAL, (), False, True),
+        (NORMAL, (), True, False),  # The segmentation has tumor there.
+        (TUMOR, (), True, True),
+        (NORMAL, (2, 3), False, False),  # Its own ROI is left out.
+    ],
+)
+def test_a_tumor_beside_a_removal_is_not_seen(tmp_path, channel, slices, has_tumor, seen):
+    """Whether the slice above what is painted, 4, matters to the one below it, 3."""
+    write_case(tmp_path, "BraTS2021_00000")
+    (files,) = find_cases(tmp_path, "brats2021")
+    case = read_case(files)
+    masks = np.zeros((6, 20, 24, 5), bool)
+    masks[1:4, 8:13, 6:14, channel] = True
+    masks[4, 8:13, 6:14, channel] = bool(slices)
+    labels = np.zeros_like(case.labels)
+    labels[7:10, 9:11, 4] = EDEMA * has_tumor
+    case = dataclasses.replace(case, labels=labels)
+    sampling = Sampling(1, guidance=0.0, z_sigma_mm=0.0)
+    t1 = case.images["t1"].copy()
+    t1[3:10, 4:9, 4] = t1[3:10, 4:9, 4][::-1]
+    other = dataclasses.replace(case, images={**case.images, "t1": t1})
+    first, second = (
+        tiny_inpainter(4, neighbors=1).inpaint_volume(one, Rois(masks), sampling, slices=slices)[0]
+        for one in (case, other)
+    )
+    assert (first.values["t2"][3] != second.values["t2"][3]).any() == seen
 
 
 @pytest.mark.parametrize(("trained", "far"), [(None, 1.3), (2.0, 1.0), (2.0, 2.6)])
